@@ -1,0 +1,292 @@
+"""The command line: `foldray STAGE RECIPE key=value …`. Heavy imports wait until a stage needs them."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from foldray.errors import UserError
+from foldray.recipes import load_recipe, recipe_names
+from foldray.spec import RunSpec
+from foldray.terminal import output, print_table, result_table, say
+
+app = typer.Typer(
+    name="foldray",
+    help="Fold speech models: one file of the seed's size serves every depth.\n\n"
+    "Start with: foldray run quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Recipe = Annotated[str, typer.Argument(help="A shipped recipe (see `foldray recipes`) or a YAML/JSON file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Spec fields, such as fold.depths=[6,9,12] optim.lr=3e-4."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; everything else on stderr.")]
+Store = Annotated[
+    str, typer.Option("--store", envvar="FOLDRAY_STORE", help="The store: a folder or s3://bucket/prefix.")
+]
+DEFAULT_STORE = "./foldray-store"
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the shipped recipes.
+
+    Example: foldray recipes
+    """
+    specs = [load_recipe(name) for name in recipe_names()]
+    if as_json:
+        _emit({"recipes": [{"name": spec.name, "about": spec.about} for spec in specs]})
+    else:
+        print_table("", ["recipe", "family", "depths", "about"], [_recipe_line(spec) for spec in specs])
+
+
+def _recipe_line(spec: RunSpec) -> list[str]:
+    depths = f"{spec.fold.num_layers} -> {', '.join(map(str, spec.fold.depths))}"
+    return [spec.name, spec.model.family, depths, spec.about]
+
+
+@app.command()
+def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Show paths, parameters, bytes and MACs of every depth; needs no data and trains nothing.
+
+    Example: foldray plan wav2vec2-base-8 fold.depths=[8,12]
+    """
+    spec = load_recipe(recipe, overrides)
+    from foldray.pretrained import plan_costs
+
+    costs = plan_costs(spec.model, spec.fold.plan(), PLAN_VOCABULARY)
+    deepest = costs[-1]
+    saved = 100 * (1 - deepest.params_stored / deepest.params_unrolled)
+    if as_json:
+        _emit(_plan_object(spec, costs, saved))
+        return
+    rows = [
+        [
+            str(cost.depth),
+            " ".join(map(str, cost.path)),
+            f"{cost.params_stored:,}",
+            f"{cost.params_unrolled:,}",
+            f"{cost.bytes_stored / 1e6:,.1f}",
+            f"{cost.macs_per_audio_second / 1e6:,.0f}",
+        ]
+        for cost in costs
+    ]
+    print_table("", ["depth", "path", "stored params", "unshared params", "stored MB", "MMACs/s of audio"], rows)
+    output.print(f"{saved:.1f} % fewer stored parameters than an unshared model of depth {deepest.depth}")
+
+
+PLAN_VOCABULARY = 32
+"""Tokens assumed before a corpus is known: English characters, as in wav2vec 2.0's own heads."""
+
+
+def _plan_object(spec: RunSpec, costs: Sequence[Any], saved: float) -> dict[str, Any]:
+    return {
+        "num_layers": spec.fold.num_layers,
+        "depths": [
+            {
+                "depth": cost.depth,
+                "path": list(cost.path),
+                "params_stored": cost.params_stored,
+                "params_unrolled": cost.params_unrolled,
+                "bytes_stored": cost.bytes_stored,
+                "macs_per_audio_second": cost.macs_per_audio_second,
+            }
+            for cost in costs
+        ],
+        "params_stored": costs[-1].params_stored,
+        "params_unrolled": costs[-1].params_unrolled,
+        "saved_percent": round(saved, 2),
+    }
+
+
+@app.command()
+def prepare(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Turn a corpus into shards, a manifest and a quarantine; goes on where it was stopped.
+
+    Example: foldray prepare an4 corpus.path=/data/an4
+    """
+    from foldray.stages import prepare_stage
+
+    folder, manifest = prepare_stage(load_recipe(recipe, overrides))
+    summary = {
+        "manifest": f"{folder}/manifest.json",
+        "utterances_in": manifest.utterances_in,
+        "utterances_out": manifest.utterances_out,
+        "quarantined": manifest.quarantined,
+        "hours": manifest.hours,
+        "reasons": manifest.reasons,
+    }
+    if as_json:
+        _emit(summary)
+
+
+@app.command()
+def train(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Fold and train; the same spec goes on with its run.
+
+    Example: foldray train an4 corpus.path=/data/an4 scale.workers=4
+    """
+    from foldray.stages import train_stage
+
+    trained = train_stage(load_recipe(recipe, overrides))
+    if as_json:
+        _emit(trained)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run id in the store, a run's URI or a model folder.")],
+    data: Annotated[
+        str | None, typer.Option(help="A prepared or raw corpus; default: the one the run was trained on.")
+    ] = None,
+    depths: Annotated[str | None, typer.Option(help="Depths to score, such as 6,12; default: all.")] = None,
+    split: Annotated[str, typer.Option(help="The split to score.")] = "test",
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Score a model at every depth and add the rows to the store.
+
+    Example: foldray evaluate an4-1a2b3c4d5e --data ./my-corpus --depths 6,12
+    """
+    from foldray.stages import evaluate_stage
+
+    scored = evaluate_stage(model, store, data, _depths(depths), split)
+    if as_json:
+        _emit(scored)
+    else:
+        result_table(scored["rows"])
+
+
+def _depths(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise UserError("--depths", f"'{text}' is not a list of numbers such as 6,12") from None
+
+
+@app.command()
+def run(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Prepare, train, evaluate and report: the whole job. Run again, it goes on or reuses what is there.
+
+    Example: foldray run quickstart
+    """
+    from foldray.results.report import write_report
+    from foldray.stages import run_stage
+
+    spec = load_recipe(recipe, overrides)
+    result = run_stage(spec)
+    page = write_report(spec.storage.root, None)
+    say(f"report    {page}")
+    if as_json:
+        _emit(result)
+    else:
+        result_table(result["rows"])
+
+
+@app.command()
+def results(
+    store: Annotated[str, typer.Argument(help="The store: a folder or s3://bucket/prefix.")],
+    query: Annotated[str, typer.Argument(help="ls: one line for each run, depth and test set.")] = "ls",
+    as_json: Json = False,
+) -> None:
+    """Query the result rows of a store.
+
+    Example: foldray results ./foldray-store ls
+    """
+    from foldray import storage
+    from foldray.results.rows import newest_rows, read_rows
+
+    if query != "ls":
+        raise UserError(query, "is not a query; use ls")
+    if not storage.is_folder(storage.absolute(store)):
+        raise UserError("STORE", f"{store} is not there; give the storage.root of a run")
+    rows = newest_rows(read_rows(store))
+    if as_json:
+        _emit({"rows": rows})
+    elif rows:
+        result_table(rows, with_run=True)
+    else:
+        say(f"no results in {store} yet; `foldray run quickstart` makes some")
+
+
+@app.command()
+def report(
+    store: Annotated[str, typer.Argument(help="The store: a folder or s3://bucket/prefix.")],
+    out: Annotated[str | None, typer.Option("-o", "--out", help="Folder for the page; default: STORE/report.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page with tables and plots.
+
+    Example: foldray report ./foldray-store -o ./report
+    """
+    from foldray.results.report import write_report
+
+    page = write_report(store, out)
+    if as_json:
+        _emit({"report": page})
+    else:
+        output.print(page)
+
+
+@app.command()
+def transcribe(
+    model: Annotated[str, typer.Argument(help="A run id in the store, a run's URI or a model folder.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Audio files.")],
+    depth: Annotated[int | None, typer.Option(help="Which depth to run; default: the deepest.")] = None,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Write down what audio files say.
+
+    Example: foldray transcribe an4-1a2b3c4d5e hello.wav --depth 6
+    """
+    from foldray.stages import transcribe_stage
+
+    texts = transcribe_stage(model, store, files, depth)
+    if as_json:
+        _emit({"texts": texts})
+    else:
+        for entry in texts:
+            output.print(f"{entry['file']}: {entry['text']}", markup=False, soft_wrap=True)
+
+
+def _emit(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; exits 0 when done, 2 for wrong input (one line on stderr), 1 for anything else."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        status = app(given or ["--help"], standalone_mode=False)
+    except UserError as error:
+        _fail(given, error.where, error.problem)
+    except (KeyboardInterrupt, typer.Abort):
+        say("stopped; run the same command again to go on")
+        sys.exit(130)
+    except Exception as error:
+        # Typer carries its own copy of click, so its usage errors have no public base class.
+        if not hasattr(error, "format_message"):
+            raise
+        hint = f"foldray {given[0]} --help" if given and not given[0].startswith("-") else "foldray --help"
+        _fail(given, "foldray", f"{error.format_message()} (see `{hint}`)")
+    else:
+        if isinstance(status, int) and status:
+            sys.exit(status)
+
+
+def _fail(given: Sequence[str], where: str, problem: str) -> None:
+    if "--json" in given:
+        _emit({"error": problem, "where": where})
+    say(f"{where}: {problem}")
+    sys.exit(2)

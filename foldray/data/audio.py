@@ -1,0 +1,73 @@
+"""Decoding: any audio file to mono 16 kHz samples, or the reason why not."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+SAMPLE_RATE = 16_000
+SILENCE_PEAK = 1e-4  # -80 dB of full scale: below the noise of any microphone
+
+
+@dataclass(frozen=True)
+class BadAudioError(Exception):
+    """Audio that training can't use: a short reason to count by, and a detail to mend by."""
+
+    reason: str
+    detail: str
+
+
+def decode(data: bytes, declared_seconds: float | None = None) -> npt.NDArray[np.float32]:
+    """Mono samples at 16 kHz, shape (T,), of a whole audio file. Raises BadAudioError."""
+    samples_TC, rate, promised = _read(data)
+    if len(samples_TC) == 0:
+        raise BadAudioError("zero_length", "no samples")
+    if not np.isfinite(samples_TC).all():
+        raise BadAudioError("not_finite", "NaN or infinite samples")
+    seconds = len(samples_TC) / rate
+    expected = max(promised / rate, declared_seconds or 0.0)
+    # Manifests round durations, so a tenth and 0.2 s are forgiven.
+    if seconds < 0.9 * expected - 0.2 or (promised and len(samples_TC) < promised):
+        raise BadAudioError("truncated", f"{seconds:.2f} s of {expected:.2f} s")
+    mono_T = samples_TC.mean(axis=1, dtype=np.float32)
+    if np.abs(mono_T).max() < SILENCE_PEAK:
+        raise BadAudioError("silent", f"peak below {SILENCE_PEAK:g} of full scale")
+    return mono_T if rate == SAMPLE_RATE else _resample(mono_T, rate)
+
+
+def _read(data: bytes) -> tuple[npt.NDArray[np.float32], int, int]:
+    if not data:
+        raise BadAudioError("empty_file", "0 bytes")
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            # Some formats cannot say how long they are; they promise the largest integer.
+            promised = file.frames if file.frames < 2**40 else 0
+            return file.read(dtype="float32", always_2d=True), file.samplerate, promised
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise BadAudioError("unreadable", " ".join(str(error).split())[:160]) from None
+
+
+def _resample(mono_T: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float32]:
+    import torch
+    import torchaudio
+
+    resampled: npt.NDArray[np.float32] = torchaudio.functional.resample(
+        torch.from_numpy(mono_T), rate, SAMPLE_RATE
+    ).numpy()
+    return resampled
+
+
+def encode_flac(mono_T: npt.NDArray[np.float32]) -> bytes:
+    """16-bit FLAC of samples in [-1, 1]; beyond that they are clipped."""
+    target = io.BytesIO()
+    pcm = np.clip(np.rint(mono_T * 32768.0), -32768, 32767).astype(np.int16)
+    soundfile.write(target, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return target.getvalue()
+
+
+def decode_flac(data: bytes) -> npt.NDArray[np.float32]:
+    """Samples, shape (T,), of what `encode_flac` wrote."""
+    samples, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+    return np.asarray(samples, dtype=np.float32)

@@ -1,0 +1,117 @@
+"""The manifest of a prepared corpus: what was kept, where it lies, what was not kept and why."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from foldray import storage
+from foldray.errors import UserError
+
+MANIFEST_FILE, INDEX_FILE, QUARANTINE_FILE = "manifest.json", "index.parquet", "quarantine.parquet"
+
+SHARD_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("audio", pa.binary()),  # FLAC, 16 kHz, mono, 16 bit
+        ("num_samples", pa.int64()),
+        ("text", pa.string()),
+        ("speaker", pa.string()),
+        ("language", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+INDEX_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("split", pa.string()),
+        ("shard", pa.int32()),
+        ("row_group", pa.int32()),
+        ("row", pa.int32()),
+        ("num_samples", pa.int64()),
+        ("num_labels", pa.int32()),
+        ("offset", pa.int64()),  # first byte of the row group in its shard
+        ("bytes", pa.int64()),
+    ]
+)
+QUARANTINE_SCHEMA = pa.schema(
+    [("id", pa.string()), ("split", pa.string()), ("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
+)
+
+
+class Shard(BaseModel):
+    """One Parquet file of utterances of one split and duration bucket."""
+
+    model_config = ConfigDict(frozen=True)
+    file: str
+    split: str
+    rows: int
+    seconds: float
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """Written last, so a corpus folder that has one is whole."""
+
+    model_config = ConfigDict(frozen=True)
+    schema_version: int = 1
+    corpus_id: str
+    source: str
+    layout: str
+    utterances_in: int
+    utterances_out: int
+    quarantined: int
+    reasons: dict[str, int]
+    hours: float
+    vocabulary: list[str]
+    shards: list[Shard]
+
+
+@dataclass(frozen=True)
+class SplitIndex:
+    """The utterances of one split as columns of equal length N, in the order of the index."""
+
+    corpus: str  # URI of the corpus folder
+    files: list[str]  # shard files by number
+    ids: list[str]
+    shard: npt.NDArray[np.int32]
+    row_group: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int32]
+    num_samples: npt.NDArray[np.int64]
+    num_labels: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def group_of_row(self) -> npt.NDArray[np.int64]:
+        """A number for each utterance's row group, unique within the split."""
+        _, numbers = np.unique(np.stack([self.shard, self.row_group]), axis=1, return_inverse=True)
+        return numbers.reshape(-1).astype(np.int64)
+
+
+def read_manifest(corpus: str) -> Manifest:
+    """The manifest of a prepared corpus. Raises UserError where there is none."""
+    file = storage.join(corpus, MANIFEST_FILE)
+    if not storage.exists(file):
+        raise UserError(corpus, f"is no prepared corpus ({MANIFEST_FILE} is missing); run `foldray prepare`")
+    return Manifest.model_validate(storage.read_json(file))
+
+
+def read_index(corpus: str, manifest: Manifest, split: str) -> SplitIndex:
+    """The index of one split. Raises UserError for a split the corpus lacks."""
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(corpus, INDEX_FILE))))
+    table = table.filter(pa.compute.equal(table["split"], split))
+    if not table.num_rows:
+        known = ", ".join(sorted({shard.split for shard in manifest.shards}))
+        raise UserError(corpus, f"has no utterances in split '{split}'; it has {known}")
+    columns: dict[str, Any] = {
+        name: table[name].to_numpy() for name in ("shard", "row_group", "row", "num_samples", "num_labels")
+    }
+    return SplitIndex(corpus, [shard.file for shard in manifest.shards], table["id"].to_pylist(), **columns)

@@ -1,0 +1,334 @@
+"""Preparation with Ray Data: a corpus becomes Parquet shards, an index, a quarantine and, last, a manifest.
+
+Which utterance goes to which shard is settled from metadata before anything is decoded, and one
+task writes one shard whole. So a killed preparation is simply started again: finished shards stay,
+and the result is the same.
+"""
+
+import hashlib
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from foldray import storage
+from foldray.data.audio import SAMPLE_RATE, BadAudioError, decode, encode_flac
+from foldray.data.corpora import Corpus, Utterance, find_corpus
+from foldray.data.manifest import (
+    INDEX_FILE,
+    INDEX_SCHEMA,
+    MANIFEST_FILE,
+    QUARANTINE_FILE,
+    QUARANTINE_SCHEMA,
+    SHARD_SCHEMA,
+    Manifest,
+    Shard,
+    read_manifest,
+)
+from foldray.data.text import character_vocabulary, normalise
+from foldray.errors import UserError
+from foldray.spec import CorpusSpec
+
+BUCKETS = 8
+_SUMMARY_KEY = b"foldray.summary"
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """All that the task which writes one shard needs to know."""
+
+    file: str
+    split: str
+    utterances: list[Utterance]
+    spec: CorpusSpec
+
+
+def prepare(
+    spec: CorpusSpec, root: str, *, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[str, Manifest]:
+    """Prepare a corpus under `root`/corpora; returns its URI and manifest. Does nothing if it is there.
+
+    `on_progress(done, total)` counts shards. Raises UserError for a corpus that can't be read or of
+    which more than `spec.max_quarantine` is unusable; shards and quarantine stay then.
+    """
+    corpus = find_corpus(spec, root)
+    folder = storage.join(storage.absolute(root), "corpora", corpus.corpus_id)
+    if storage.exists(storage.join(folder, MANIFEST_FILE)):
+        return folder, read_manifest(folder)
+    usable, refused = _screen(corpus.utterances, spec)
+    tasks = _plan_shards(usable, spec)
+    summaries = _write_shards(tasks, folder, on_progress)
+    quarantine = refused + [entry for summary in summaries for entry in summary["quarantine"]]
+    manifest = _describe(corpus, spec, tasks, summaries, quarantine)
+    _write_table(storage.join(folder, QUARANTINE_FILE), pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA))
+    _refuse_too_bad(manifest, spec, folder)
+    _write_table(storage.join(folder, INDEX_FILE), _index(summaries))
+    storage.write_json(storage.join(folder, MANIFEST_FILE), manifest.model_dump())
+    return folder, manifest
+
+
+# --- Before decoding -------------------------------------------------------------------------------
+
+
+def _screen(utterances: list[Utterance], spec: CorpusSpec) -> tuple[list[Utterance], list[dict[str, str]]]:
+    """Usable utterances with normalised text, and quarantine entries for what metadata alone rules out."""
+    usable, refused, seen = [], [], set[str]()
+    for utterance in utterances:
+        text = normalise(utterance.text, spec.text)
+        reason = _refusal(utterance, text, seen)
+        if reason:
+            refused.append(quarantine_entry(utterance, *reason))
+        else:
+            usable.append(Utterance(**{**asdict(utterance), "text": text}))
+        seen.add(utterance.id)
+    return usable, refused
+
+
+def _refusal(utterance: Utterance, text: str, seen: set[str]) -> tuple[str, str] | None:
+    if utterance.id in seen:
+        return "duplicate_id", f"id '{utterance.id}' came before"
+    if utterance.bytes is None:
+        return "missing_file", f"no file at {utterance.audio}"
+    if utterance.bytes == 0:
+        return "empty_file", "0 bytes"
+    if not utterance.text.strip():
+        return "no_text", "the text is empty"
+    if not text:
+        return "no_known_characters", f"nothing left of '{utterance.text[:60]}'"
+    return None
+
+
+def quarantine_entry(utterance: Utterance, reason: str, detail: str) -> dict[str, str]:
+    """A row of the quarantine table."""
+    return {"id": utterance.id, "split": utterance.split, "source": utterance.row, "reason": reason, "detail": detail}
+
+
+def _plan_shards(utterances: list[Utterance], spec: CorpusSpec) -> list[ShardTask]:
+    """Shards of one split and one duration bucket each, filled in the order of hashed ids."""
+    by_split: dict[str, list[Utterance]] = defaultdict(list)
+    for utterance in utterances:
+        by_split[utterance.split].append(utterance)
+    tasks = []
+    for split, members in sorted(by_split.items()):
+        for bucket, held in enumerate(_buckets(members)):
+            for part, chunk in enumerate(_chunks(held, spec.shard_minutes * 60)):
+                tasks.append(ShardTask(f"shards/{split}-{bucket:02d}-{part:05d}.parquet", split, chunk, spec))
+    return tasks
+
+
+def _length(utterance: Utterance) -> float:
+    """Seconds as declared, or a guess from the file's size (FLAC of speech takes about 16 kB a second)."""
+    return utterance.duration if utterance.duration else (utterance.bytes or 0) / 16_000
+
+
+def _buckets(utterances: list[Utterance]) -> list[list[Utterance]]:
+    """Up to eight duration buckets of about equal audio, none under about five minutes."""
+    ordered = sorted(utterances, key=lambda u: (_length(u), u.id))
+    total = sum(map(_length, ordered))
+    count = max(1, min(BUCKETS, int(total // 300)))
+    buckets: list[list[Utterance]] = [[] for _ in range(count)]
+    filled = 0.0
+    for utterance in ordered:
+        buckets[min(count - 1, int(filled * count / total) if total else 0)].append(utterance)
+        filled += _length(utterance)
+    return [bucket for bucket in buckets if bucket]
+
+
+def _chunks(utterances: list[Utterance], seconds: float) -> list[list[Utterance]]:
+    chunks: list[list[Utterance]] = [[]]
+    filled = 0.0
+    for utterance in sorted(utterances, key=lambda u: hashlib.sha256(u.id.encode()).digest()):
+        if chunks[-1] and filled + _length(utterance) > seconds:
+            chunks.append([])
+            filled = 0.0
+        chunks[-1].append(utterance)
+        filled += _length(utterance)
+    return chunks
+
+
+# --- One shard -------------------------------------------------------------------------------------
+
+
+def _write_shards(
+    tasks: list[ShardTask], folder: str, on_progress: Callable[[int, int], None]
+) -> list[dict[str, Any]]:
+    """Summaries of all shards in the order of the tasks; Ray Data spreads the tasks over the cluster."""
+    import ray
+
+    rows = [{"number": i, "task": _dump_task(task), "folder": folder} for i, task in enumerate(tasks)]
+    if not rows:
+        return []
+    written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_write_shard_row)
+    summaries: dict[int, dict[str, Any]] = {}
+    for row in written.iter_rows():
+        summaries[row["number"]] = json.loads(row["summary"])
+        on_progress(len(summaries), len(tasks))
+    return [summaries[i] for i in range(len(tasks))]
+
+
+def _dump_task(task: ShardTask) -> str:
+    return json.dumps({**asdict(task), "spec": task.spec.model_dump(mode="json")})
+
+
+def _write_shard_row(row: dict[str, Any]) -> dict[str, Any]:
+    values = json.loads(row["task"])
+    utterances = [Utterance(**each) for each in values["utterances"]]
+    task = ShardTask(values["file"], values["split"], utterances, CorpusSpec(**values["spec"]))
+    return {"number": row["number"], "summary": json.dumps(write_shard(task, row["folder"]))}
+
+
+def write_shard(task: ShardTask, folder: str) -> dict[str, Any]:
+    """Write one shard unless it is there already; returns its summary, which the file carries too."""
+    file = storage.join(folder, task.file)
+    if storage.exists(file):
+        data = storage.read_bytes(file)
+    else:
+        data = _encode_shard(task)
+        storage.write_bytes(file, data)
+    return _summarise(task, data)
+
+
+def _encode_shard(task: ShardTask) -> bytes:
+    groups, quarantine = _row_groups(task)
+    summary = json.dumps({"quarantine": quarantine}).encode()
+    schema = SHARD_SCHEMA.with_metadata({_SUMMARY_KEY: summary})
+    target = io.BytesIO()
+    # FLAC does not compress again, and a dictionary of it would only double the work.
+    codecs = {name: "none" if name == "audio" else "zstd" for name in schema.names}
+    with pq.ParquetWriter(target, schema, compression=codecs, use_dictionary=["speaker", "language"]) as writer:
+        for group in groups:
+            writer.write_table(pa.Table.from_pylist(group, schema), row_group_size=len(group))
+    return target.getvalue()
+
+
+def _row_groups(task: ShardTask) -> tuple[list[list[dict[str, Any]]], list[dict[str, str]]]:
+    groups: list[list[dict[str, Any]]] = [[]]
+    quarantine = []
+    seconds = 0.0
+    for utterance in task.utterances:
+        try:
+            row = _read_utterance(utterance, task.spec)
+        except BadAudioError as bad:
+            quarantine.append(quarantine_entry(utterance, bad.reason, bad.detail))
+            continue
+        length = row["num_samples"] / SAMPLE_RATE
+        if groups[-1] and seconds + length > task.spec.row_group_seconds:
+            groups.append([])
+            seconds = 0.0
+        groups[-1].append(row)
+        seconds += length
+    return [group for group in groups if group], quarantine
+
+
+def _read_utterance(utterance: Utterance, spec: CorpusSpec) -> dict[str, Any]:
+    try:
+        data = storage.read_bytes(utterance.audio)
+    except FileNotFoundError:
+        raise BadAudioError("missing_file", f"no file at {utterance.audio}") from None
+    samples_T = decode(data, utterance.duration)
+    seconds = len(samples_T) / SAMPLE_RATE
+    if seconds < spec.min_seconds:
+        raise BadAudioError("too_short", f"{seconds:.2f} s, under corpus.min_seconds={spec.min_seconds:g}")
+    if seconds > spec.max_seconds:
+        raise BadAudioError("too_long", f"{seconds:.2f} s, over corpus.max_seconds={spec.max_seconds:g}")
+    return {
+        "id": utterance.id,
+        "audio": encode_flac(samples_T),
+        "num_samples": len(samples_T),
+        "text": utterance.text,
+        "speaker": utterance.speaker,
+        "language": utterance.language,
+        "source": utterance.row,
+    }
+
+
+def _summarise(task: ShardTask, data: bytes) -> dict[str, Any]:
+    file = pq.ParquetFile(io.BytesIO(data))
+    columns = file.read(columns=["id", "num_samples", "text"]).to_pydict()
+    samples = columns["num_samples"]
+    return {
+        **columns,
+        "shard": Shard(
+            file=task.file,
+            split=task.split,
+            rows=len(samples),
+            seconds=sum(samples) / SAMPLE_RATE,
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+        ).model_dump(),
+        "groups": [_group_range(file.metadata.row_group(i)) for i in range(file.metadata.num_row_groups)],
+        **json.loads(file.schema_arrow.metadata[_SUMMARY_KEY]),
+    }
+
+
+def _group_range(group: Any) -> dict[str, int]:
+    columns = [group.column(i) for i in range(group.num_columns)]
+    start = min(column.dictionary_page_offset or column.data_page_offset for column in columns)
+    return {"rows": group.num_rows, "offset": start, "bytes": sum(c.total_compressed_size for c in columns)}
+
+
+# --- After all shards ------------------------------------------------------------------------------
+
+
+def _describe(
+    corpus: Corpus, spec: CorpusSpec, tasks: list[ShardTask], summaries: list[dict[str, Any]], quarantine: list[dict[str, str]]
+) -> Manifest:
+    shards = [Shard(**summary["shard"]) for summary in summaries]
+    train = [text for t, s in zip(tasks, summaries, strict=True) if t.split == "train" for text in s["text"]]
+    return Manifest(
+        corpus_id=corpus.corpus_id,
+        source=spec.path,
+        layout=corpus.layout,
+        utterances_in=len(corpus.utterances),
+        utterances_out=sum(shard.rows for shard in shards),
+        quarantined=len(quarantine),
+        reasons=dict(Counter(entry["reason"] for entry in quarantine).most_common()),
+        hours=round(sum(shard.seconds for shard in shards) / 3600, 4),
+        vocabulary=character_vocabulary(train),
+        shards=shards,
+    )
+
+
+def _refuse_too_bad(manifest: Manifest, spec: CorpusSpec, folder: str) -> None:
+    share = manifest.quarantined / max(1, manifest.utterances_in)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.reasons.items())
+    if share > spec.max_quarantine:
+        raise UserError(
+            "corpus.max_quarantine",
+            f"{manifest.quarantined} of {manifest.utterances_in} utterances are unusable ({reasons}), over the "
+            f"limit of {spec.max_quarantine:.0%}; see {storage.join(folder, QUARANTINE_FILE)}, mend them or raise the limit",
+        )
+    if not any(shard.split == "train" and shard.rows for shard in manifest.shards) and "train" in spec.splits:
+        raise UserError("corpus.path", f"{spec.path} has no usable training utterances ({reasons or 'it is empty'})")
+
+
+def _index(summaries: list[dict[str, Any]]) -> pa.Table:
+    rows = []
+    for number, summary in enumerate(summaries):
+        place = [(g, r) for g, group in enumerate(summary["groups"]) for r in range(group["rows"])]
+        for i, (group, row) in enumerate(place):
+            rows.append(
+                {
+                    "id": summary["id"][i],
+                    "split": summary["shard"]["split"],
+                    "shard": number,
+                    "row_group": group,
+                    "row": row,
+                    "num_samples": summary["num_samples"][i],
+                    "num_labels": len(summary["text"][i]),
+                    "offset": summary["groups"][group]["offset"],
+                    "bytes": summary["groups"][group]["bytes"],
+                }
+            )
+    return pa.Table.from_pylist(rows, INDEX_SCHEMA)
+
+
+def _write_table(uri: str, table: pa.Table) -> None:
+    target = io.BytesIO()
+    pq.write_table(table, target, compression="zstd")
+    storage.write_bytes(uri, target.getvalue())

@@ -1,0 +1,162 @@
+"""From planned micro-batches to tensors: read rows, decode, features, masks; ahead of the training thread."""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from foldray import storage
+from foldray.data.audio import SAMPLE_RATE, decode_flac
+from foldray.data.epoch import MicroBatch
+from foldray.data.manifest import SplitIndex
+from foldray.data.text import encode
+from foldray.models import family_of, output_frames, whole_frames
+from foldray.pretrained import build_extractor
+from foldray.spec import AugmentSpec
+
+CACHE_BYTES = 512 * 2**20
+AHEAD = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch, ready for the model.
+
+    inputs: keyword arguments of the stock model; frames_B: valid output frames; labels_BU, padded
+    with 0; num_labels_B; seconds: audio without padding.
+    """
+
+    inputs: dict[str, Tensor]
+    frames_B: Tensor
+    labels_BU: Tensor
+    num_labels_B: Tensor
+    ids: list[str]
+    texts: list[str]
+    seconds: float
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        lengths = (self.frames_B.to(device), self.labels_BU.to(device), self.num_labels_B.to(device))
+        return Batch(inputs, *lengths, self.ids, self.texts, self.seconds)
+
+
+class RowReader:
+    """Rows of a split by position. Keeps the row groups read last, up to `CACHE_BYTES`, still encoded."""
+
+    def __init__(self, index: SplitIndex) -> None:
+        self._index = index
+        self._groups: OrderedDict[tuple[int, int], list[dict[str, Any]]] = OrderedDict()
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, position: int) -> dict[str, Any]:
+        """The row (id, audio, text …) at a position of the index."""
+        place = int(self._index.shard[position]), int(self._index.row_group[position])
+        with self._lock:
+            if place not in self._groups:
+                self._load(place)
+            self._groups.move_to_end(place)
+            return self._groups[place][int(self._index.row[position])]
+
+    def _load(self, place: tuple[int, int]) -> None:
+        shard, group = place
+        uri = storage.join(self._index.corpus, self._index.files[shard])
+        found, path = storage.filesystem(uri)
+        with found.open_input_file(path) as file:
+            rows = pq.ParquetFile(file).read_row_group(group, columns=["id", "audio", "text"]).to_pylist()
+        self._groups[place] = rows
+        self._held += _size(rows)
+        while self._held > CACHE_BYTES and len(self._groups) > 1:
+            _, dropped = self._groups.popitem(last=False)
+            self._held -= _size(dropped)
+
+
+def _size(rows: list[dict[str, Any]]) -> int:
+    return sum(len(row["audio"]) for row in rows)
+
+
+class BatchLoader:
+    """Turns micro-batches of a split into `Batch`es for one model's features."""
+
+    def __init__(
+        self, index: SplitIndex, model: PreTrainedModel, vocabulary: list[str], augment: AugmentSpec | None, seed: int
+    ) -> None:
+        self._read = RowReader(index)
+        self._model = model
+        self._extractor = build_extractor(model)
+        self._vocabulary = vocabulary
+        self._augment = augment
+        self._seed = seed
+
+    def load(self, batch: MicroBatch, epoch: int) -> Batch:
+        """One micro-batch; the same arguments give the same tensors."""
+        rows = [self._read(int(position)) for position in batch]
+        waveforms = [whole_frames(self._model, decode_flac(row["audio"])) for row in rows]
+        inputs = self._features(waveforms)
+        if self._augment:
+            for i, row in enumerate(rows):
+                self._mask(inputs, i, len(waveforms[i]), epoch, row["id"])
+        labels = [torch.tensor(encode(row["text"], self._vocabulary)) for row in rows]
+        return Batch(
+            inputs=inputs,
+            frames_B=torch.tensor(output_frames(self._model, [len(w) for w in waveforms])),
+            labels_BU=torch.nn.utils.rnn.pad_sequence(labels, batch_first=True),
+            num_labels_B=torch.tensor([len(label) for label in labels]),
+            ids=[row["id"] for row in rows],
+            texts=[row["text"] for row in rows],
+            seconds=sum(map(len, waveforms)) / SAMPLE_RATE,
+        )
+
+    def _features(self, waveforms: list[npt.NDArray[np.float32]]) -> dict[str, Tensor]:
+        made = self._extractor(waveforms, sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt")
+        return {name: made[name] for name in (family_of(self._model).inputs, "attention_mask") if name in made}
+
+    def _mask(self, inputs: dict[str, Tensor], row: int, samples: int, epoch: int, utterance: str) -> None:
+        """SpecAugment on one utterance's log-mel features, in place; zero is their mean.
+
+        Drawn from (seed, epoch, utterance): torchaudio's masks take torch's global generator, which
+        this thread would share with the training thread's dropout.
+        """
+        if self._augment is None or "input_features" not in inputs:
+            return
+        digest = hashlib.sha256(f"{self._seed} {epoch} {utterance}".encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        features_TF = inputs["input_features"][row]
+        mask_features(features_TF, samples / SAMPLE_RATE, self._augment, rng)
+
+    def ahead(self, batches: Iterable[MicroBatch], epoch: int) -> Iterator[Batch]:
+        """The batches in order, loaded by a thread that stays up to four ahead."""
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+            waiting: list[Future[Batch]] = []
+            for batch in batches:
+                waiting.append(pool.submit(self.load, batch, epoch))
+                if len(waiting) > AHEAD:
+                    yield waiting.pop(0).result()
+            for future in waiting:
+                yield future.result()
+
+
+def mask_features(features_TF: Tensor, seconds: float, augment: AugmentSpec, rng: np.random.Generator) -> None:
+    """Time and frequency masks of random place and width on (T, F) features, in place."""
+    frames, bins = features_TF.shape
+    longest = min(augment.time_mask_seconds, augment.time_mask_share * seconds)
+    for _ in range(augment.time_masks):
+        # Frames of every log-mel family come at 10 ms, or stacks of it: T of them cover `seconds` or more.
+        width = int(rng.uniform(0, longest) / seconds * frames) if seconds else 0
+        start = int(rng.integers(0, frames - width + 1))
+        features_TF[start : start + width] = 0
+    for _ in range(augment.frequency_masks):
+        width = int(rng.integers(0, min(augment.frequency_mask_bins, bins) + 1))
+        start = int(rng.integers(0, bins - width + 1))
+        features_TF[:, start : start + width] = 0

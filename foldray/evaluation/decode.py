@@ -1,0 +1,55 @@
+"""Greedy CTC decoding."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from foldray import storage
+from foldray.data.audio import SAMPLE_RATE, BadAudioError
+from foldray.data.audio import decode as decode_audio
+from foldray.data.text import decode
+from foldray.errors import UserError
+from foldray.models import family_of, output_frames, stack_of, whole_frames
+from foldray.pretrained import build_extractor, load_model, read_vocabulary, set_depths
+
+
+def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, vocabulary: list[str]) -> list[str]:
+    """Best token of each valid frame, repeats merged, blanks (token 0) dropped."""
+    best_BT = logits_BTV.argmax(-1).cpu()
+    texts = []
+    for best_T, frames in zip(best_BT, frames_B.tolist(), strict=True):
+        merged = torch.unique_consecutive(best_T[:frames])
+        texts.append(decode(merged.tolist(), vocabulary))
+    return texts
+
+
+def transcribe(model_folder: str, files: Sequence[str], depth: int | None = None) -> list[str]:
+    """The texts of audio files of any format and rate, at one depth (the deepest by default).
+
+    Raises UserError naming a file that can't be read or a depth that was not trained.
+    """
+    model = load_model(model_folder)
+    set_depths(model, [depth or stack_of(model).plan.depths[-1]])
+    vocabulary = read_vocabulary(model_folder)
+    extractor = build_extractor(model)
+    texts = []
+    for file in files:
+        waveform_T = whole_frames(model, _decode_file(file))
+        made = extractor([waveform_T], sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt")
+        inputs = {name: made[name] for name in (family_of(model).inputs, "attention_mask") if name in made}
+        with torch.no_grad():
+            logits_BTV = model(**inputs).logits
+        texts += greedy_texts(logits_BTV, torch.tensor(output_frames(model, [len(waveform_T)])), vocabulary)
+    return texts
+
+
+def _decode_file(file: str) -> npt.NDArray[np.float32]:
+    try:
+        return decode_audio(storage.read_bytes(file))
+    except FileNotFoundError:
+        raise UserError(file, "is not there") from None
+    except BadAudioError as bad:
+        raise UserError(file, f"can't be used ({bad.reason}: {bad.detail})") from None

@@ -1,0 +1,117 @@
+"""Scoring every depth of a model on a prepared split."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jiwer
+import torch
+from transformers import PreTrainedModel
+
+from foldray.data.epoch import plan_scoring
+from foldray.data.manifest import Manifest, read_index
+from foldray.data.stream import BatchLoader
+from foldray.evaluation.decode import greedy_texts
+from foldray.pretrained import set_depths
+
+MAX_DURATION = 60.0
+"""Seconds of padded audio scored at once."""
+
+
+@dataclass(frozen=True)
+class ScoredUtterance:
+    """One utterance at one depth, with its word errors against the reference."""
+
+    id: str
+    reference: str
+    hypothesis: str
+    num_words: int
+    substitutions: int
+    deletions: int
+    insertions: int
+
+
+@dataclass(frozen=True)
+class DepthScore:
+    """One depth on one split. `wer` and `cer` are fractions; rtfx is audio seconds per wall second."""
+
+    depth: int
+    wer: float
+    cer: float
+    rtfx: float
+    peak_rss_bytes: int
+    utterances: list[ScoredUtterance]
+
+
+def score_depths(
+    model: PreTrainedModel,
+    vocabulary: list[str],
+    corpus: str,
+    manifest: Manifest,
+    split: str,
+    depths: tuple[int, ...],
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[DepthScore]:
+    """Greedy CTC at each depth, float32; each depth runs alone so that its speed is its own.
+
+    `on_progress(done, total)` counts batches over all depths.
+    """
+    index = read_index(corpus, manifest, split)
+    loader = BatchLoader(index, model, vocabulary, None, seed=0)
+    batches = plan_scoring(index, MAX_DURATION)
+    scores = []
+    for number, depth in enumerate(depths):
+        set_depths(model, [depth])
+        texts: dict[str, tuple[str, str]] = {}
+        seconds = audio = 0.0
+        for done, planned in enumerate(batches):
+            began = time.perf_counter()
+            batch = loader.load(planned, epoch=0).to(model.device)
+            with torch.no_grad():
+                logits = model(**batch.inputs).logits
+            heard = greedy_texts(logits, batch.frames_B, vocabulary)
+            seconds += time.perf_counter() - began
+            audio += batch.seconds
+            texts.update(zip(batch.ids, zip(batch.texts, heard, strict=True), strict=True))
+            on_progress(number * len(batches) + done + 1, len(depths) * len(batches))
+        scores.append(_score(depth, texts, audio / seconds))
+    return scores
+
+
+def _score(depth: int, texts: dict[str, tuple[str, str]], rtfx: float) -> DepthScore:
+    ids = sorted(texts)
+    references = [texts[i][0] for i in ids]
+    hypotheses = [texts[i][1] for i in ids]
+    utterances = [_align(i, *texts[i]) for i in ids]
+    words = sum(u.num_words for u in utterances)
+    errors = sum(u.substitutions + u.deletions + u.insertions for u in utterances)
+    return DepthScore(
+        depth=depth,
+        wer=errors / words,
+        cer=float(jiwer.cer(references, hypotheses)),
+        rtfx=rtfx,
+        peak_rss_bytes=_peak_rss(),
+        utterances=utterances,
+    )
+
+
+def _align(utterance: str, reference: str, hypothesis: str) -> ScoredUtterance:
+    words = jiwer.process_words(reference, hypothesis)
+    return ScoredUtterance(
+        id=utterance,
+        reference=reference,
+        hypothesis=hypothesis,
+        num_words=len(reference.split()),
+        substitutions=words.substitutions,
+        deletions=words.deletions,
+        insertions=words.insertions,
+    )
+
+
+def _peak_rss() -> int:
+    # Linux counts in KiB, macOS in bytes.
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -1,0 +1,118 @@
+"""Fold plans: which physical layer runs at each step of every logical depth. Pure Python."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+Order = Literal["in_place", "cycle", "group"]
+
+
+@dataclass(frozen=True)
+class FoldPlan:
+    """The paths through `num_layers` physical layers, one for each logical depth.
+
+    num_layers: physical layers, the blocks whose weights are stored.
+    depths: logical depths, ascending; the first is the seed and equals `num_layers`.
+    order: `in_place` repeats a layer next to itself (0 0 1 1 2 2, the order of arXiv 2505.21237);
+        `cycle` repeats the whole stack (0 1 2 0 1 2); `group` cycles inside each of `groups`.
+        Where the depth is no multiple of the layers, the extra repeats go to the last layers
+        (in place: 8 -> 12 is 0 1 2 3 4 4 5 5 6 6 7 7), the last groups, or, for `cycle`, the first
+        layers of one more turn (3 -> 4 is 0 1 2 0).
+    groups: for `group`: sizes of the consecutive groups that cycle, adding up to the shared layers.
+    keep_first, keep_last: layers at either end that are used once at every depth.
+    paths: explicit paths, one for each depth, instead of an order.
+
+    Raises ValueError, naming the field, when no such plan exists.
+    """
+
+    num_layers: int
+    depths: tuple[int, ...]
+    order: Order = "in_place"
+    keep_first: int = 0
+    keep_last: int = 0
+    groups: tuple[int, ...] = ()
+    paths: tuple[tuple[int, ...], ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for name in ("depths", "groups"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "paths", tuple(tuple(path) for path in self.paths))
+        self._check_counts()
+        if self.paths:
+            self._check_paths()
+
+    def _check_counts(self) -> None:
+        if self.num_layers < 1:
+            raise ValueError(f"num_layers: {self.num_layers} is no stack; use 1 or more")
+        if not self.depths or list(self.depths) != sorted(set(self.depths)):
+            raise ValueError(f"depths: {list(self.depths)} must ascend without repeats")
+        if self.depths[0] != self.num_layers:
+            raise ValueError(
+                f"depths: the first depth is the seed and must equal num_layers = {self.num_layers}, "
+                f"not {self.depths[0]}"
+            )
+        if self.order not in get_args(Order):
+            raise ValueError(f"order: '{self.order}' is none of {', '.join(get_args(Order))}")
+        if self.keep_first < 0 or self.keep_last < 0:
+            raise ValueError("keep_first and keep_last: use 0 or more")
+        shared = self.num_layers - self.keep_first - self.keep_last
+        if shared < 1 and len(self.depths) > 1:
+            raise ValueError(f"keep_first + keep_last: leave at least one of {self.num_layers} layers to share")
+        if self.order == "group" and not self.paths and (sum(self.groups) != shared or min(self.groups) < 1):
+            raise ValueError(f"groups: sizes {list(self.groups)} must be positive and add up to {shared} layers")
+        if self.order != "group" and self.groups:
+            raise ValueError("groups: only the order 'group' has groups; set order=group or drop them")
+
+    def _check_paths(self) -> None:
+        if tuple(len(path) for path in self.paths) != self.depths:
+            raise ValueError(f"paths: their lengths must be the depths {list(self.depths)}")
+        if self.paths[0] != tuple(range(self.num_layers)):
+            raise ValueError(f"paths: the first path is the seed and must run 0 to {self.num_layers - 1} in order")
+        for path in self.paths:
+            if not set(path) <= set(range(self.num_layers)):
+                raise ValueError(f"paths: {list(path)} names a layer outside 0 to {self.num_layers - 1}")
+
+    def path(self, depth: int) -> tuple[int, ...]:
+        """The physical layers of one depth, in running order. Raises KeyError for a depth not planned."""
+        if depth not in self.depths:
+            raise KeyError(f"depth {depth} is not in this plan; it has {list(self.depths)}")
+        if self.paths:
+            return self.paths[self.depths.index(depth)]
+        end = self.num_layers - self.keep_last
+        shared = tuple(range(self.keep_first, end))
+        middle = self._unfold(shared, depth - self.keep_first - self.keep_last)
+        return (*range(self.keep_first), *middle, *range(end, self.num_layers))
+
+    def _unfold(self, layers: tuple[int, ...], length: int) -> tuple[int, ...]:
+        if not layers:
+            return ()
+        if self.order == "in_place":
+            return _in_place(layers, length)
+        if self.order == "cycle":
+            return tuple(layers[i % len(layers)] for i in range(length))
+        return self._in_groups(layers, length)
+
+    def _in_groups(self, layers: tuple[int, ...], length: int) -> tuple[int, ...]:
+        """Give every group as many whole turns as fit, the rest layer by layer from the last group back."""
+        turns, rest = divmod(length, len(layers))
+        path: list[int] = []
+        end = len(layers)
+        for size in reversed(self.groups):
+            group = layers[end - size : end]
+            extra = min(rest, size)
+            path = [*group * turns, *group[:extra], *path]
+            rest -= extra
+            end -= size
+        return tuple(path)
+
+    def all_paths(self) -> tuple[tuple[int, ...], ...]:
+        """Every path, shallowest first."""
+        return tuple(self.path(depth) for depth in self.depths)
+
+
+def _in_place(layers: Sequence[int], length: int) -> tuple[int, ...]:
+    repeats, extra = divmod(length, len(layers))
+    first_extra = len(layers) - extra
+    return tuple(
+        layer for i, layer in enumerate(layers) for _ in range(repeats + (1 if i >= first_extra else 0))
+    )

@@ -1,0 +1,1 @@
+"""What runs leave behind: metrics, result rows, hypotheses, and the page that shows them."""

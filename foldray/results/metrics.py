@@ -1,0 +1,27 @@
+"""Training metrics as immutable parts, because object stores can't append; merged by step when read."""
+
+import json
+from typing import Any
+
+from foldray import storage
+
+Record = dict[str, Any]
+
+
+def write_metrics(run: str, attempt: str, records: list[Record]) -> None:
+    """One part: records of consecutive steps under `<run>/metrics/<attempt>-<first step>.jsonl`."""
+    if records:
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        name = f"{attempt}-{records[0]['step']:08d}.jsonl"
+        storage.write_bytes(storage.join(run, "metrics", name), text.encode())
+
+
+def read_metrics(run: str) -> list[Record]:
+    """Every step once, in order. Where attempts overlap the later one wins, as its weights did."""
+    by_step: dict[int, Record] = {}
+    folder = storage.join(run, "metrics")
+    for name in storage.list_files(folder):
+        for line in storage.read_bytes(storage.join(folder, name)).decode().splitlines():
+            record = json.loads(line)
+            by_step[record["step"]] = record
+    return [by_step[step] for step in sorted(by_step)]

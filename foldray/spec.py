@@ -1,0 +1,280 @@
+"""The spec: the complete, immutable description of one run, and the only configuration there is."""
+
+import difflib
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from foldray.errors import UserError
+from foldray.plan import FoldPlan, Order
+
+Family = Literal["parakeet", "wav2vec2-bert", "wav2vec2", "hubert"]
+BUILTIN_CORPUS = "builtin"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CorpusSpec(_Section):
+    """Which audio, and what is kept of it."""
+
+    path: str = Field(description="A folder or URI with the corpus; 'builtin' is the spoken corpus foldray makes itself.")
+    layout: Literal["auto", "jsonl"] = Field("auto", description="How the corpus is laid out; 'auto' looks and says what it found.")
+    splits: tuple[str, ...] = Field(
+        ("train", "valid", "test"), description="Splits to prepare; a missing 'valid' is carved from 'train' by speaker."
+    )
+    valid_fraction: float = Field(0.05, ge=0.0, lt=0.5, description="Share of 'train' carved off as 'valid' where there is none.")
+    text: Literal["english", "unicode"] = Field(
+        "english", description="Text normalisation: 'english' keeps A-Z and apostrophe, 'unicode' every letter, mark and digit."
+    )
+    min_seconds: float = Field(0.3, gt=0, description="Shorter utterances are quarantined.")
+    max_seconds: float = Field(30.0, gt=0, description="Longer utterances are quarantined.")
+    max_quarantine: float = Field(0.05, ge=0, le=1, description="Share of quarantined utterances above which preparation stops.")
+    shard_minutes: float = Field(15.0, gt=0, description="Minutes of audio in one shard.")
+    row_group_seconds: float = Field(60.0, gt=0, description="Seconds of audio in one row group, the unit of reading and shuffling.")
+
+    @model_validator(mode="after")
+    def _has_train(self) -> "CorpusSpec":
+        if self.min_seconds >= self.max_seconds:
+            raise ValueError("min_seconds must be below max_seconds")
+        return self
+
+
+class StorageSpec(_Section):
+    """Where everything worth keeping goes."""
+
+    root: str = Field(
+        default_factory=lambda: os.environ.get("FOLDRAY_STORE", "./foldray-store"),
+        description="The store: a folder or s3://bucket/prefix. Default: $FOLDRAY_STORE or ./foldray-store.",
+    )
+
+
+class ModelSpec(_Section):
+    """The stock transformers model that is folded."""
+
+    family: Family = Field(description="Which kind of transformers CTC model.")
+    checkpoint: str | None = Field(
+        None, description="Folder or hub name of a stock checkpoint to start from; without one the model starts from random weights."
+    )
+    config: dict[str, Any] = Field(default_factory=dict, description="Fields of the model's transformers configuration.")
+    seed_layers: Literal["stepwise", "first"] = Field(
+        "stepwise", description="Which layers of a deeper checkpoint become the seed: evenly spaced, or the first ones."
+    )
+
+
+class FoldSpec(_Section):
+    """Which layers are stored and which depths they unfold to."""
+
+    num_layers: int = Field(description="Physical layers: the blocks whose weights are stored.")
+    depths: tuple[int, ...] = Field(description="Logical depths trained together, ascending; the first equals num_layers.")
+    order: Order = Field("in_place", description="0 0 1 1 2 2 (in_place), 0 1 2 0 1 2 (cycle), or cycles inside groups (group).")
+    groups: tuple[int, ...] = Field((), description="Sizes of the groups, for order=group.")
+    paths: tuple[tuple[int, ...], ...] = Field((), description="Explicit paths, one for each depth, instead of an order.")
+    keep_first: int = Field(0, description="Layers at the start that are used once at every depth.")
+    keep_last: int = Field(0, description="Layers at the end that are used once at every depth.")
+    private: Literal["none"] = Field("none", description="Parts of their own for each use of a layer.")
+
+    @model_validator(mode="after")
+    def _is_a_plan(self) -> "FoldSpec":
+        self.plan()
+        return self
+
+    def plan(self) -> FoldPlan:
+        """The fold plan these fields describe."""
+        return FoldPlan(
+            num_layers=self.num_layers,
+            depths=self.depths,
+            order=self.order,
+            keep_first=self.keep_first,
+            keep_last=self.keep_last,
+            groups=self.groups,
+            paths=self.paths,
+        )
+
+
+class LossSpec(_Section):
+    """CTC(deepest) + alpha * CTC(shallower) + beta * KL(deepest || shallower), arXiv 2505.21237."""
+
+    alpha: float = Field(1.0, ge=0, description="Weight of the CTC loss of each shallower depth.")
+    beta: float = Field(1.0, ge=0, description="Weight of the self-distillation KL from the deepest path to each shallower depth.")
+    temperature: float = Field(1.0, gt=0, description="Softens both distributions of the KL; its gradient is scaled back by the square.")
+
+
+class OptimSpec(_Section):
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    epochs: int | None = Field(None, ge=1, description="Length of the run in epochs; give either epochs or steps.")
+    steps: int | None = Field(None, ge=1, description="Length of the run in optimiser steps.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the rate rises.")
+    final_lr: float = Field(0.01, ge=0, le=1, description="Rate at the end, as a share of the peak.")
+    weight_decay: float = Field(0.01, ge=0, description="Decay of matrices; norms and biases are left alone.")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moment decay rates.")
+    clip_norm: float = Field(1.0, gt=0, description="Largest gradient norm of a step.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "OptimSpec":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give one of epochs and steps (set the other to null)")
+        return self
+
+
+class BatchSpec(_Section):
+    """Duration-bucketed batches; the same utterances make up a step whatever the number of workers."""
+
+    max_duration: float = Field(60.0, gt=0, description="Seconds of padded audio in one micro-batch.")
+    per_step: int = Field(2, ge=1, description="Micro-batches in one optimiser step, over all workers together.")
+    shortest_first: int = Field(0, ge=0, description="Epochs at the start whose batches go from short to long; eases CTC from scratch.")
+
+
+class AugmentSpec(_Section):
+    """SpecAugment (arXiv 1904.08779) on log-mel features; waveform families mask by their own configuration (mask_time_prob)."""
+
+    time_masks: int = Field(0, ge=0, description="Time masks on each utterance.")
+    time_mask_seconds: float = Field(0.3, gt=0, description="Longest time mask.")
+    time_mask_share: float = Field(0.2, gt=0, le=1, description="Longest time mask as a share of the utterance.")
+    frequency_masks: int = Field(0, ge=0, description="Frequency masks on each utterance.")
+    frequency_mask_bins: int = Field(12, ge=1, description="Widest frequency mask in mel bins.")
+
+
+class ScaleSpec(_Section):
+    """How much machine. Nothing here changes which utterances make up a step, so the hash leaves it out."""
+
+    workers: int = Field(2, ge=1, description="Training workers.")
+    use_gpu: bool = Field(False, description="One GPU for each worker.")
+    resources_per_worker: dict[str, float] = Field(default_factory=dict, description="Ray resources of one worker, such as {CPU: 4}.")
+    max_failures: int = Field(2, ge=0, description="Lost worker groups after which the run gives up.")
+
+
+class CheckpointSpec(_Section):
+    """When checkpoints are written and how many stay. Left out of the hash."""
+
+    every_steps: int = Field(200, ge=1, description="Steps between checkpoints.")
+    keep: int = Field(2, ge=1, description="Newest checkpoints that stay in the store.")
+
+
+class RunSpec(_Section):
+    """Everything that decides what a run computes, and where."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Name of the recipe or run: lower case, digits, '-', '_' and '.'.")
+    about: str = Field("", description="One line for `foldray recipes`.")
+    corpus: CorpusSpec
+    storage: StorageSpec = Field(default_factory=StorageSpec)
+    model: ModelSpec
+    fold: FoldSpec
+    loss: LossSpec = Field(default_factory=LossSpec)
+    optim: OptimSpec
+    batch: BatchSpec = Field(default_factory=BatchSpec)
+    augment: AugmentSpec = Field(default_factory=AugmentSpec)
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Autocast precision of training; 'auto' is bfloat16 where the device multiplies it natively."
+    )
+    scale: ScaleSpec = Field(default_factory=ScaleSpec)
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
+    seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
+
+    def spec_hash(self, corpus_id: str) -> str:
+        """Ten hex digits over every field that results depend on, and the identity of the prepared corpus."""
+        kept = self.model_dump(mode="json", exclude={"about", "storage", "scale", "checkpoint", "corpus"})
+        text = json.dumps({**kept, "corpus_id": corpus_id}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def run_id(self, corpus_id: str) -> str:
+        """Name and hash: the same spec on the same corpus resumes its run, another can never overwrite it."""
+        return f"{self.name}-{self.spec_hash(corpus_id)}"
+
+
+def build_spec(values: dict[str, Any], origin: str) -> RunSpec:
+    """Validate a mapping. Raises UserError with the dotted path of the first wrong field."""
+    try:
+        return RunSpec.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _explain(dict(first), origin) from None
+
+
+def _explain(error: dict[str, Any], origin: str) -> UserError:
+    where = ".".join(str(part) for part in error["loc"]) or origin
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return UserError(where, f"unknown field{_suggest(error['loc'])}")
+    if error["type"] == "missing":
+        return UserError(where, f"missing in {origin}; add it, or give {where}=… on the command line")
+    if error["type"] == "value_error" and ":" in message and where == "fold":
+        name, message = message.split(":", 1)
+        return UserError(f"fold.{name.strip()}", message.strip())
+    if error["type"] == "value_error":
+        return UserError(where, message)
+    return UserError(where, f"{message[0].lower()}{message[1:]} (got {error['input']!r})")
+
+
+def _suggest(location: tuple[str | int, ...]) -> str:
+    section: Any = RunSpec
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ""
+        section = annotation
+    names = list(section.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), names, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known here: {', '.join(names)}"
+
+
+def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A copy of `values` with dotted `key=value` pairs (YAML values) set in it. Raises UserError."""
+    merged: dict[str, Any] = json.loads(json.dumps(values))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(override, "an override is key=value, such as optim.lr=3e-4")
+        *sections, name = key.split(".")
+        target = merged
+        for section in sections:
+            if not isinstance(target.setdefault(section, {}), dict):
+                raise UserError(key, f"'{section}' is a value, not a section")
+            target = target[section]
+        target[name] = _parse_value(key, text)
+    return merged
+
+
+def _parse_value(key: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(key, f"'{text}' is not a YAML value; quote it") from None
+    return _with_numbers(value)
+
+
+def _with_numbers(value: Any) -> Any:
+    """YAML 1.1 reads 3e-4 as text; people mean the number."""
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, str) and "e" in value.lower() and value[:1] in "-+.0123456789":
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return number if math.isfinite(number) else value
+    return value
+
+
+def read_spec_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file. Raises UserError naming the file."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(str(path), f"not readable as YAML or JSON ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(values, dict):
+        raise UserError(str(path), "holds no mapping of spec fields")
+    checked = _with_numbers(values)
+    assert isinstance(checked, dict)
+    return checked

@@ -1,0 +1,171 @@
+"""Files by URI: a plain folder or `s3://…`, through one function and one set of verbs.
+
+S3 endpoint, region and credentials come from the usual AWS environment, never from a spec.
+"""
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from foldray.errors import UserError
+
+
+def absolute(uri: str) -> str:
+    """A URI or path as workers on any host of the run may use it: local paths become absolute."""
+    if "://" in uri and not uri.startswith("file://"):
+        return uri.rstrip("/")
+    return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+
+
+def is_local(uri: str) -> bool:
+    """Whether the URI is a plain folder or file of this machine."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def join(uri: str, *parts: str) -> str:
+    """Parts appended to a URI with single slashes."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """A pyarrow filesystem and the path inside it. Raises UserError for a URI no filesystem serves."""
+    from pyarrow import fs
+
+    if is_local(uri):
+        return fs.LocalFileSystem(), absolute(uri)
+    try:
+        found, path = fs.FileSystem.from_uri(uri)
+    except Exception as error:
+        raise UserError(uri, f"not a readable location ({_one_line(error)}); use a folder or s3://bucket/prefix") from None
+    return found, path
+
+
+def exists(uri: str) -> bool:
+    """Whether a file is there. Empty 'directories' of an object store do not count."""
+    from pyarrow import fs
+
+    found, path = filesystem(uri)
+    return bool(found.get_file_info(path).type == fs.FileType.File)
+
+
+def is_folder(uri: str) -> bool:
+    """Whether a folder (or a prefix with files under it) is there."""
+    from pyarrow import fs
+
+    found, path = filesystem(uri)
+    return bool(found.get_file_info(path).type == fs.FileType.Directory)
+
+
+def list_files(uri: str) -> list[str]:
+    """Names of the files directly under a folder, sorted; empty if it is not there."""
+    from pyarrow import fs
+
+    found, path = filesystem(uri)
+    infos = found.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == fs.FileType.File)
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly under a folder, sorted; empty if it is not there."""
+    from pyarrow import fs
+
+    found, path = filesystem(uri)
+    infos = found.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+
+
+def file_sizes(uris: Iterable[str]) -> list[int | None]:
+    """Bytes of each file, None where it is missing. All URIs must lie in one filesystem."""
+    from pyarrow import fs
+
+    wanted = list(uris)
+    if not wanted:
+        return []
+    found, _ = filesystem(wanted[0])
+    infos = found.get_file_info([filesystem_path(uri) for uri in wanted])
+    return [info.size if info.type == fs.FileType.File else None for info in infos]
+
+
+def filesystem_path(uri: str) -> str:
+    """The path of a URI inside its filesystem, without asking the filesystem."""
+    return absolute(uri) if is_local(uri) else uri.split("://", 1)[1].split("?", 1)[0]
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file. Raises FileNotFoundError."""
+    found, path = filesystem(uri)
+    with found.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file so that no reader ever sees half of it."""
+    found, path = filesystem(uri)
+    if not is_local(uri):
+        with found.open_output_stream(path) as stream:
+            stream.write(data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        part.write_bytes(data)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_json(uri: str) -> Any:
+    """A JSON file's value."""
+    return json.loads(read_bytes(uri))
+
+
+def write_json(uri: str, value: Any) -> None:
+    """A value as an indented JSON file, written whole."""
+    write_bytes(uri, (json.dumps(value, indent=1, sort_keys=False) + "\n").encode())
+
+
+def remove(uri: str) -> None:
+    """Delete one file if it is there."""
+    found, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        found.delete_file(path)
+
+
+def remove_folder(uri: str) -> None:
+    """Delete a folder and everything in it, if it is there."""
+    found, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        found.delete_dir(path)
+
+
+def upload(folder: Path, uri: str, last: str | None = None) -> None:
+    """Copy every file under a local folder to a URI; the file `last` after all others, as a mark of the whole."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for file in sorted(files, key=lambda path: path.name == last):
+        write_bytes(join(uri, file.relative_to(folder).as_posix()), file.read_bytes())
+
+
+def download(uri: str, folder: Path) -> None:
+    """Copy every file directly under a URI to a local folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in list_files(uri):
+        (folder / name).write_bytes(read_bytes(join(uri, name)))
+
+
+def check_writable(uri: str, field: str) -> None:
+    """Write and delete a probe. Raises UserError naming `field` when the location refuses."""
+    probe = join(uri, f".foldray-probe-{os.getpid()}")
+    try:
+        write_bytes(probe, b"probe")
+        remove(probe)
+    except Exception as error:
+        raise UserError(field, f"cannot write to {uri} ({_one_line(error)}); choose another location or mend its rights") from None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,114 @@
+"""What people see on the terminal: bars and tables. Everything but results goes to stderr."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+LINE_SECONDS = 15.0
+"""How often a terminal that is none (a log file, a job) gets a line of training progress."""
+
+errors = Console(stderr=True, highlight=False)
+output = Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    errors.print(text, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of done and total for the time of a block."""
+    columns = (TextColumn("{task.description:9}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn())
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
+        task = progress.add_task(what, total=1, start=True)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def training_bar() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar of loss per depth, audio seconds per second and time left, fed with metrics records."""
+    columns = (TextColumn("training "), BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}"))
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
+        task = progress.add_task("starting workers", total=1.0)
+        tracker = _Tracker()
+
+        def show(record: dict[str, Any]) -> None:
+            text = tracker.describe(record)
+            progress.update(task, completed=record["progress"], description=text)
+            if not errors.is_terminal and tracker.line_due():
+                say(f"training {record['progress']:4.0%}  {text}")
+
+        yield show
+        progress.update(task, completed=1.0)
+
+
+class _Tracker:
+    """Smooths speed and estimates the time left from progress since the first record of this attempt."""
+
+    def __init__(self) -> None:
+        self._began: tuple[float, float] | None = None
+        self._speed = 0.0
+        self._line = 0.0
+
+    def describe(self, record: dict[str, Any]) -> str:
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now, record["progress"]
+        speed = record["audio_seconds"] / max(record["seconds"], 1e-9)
+        self._speed = speed if not self._speed else 0.9 * self._speed + 0.1 * speed
+        losses = "  ".join(f"{depth}: {loss:.2f}" for depth, loss in record["ctc"].items())
+        return f"step {record['step']}  loss by depth  {losses}  {self._speed:.0f} audio s/s  {self._left(now, record)}"
+
+    def _left(self, now: float, record: dict[str, Any]) -> str:
+        assert self._began is not None
+        began, first = self._began
+        if record["progress"] <= first:
+            return ""
+        left = (now - began) * (1 - record["progress"]) / (record["progress"] - first)
+        return f"{int(left // 60)}:{int(left % 60):02d} left"
+
+    def line_due(self) -> bool:
+        due = time.monotonic() - self._line >= LINE_SECONDS
+        if due:
+            self._line = time.monotonic()
+        return due
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; columns whose values are numbers go right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        numeric = bool(rows) and all(row[i][:1] in "-+.0123456789" and row[i] for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=column in ("run", "wer"))
+    for row in rows:
+        table.add_row(*row)
+    output.print(table)
+
+
+def result_table(rows: Sequence[dict[str, Any]], *, with_run: bool = False) -> None:
+    """Result rows, one line each."""
+    columns = (["run"] if with_run else []) + [
+        "depth", "wer", "cer", "path", "stored params", "unshared params", "saved", "MMACs/s", "rtfx", "test",
+    ]  # fmt: skip
+    print_table("", columns, [([row["run_id"]] if with_run else []) + _cells(row) for row in rows])
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        str(row["depth"]),
+        f"{row['wer']:.1%}",
+        f"{row['cer']:.1%}",
+        row["path"],
+        f"{row['params_stored']:,}",
+        f"{row['params_unrolled']:,}",
+        f"{1 - row['params_stored'] / row['params_unrolled']:.1%}",
+        f"{row['macs_per_audio_second'] / 1e6:,.0f}",
+        f"{row['rtfx']:.0f}",
+        f"{row['corpus']}/{row['split']} ({row['num_utterances']} utt)",
+    ]

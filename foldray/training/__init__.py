@@ -1,0 +1,1 @@
+"""The only training loop, its checkpoints, and how Ray Train runs it."""

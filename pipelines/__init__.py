@@ -1,0 +1,1 @@
+"""Entry points for Ray jobs, one a stage; the same arguments as `foldray STAGE`."""

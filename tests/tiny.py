@@ -1,0 +1,63 @@
+"""Tiny stock models with random weights, one for each family, and padded inputs for them."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from foldray.models import FAMILIES, SAMPLE_RATE, output_frames, whole_frames
+from foldray.pretrained import build_extractor, stock_config
+from foldray.spec import ModelSpec
+
+VOCABULARY = ["<pad>", "<unk>", "|", *"ABCDEFG"]
+
+_WAVEFORM = {
+    "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "conv_dim": [16, 16, 16],
+    "conv_kernel": [10, 8, 4], "conv_stride": [5, 8, 8], "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
+}  # fmt: skip
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "parakeet": ("parakeet", {
+        "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "conv_kernel_size": 9,
+        "num_mel_bins": 40, "subsampling_factor": 4, "subsampling_conv_channels": 8,
+    }),
+    "wav2vec2-bert": ("wav2vec2-bert", {
+        "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "feature_projection_input_dim": 320,
+        "conv_depthwise_kernel_size": 9, "apply_spec_augment": False,
+    }),
+    "wav2vec2": ("wav2vec2", _WAVEFORM),
+    "wav2vec2-stable": ("wav2vec2", {**_WAVEFORM, "do_stable_layer_norm": True, "feat_extract_norm": "layer"}),
+    "hubert": ("hubert", _WAVEFORM),
+    "hubert-stable": ("hubert", {**_WAVEFORM, "do_stable_layer_norm": True, "feat_extract_norm": "layer"}),
+}  # fmt: skip
+
+
+def tiny_spec(name: str) -> ModelSpec:
+    family, config = CONFIGS[name]
+    return ModelSpec(family=family, config=config)
+
+
+def tiny_model(name: str, num_layers: int = 3) -> PreTrainedModel:
+    spec = tiny_spec(name)
+    from foldray import pretrained
+
+    torch.manual_seed(0)
+    model = pretrained._transformers(FAMILIES[spec.family].model)(
+        stock_config(spec, num_layers, len(VOCABULARY))
+    )
+    return model.eval()
+
+
+def noise(seconds: float, seed: int = 0) -> torch.Tensor:
+    return torch.randn(int(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(seed)) * 0.1
+
+
+def inputs_for(model: PreTrainedModel, waveforms: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the stock extractor makes of the waveforms, padded to the longest."""
+    extractor = build_extractor(model)
+    made = extractor([whole_frames(model, w.numpy()) for w in waveforms], sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt")
+    return {key: value for key, value in made.items() if key in ("input_values", "input_features", "attention_mask")}
+
+
+def frames_for(model: PreTrainedModel, waveforms: list[torch.Tensor]) -> list[int]:
+    return output_frames(model, [len(w) for w in waveforms])
