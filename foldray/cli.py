@@ -212,7 +212,7 @@ def results(
     if as_json:
         _emit({"rows": rows})
     elif rows:
-        result_table(rows, with_run=True)
+        result_table(rows)
     else:
         say(f"no results in {store} yet; `foldray run quickstart` makes some")
 
@@ -278,7 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Typer carries its own copy of click, so its usage errors have no public base class.
         if not hasattr(error, "format_message"):
             raise
-        hint = f"foldray {given[0]} --help" if given and not given[0].startswith("-") else "foldray --help"
+        known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+        hint = f"foldray {given[0]} --help" if given and given[0] in known else "foldray --help"
         _fail(given, "foldray", f"{error.format_message()} (see `{hint}`)")
     else:
         if isinstance(status, int) and status:

@@ -257,7 +257,8 @@ def save_processor(model: nn.Module, vocabulary: Sequence[str], folder: Path) ->
     build_extractor(model).save_pretrained(folder)
     vocab = folder / VOCABULARY_FILE
     vocab.write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}, ensure_ascii=False))
-    _transformers("Wav2Vec2CTCTokenizer")(str(vocab), unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
+    tokens = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": None, "eos_token": None}
+    _transformers("Wav2Vec2CTCTokenizer")(str(vocab), **tokens).save_pretrained(folder)
 
 
 def build_extractor(model: nn.Module) -> Any:

@@ -1,5 +1,6 @@
 """What people see on the terminal: bars and tables. Everything but results goes to stderr."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ LINE_SECONDS = 15.0
 """How often a terminal that is none (a log file, a job) gets a line of training progress."""
 
 errors = Console(stderr=True, highlight=False)
-output = Console(highlight=False)
+output = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 def say(text: str) -> None:
@@ -82,21 +83,24 @@ class _Tracker:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; columns whose values are numbers go right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(row[i][:1] in "-+.0123456789" and row[i] for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=column in ("run", "wer"))
+        table.add_column(column, justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*row)
     output.print(table)
 
 
-def result_table(rows: Sequence[dict[str, Any]], *, with_run: bool = False) -> None:
-    """Result rows, one line each."""
-    columns = (["run"] if with_run else []) + [
-        "depth", "wer", "cer", "path", "stored params", "unshared params", "saved", "MMACs/s", "rtfx", "test",
-    ]  # fmt: skip
-    print_table("", columns, [([row["run_id"]] if with_run else []) + _cells(row) for row in rows])
+def result_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Result rows, a table for each run and test set."""
+    tables: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        tables.setdefault((row["run_id"], row["corpus"], row["split"]), []).append(row)
+    columns = ("depth", "WER", "CER", "path", "stored", "unshared", "saved", "MMACs/s", "RTFx")
+    for (run_id, corpus, split), members in tables.items():
+        title = f"{run_id} on {corpus} {split}, {members[0]['num_utterances']} utterances"
+        print_table(title, columns, [_cells(row) for row in sorted(members, key=lambda row: row["depth"])])
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -105,10 +109,9 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['wer']:.1%}",
         f"{row['cer']:.1%}",
         row["path"],
-        f"{row['params_stored']:,}",
-        f"{row['params_unrolled']:,}",
+        f"{row['params_stored'] / 1e6:.2f} M",
+        f"{row['params_unrolled'] / 1e6:.2f} M",
         f"{1 - row['params_stored'] / row['params_unrolled']:.1%}",
         f"{row['macs_per_audio_second'] / 1e6:,.0f}",
         f"{row['rtfx']:.0f}",
-        f"{row['corpus']}/{row['split']} ({row['num_utterances']} utt)",
     ]

@@ -1,7 +1,58 @@
-"""One thread a process: tiny models lose more to threads than they gain, and two cores are shared."""
+"""Shared fixtures: a small spoken corpus, and its prepared form made without Ray."""
 
 import os
 
+# One thread a process: tiny models lose more to threads than they gain, and two cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foldray.data import prepare as preparation
+from foldray.data.builtin import write_builtin_corpus
+from foldray.data.manifest import Manifest
+from foldray.spec import CorpusSpec
+
+AN4 = Path(__file__).parents[2] / "shared" / "data" / "an4"
+
+
+def prepare_serially(spec: CorpusSpec, root: Path) -> tuple[str, Manifest]:
+    """`prepare` with its shard tasks run one after the other in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "_write_shards", _write_serially)
+        return preparation.prepare(spec, str(root))
+
+
+def _write_serially(tasks: list[Any], folder: str, on_progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+    summaries = []
+    for task in tasks:
+        summaries.append(preparation.write_shard(task, folder))
+        on_progress(len(summaries), len(tasks))
+    return summaries
+
+
+@pytest.fixture(scope="session")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL corpus of about a hundred seconds of training speech and twenty of test speech."""
+    folder = tmp_path_factory.mktemp("spoken") / "voices"
+    write_builtin_corpus(folder, train_minutes=1.6, test_minutes=0.3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Manifest]:
+    """The spoken corpus in shards; row groups of ten seconds, so that there are several."""
+    spec = CorpusSpec(path=str(spoken), row_group_seconds=10, shard_minutes=0.5, valid_fraction=0.1)
+    return prepare_serially(spec, tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def own_corpus(spoken: Path, tmp_path: Path) -> Path:
+    """A copy of the spoken corpus that a test may damage."""
+    return Path(shutil.copytree(spoken, tmp_path / "voices"))

@@ -32,6 +32,7 @@ from foldray.data.manifest import (
 )
 from foldray.data.text import character_vocabulary, normalise
 from foldray.errors import UserError
+from foldray.session import start_ray
 from foldray.spec import CorpusSpec
 
 BUCKETS = 8
@@ -158,11 +159,10 @@ def _write_shards(
     tasks: list[ShardTask], folder: str, on_progress: Callable[[int, int], None]
 ) -> list[dict[str, Any]]:
     """Summaries of all shards in the order of the tasks; Ray Data spreads the tasks over the cluster."""
-    import ray
-
     rows = [{"number": i, "task": _dump_task(task), "folder": folder} for i, task in enumerate(tasks)]
     if not rows:
         return []
+    ray = start_ray()
     written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_write_shard_row)
     summaries: dict[int, dict[str, Any]] = {}
     for row in written.iter_rows():
