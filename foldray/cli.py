@@ -15,8 +15,7 @@ from foldray.terminal import output, print_table, result_table, say
 
 app = typer.Typer(
     name="foldray",
-    help="Fold speech models: one file of the seed's size serves every depth.\n\n"
-    "Start with: foldray run quickstart",
+    help="Fold speech models: one file of the seed's size serves every depth.\n\nStart with: foldray run quickstart",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

@@ -18,7 +18,6 @@ from foldray.errors import UserError
 from foldray.folding.stack import FoldedStack
 from foldray.plan import FoldPlan
 
-SAMPLE_RATE = 16_000
 MEL_BINS = 80
 
 
@@ -45,13 +44,26 @@ class Family:
 FAMILIES = {
     family.name: family
     for family in (
-        Family("parakeet", "ParakeetForCTC", "ParakeetCTCConfig", "ParakeetFeatureExtractor", "encoder", "ctc_head", "input_features"),
-        Family("wav2vec2-bert", "Wav2Vec2BertForCTC", "Wav2Vec2BertConfig", "SeamlessM4TFeatureExtractor", "wav2vec2_bert.encoder", "lm_head", "input_features"),
-        Family("wav2vec2", "Wav2Vec2ForCTC", "Wav2Vec2Config", "Wav2Vec2FeatureExtractor", "wav2vec2.encoder", "lm_head", "input_values", ("quantizer.", "project_hid.", "project_q.")),
-        Family("hubert", "HubertForCTC", "HubertConfig", "Wav2Vec2FeatureExtractor", "hubert.encoder", "lm_head", "input_values"),
+        Family(
+            name="parakeet", model="ParakeetForCTC", config="ParakeetCTCConfig", extractor="ParakeetFeatureExtractor",
+            encoder="encoder", head="ctc_head", inputs="input_features",
+        ),
+        Family(
+            name="wav2vec2-bert", model="Wav2Vec2BertForCTC", config="Wav2Vec2BertConfig",
+            extractor="SeamlessM4TFeatureExtractor", encoder="wav2vec2_bert.encoder", head="lm_head",
+            inputs="input_features",
+        ),
+        Family(
+            name="wav2vec2", model="Wav2Vec2ForCTC", config="Wav2Vec2Config", extractor="Wav2Vec2FeatureExtractor",
+            encoder="wav2vec2.encoder", head="lm_head", inputs="input_values",
+            surplus=("quantizer.", "project_hid.", "project_q."),
+        ),
+        Family(
+            name="hubert", model="HubertForCTC", config="HubertConfig", extractor="Wav2Vec2FeatureExtractor",
+            encoder="hubert.encoder", head="lm_head", inputs="input_values",
+        ),
     )
 }  # fmt: skip
-
 
 
 def family_of(model: nn.Module) -> Family:
@@ -94,7 +106,7 @@ def unroll(model: PreTrainedModel, depth: int) -> PreTrainedModel:
     encoder_config(stock).num_hidden_layers = depth
     for module in stock.modules():
         if type(module) is FixedBatchNorm:
-            module.__class__ = nn.BatchNorm1d
+            module.__class__ = nn.BatchNorm1d  # type: ignore[assignment]
     return stock
 
 

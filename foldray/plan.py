@@ -113,6 +113,4 @@ class FoldPlan:
 def _in_place(layers: Sequence[int], length: int) -> tuple[int, ...]:
     repeats, extra = divmod(length, len(layers))
     first_extra = len(layers) - extra
-    return tuple(
-        layer for i, layer in enumerate(layers) for _ in range(repeats + (1 if i >= first_extra else 0))
-    )
+    return tuple(layer for i, layer in enumerate(layers) for _ in range(repeats + (1 if i >= first_extra else 0)))

@@ -21,7 +21,6 @@ from foldray.folding.seed import seed_layers
 from foldray.models import (
     FAMILIES,
     MEL_BINS,
-    SAMPLE_RATE,
     Family,
     encoder_config,
     family_of,
@@ -30,7 +29,7 @@ from foldray.models import (
     stack_of,
 )
 from foldray.plan import FoldPlan
-from foldray.spec import ModelSpec
+from foldray.spec import SAMPLE_RATE, ModelSpec
 
 FOLD_FILE = "fold.json"
 VOCABULARY_FILE = "vocab.json"
@@ -130,7 +129,9 @@ def _checkpoint_config(family: Family, checkpoint: str) -> Any:
     try:
         config = _transformers("AutoConfig").from_pretrained(checkpoint)
     except Exception as error:
-        raise UserError("model.checkpoint", f"{checkpoint} does not open: {' '.join(str(error).split())[:160]}") from None
+        raise UserError(
+            "model.checkpoint", f"{checkpoint} does not open: {' '.join(str(error).split())[:160]}"
+        ) from None
     if type(config).__name__ != family.config:
         raise UserError("model.checkpoint", f"{checkpoint} is a {config.model_type}, not model.family={family.name}")
     return config
@@ -147,7 +148,9 @@ def _from_pretrained(family: Family, checkpoint: str, config: Any) -> tuple[PreT
             output_loading_info=True,
         )
     except Exception as error:
-        raise UserError("model.checkpoint", f"{checkpoint} does not load: {' '.join(str(error).split())[:160]}") from None
+        raise UserError(
+            "model.checkpoint", f"{checkpoint} does not load: {' '.join(str(error).split())[:160]}"
+        ) from None
     return model, report
 
 
@@ -195,7 +198,8 @@ def load_model(uri: str, depth: int | None = None) -> PreTrainedModel:
     fold(model, plan)
     if depth is not None:
         set_depths(model, [depth])
-    return model.eval()
+    model.eval()
+    return model
 
 
 class LocalFolder:
@@ -277,7 +281,9 @@ def build_extractor(model: nn.Module) -> Any:
 
 
 def _transformers(name: str) -> Any:
-    return getattr(importlib.import_module("transformers"), name)
+    library = importlib.import_module("transformers")
+    library.logging.disable_progress_bar()
+    return getattr(library, name)
 
 
 # --- Accounting ------------------------------------------------------------------------------------
@@ -298,7 +304,8 @@ def costs_of(model: PreTrainedModel) -> list[DepthCost]:
 
 
 def _costs(shape: PreTrainedModel, plan: FoldPlan) -> list[DepthCost]:
-    model = fold(shape, plan).eval()
+    model = fold(shape, plan)
+    model.eval()
     return depth_costs(model, stack_of(model), _meta_inputs(model), MACS_SECONDS)
 
 

@@ -16,6 +16,8 @@ from foldray.plan import FoldPlan, Order
 
 Family = Literal["parakeet", "wav2vec2-bert", "wav2vec2", "hubert"]
 BUILTIN_CORPUS = "builtin"
+SAMPLE_RATE = 16_000
+"""Samples a second of all prepared audio; every speech encoder here was trained at it."""
 
 
 class _Section(BaseModel):
@@ -25,20 +27,32 @@ class _Section(BaseModel):
 class CorpusSpec(_Section):
     """Which audio, and what is kept of it."""
 
-    path: str = Field(description="A folder or URI with the corpus; 'builtin' is the spoken corpus foldray makes itself.")
-    layout: Literal["auto", "jsonl"] = Field("auto", description="How the corpus is laid out; 'auto' looks and says what it found.")
-    splits: tuple[str, ...] = Field(
-        ("train", "valid", "test"), description="Splits to prepare; a missing 'valid' is carved from 'train' by speaker."
+    path: str = Field(
+        description="A folder or URI with the corpus; 'builtin' is the spoken corpus foldray makes itself."
     )
-    valid_fraction: float = Field(0.05, ge=0.0, lt=0.5, description="Share of 'train' carved off as 'valid' where there is none.")
+    layout: Literal["auto", "jsonl"] = Field(
+        "auto", description="How the corpus is laid out; 'auto' looks and says what it found."
+    )
+    splits: tuple[str, ...] = Field(
+        ("train", "valid", "test"),
+        description="Splits to prepare; a missing 'valid' is carved from 'train' by speaker.",
+    )
+    valid_fraction: float = Field(
+        0.05, ge=0.0, lt=0.5, description="Share of 'train' carved off as 'valid' where there is none."
+    )
     text: Literal["english", "unicode"] = Field(
-        "english", description="Text normalisation: 'english' keeps A-Z and apostrophe, 'unicode' every letter, mark and digit."
+        "english",
+        description="Text normalisation: 'english' keeps A-Z and apostrophe, 'unicode' every letter, mark and digit.",
     )
     min_seconds: float = Field(0.3, gt=0, description="Shorter utterances are quarantined.")
     max_seconds: float = Field(30.0, gt=0, description="Longer utterances are quarantined.")
-    max_quarantine: float = Field(0.05, ge=0, le=1, description="Share of quarantined utterances above which preparation stops.")
+    max_quarantine: float = Field(
+        0.05, ge=0, le=1, description="Share of quarantined utterances above which preparation stops."
+    )
     shard_minutes: float = Field(15.0, gt=0, description="Minutes of audio in one shard.")
-    row_group_seconds: float = Field(60.0, gt=0, description="Seconds of audio in one row group, the unit of reading and shuffling.")
+    row_group_seconds: float = Field(
+        60.0, gt=0, description="Seconds of audio in one row group, the unit of reading and shuffling."
+    )
 
     @model_validator(mode="after")
     def _has_train(self) -> "CorpusSpec":
@@ -61,11 +75,15 @@ class ModelSpec(_Section):
 
     family: Family = Field(description="Which kind of transformers CTC model.")
     checkpoint: str | None = Field(
-        None, description="Folder or hub name of a stock checkpoint to start from; without one the model starts from random weights."
+        None,
+        description="Folder or hub name of a stock checkpoint to start from; without one, random weights.",
     )
-    config: dict[str, Any] = Field(default_factory=dict, description="Fields of the model's transformers configuration.")
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="Fields of the model's transformers configuration."
+    )
     seed_layers: Literal["stepwise", "first"] = Field(
-        "stepwise", description="Which layers of a deeper checkpoint become the seed: evenly spaced, or the first ones."
+        "stepwise",
+        description="Which layers of a deeper checkpoint become the seed: evenly spaced, or the first ones.",
     )
 
 
@@ -73,10 +91,17 @@ class FoldSpec(_Section):
     """Which layers are stored and which depths they unfold to."""
 
     num_layers: int = Field(description="Physical layers: the blocks whose weights are stored.")
-    depths: tuple[int, ...] = Field(description="Logical depths trained together, ascending; the first equals num_layers.")
-    order: Order = Field("in_place", description="0 0 1 1 2 2 (in_place), 0 1 2 0 1 2 (cycle), or cycles inside groups (group).")
+    depths: tuple[int, ...] = Field(
+        description="Logical depths trained together, ascending; the first equals num_layers."
+    )
+    order: Order = Field(
+        "in_place",
+        description="0 0 1 1 2 2 (in_place), 0 1 2 0 1 2 (cycle), or cycles inside groups (group).",
+    )
     groups: tuple[int, ...] = Field((), description="Sizes of the groups, for order=group.")
-    paths: tuple[tuple[int, ...], ...] = Field((), description="Explicit paths, one for each depth, instead of an order.")
+    paths: tuple[tuple[int, ...], ...] = Field(
+        (), description="Explicit paths, one for each depth, instead of an order."
+    )
     keep_first: int = Field(0, description="Layers at the start that are used once at every depth.")
     keep_last: int = Field(0, description="Layers at the end that are used once at every depth.")
     private: Literal["none"] = Field("none", description="Parts of their own for each use of a layer.")
@@ -103,8 +128,16 @@ class LossSpec(_Section):
     """CTC(deepest) + alpha * CTC(shallower) + beta * KL(deepest || shallower), arXiv 2505.21237."""
 
     alpha: float = Field(1.0, ge=0, description="Weight of the CTC loss of each shallower depth.")
-    beta: float = Field(1.0, ge=0, description="Weight of the self-distillation KL from the deepest path to each shallower depth.")
-    temperature: float = Field(1.0, gt=0, description="Softens both distributions of the KL; its gradient is scaled back by the square.")
+    beta: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the self-distillation KL from the deepest path to each shallower depth.",
+    )
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="Softens both distributions of the KL; its gradient is scaled back by the square.",
+    )
 
 
 class OptimSpec(_Section):
@@ -131,12 +164,19 @@ class BatchSpec(_Section):
 
     max_duration: float = Field(60.0, gt=0, description="Seconds of padded audio in one micro-batch.")
     per_step: int = Field(2, ge=1, description="Micro-batches in one optimiser step, over all workers together.")
-    shortest_first: int = Field(0, ge=0, description="Epochs at the start whose batches go from short to long; eases CTC from scratch.")
+    shortest_first: int = Field(
+        0,
+        ge=0,
+        description="Epochs at the start whose batches go from short to long; eases CTC from scratch.",
+    )
 
 
 class AugmentSpec(_Section):
-    """SpecAugment (arXiv 1904.08779) on log-mel features; waveform families mask by their own configuration (mask_time_prob)."""
+    """SpecAugment (arXiv 1904.08779) on log-mel features; waveform families mask by `mask_time_prob`."""
 
+    from_epoch: int = Field(
+        0, ge=0, description="First epoch with masks: from the start they keep CTC from scratch on its plateau."
+    )
     time_masks: int = Field(0, ge=0, description="Time masks on each utterance.")
     time_mask_seconds: float = Field(0.3, gt=0, description="Longest time mask.")
     time_mask_share: float = Field(0.2, gt=0, le=1, description="Longest time mask as a share of the utterance.")
@@ -149,7 +189,9 @@ class ScaleSpec(_Section):
 
     workers: int = Field(2, ge=1, description="Training workers.")
     use_gpu: bool = Field(False, description="One GPU for each worker.")
-    resources_per_worker: dict[str, float] = Field(default_factory=dict, description="Ray resources of one worker, such as {CPU: 4}.")
+    resources_per_worker: dict[str, float] = Field(
+        default_factory=dict, description="Ray resources of one worker, such as {CPU: 4}."
+    )
     max_failures: int = Field(2, ge=0, description="Lost worker groups after which the run gives up.")
 
 
@@ -163,21 +205,25 @@ class CheckpointSpec(_Section):
 class RunSpec(_Section):
     """Everything that decides what a run computes, and where."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Name of the recipe or run: lower case, digits, '-', '_' and '.'.")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]*$",
+        description="Name of the recipe or run: lower case, digits, '-', '_' and '.'.",
+    )
     about: str = Field("", description="One line for `foldray recipes`.")
     corpus: CorpusSpec
-    storage: StorageSpec = Field(default_factory=StorageSpec)
+    storage: StorageSpec = Field(default_factory=lambda: StorageSpec())
     model: ModelSpec
     fold: FoldSpec
-    loss: LossSpec = Field(default_factory=LossSpec)
+    loss: LossSpec = LossSpec()
     optim: OptimSpec
-    batch: BatchSpec = Field(default_factory=BatchSpec)
-    augment: AugmentSpec = Field(default_factory=AugmentSpec)
+    batch: BatchSpec = BatchSpec()
+    augment: AugmentSpec = AugmentSpec()
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Autocast precision of training; 'auto' is bfloat16 where the device multiplies it natively."
+        "auto",
+        description="Autocast precision of training; 'auto' is bfloat16 where the device multiplies it natively.",
     )
-    scale: ScaleSpec = Field(default_factory=ScaleSpec)
-    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
+    scale: ScaleSpec = ScaleSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
     seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
 
     def spec_hash(self, corpus_id: str) -> str:

@@ -18,7 +18,10 @@ from foldray.terminal import counting, say, training_bar
 def check_before_start(spec: RunSpec) -> None:
     """Refuse what can be known to fail before Ray starts. Raises UserError naming the field."""
     if spec.corpus.path != BUILTIN_CORPUS and not storage.is_folder(storage.absolute(spec.corpus.path)):
-        raise UserError("corpus.path", f"{spec.corpus.path} is not there; give corpus.path=FOLDER with train.jsonl and test.jsonl")
+        raise UserError(
+            "corpus.path",
+            f"{spec.corpus.path} is not there; give corpus.path=FOLDER with train.jsonl and test.jsonl",
+        )
     storage.check_writable(storage.absolute(spec.storage.root), "storage.root")
 
 
@@ -169,7 +172,7 @@ def _result_rows(
     }
     rows = [_row(score, costs[score.depth], shared) for score in scores]
     said = [(score.depth, utterance) for score in scores for utterance in score.utterances]
-    place = {"run_id": found.name, "corpus": manifest.corpus_id, "split": split}
+    place: dict[str, Any] = {"run_id": found.name, "corpus": manifest.corpus_id, "split": split}
     return rows, [Hypothesis(depth=depth, **place, **vars(utterance)) for depth, utterance in said]
 
 
@@ -199,7 +202,12 @@ def _provenance(run: str | None) -> dict[str, Any]:
     """What the run says of itself; zeros and blanks for a folder without a run."""
     if run is None:
         nothing = dict.fromkeys(("recipe", "versions", "git_commit", "spec_hash"), "")
-        return {**nothing, **dict.fromkeys(("alpha", "beta", "train_seconds", "train_audio_seconds"), 0.0), "step": 0, "seed": 0}
+        return {
+            **nothing,
+            **dict.fromkeys(("alpha", "beta", "train_seconds", "train_audio_seconds"), 0.0),
+            "step": 0,
+            "seed": 0,
+        }
     spec = read_run_spec(run)
     facts = storage.read_json(storage.join(run, "run.json"))
     metrics = read_metrics(run)

@@ -40,7 +40,9 @@ def filesystem(uri: str) -> tuple[Any, str]:
     try:
         found, path = fs.FileSystem.from_uri(uri)
     except Exception as error:
-        raise UserError(uri, f"not a readable location ({_one_line(error)}); use a folder or s3://bucket/prefix") from None
+        raise UserError(
+            uri, f"not a readable location ({_one_line(error)}); use a folder or s3://bucket/prefix"
+        ) from None
     return found, path
 
 
@@ -164,7 +166,9 @@ def check_writable(uri: str, field: str) -> None:
         write_bytes(probe, b"probe")
         remove(probe)
     except Exception as error:
-        raise UserError(field, f"cannot write to {uri} ({_one_line(error)}); choose another location or mend its rights") from None
+        raise UserError(
+            field, f"cannot write to {uri} ({_one_line(error)}); choose another location or mend its rights"
+        ) from None
 
 
 def _one_line(error: BaseException) -> str:

@@ -25,7 +25,12 @@ def say(text: str) -> None:
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar of done and total for the time of a block."""
-    columns = (TextColumn("{task.description:9}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:9}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
         task = progress.add_task(what, total=1, start=True)
         yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -34,7 +39,12 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def training_bar() -> Iterator[Callable[[dict[str, Any]], None]]:
     """A bar of loss per depth, audio seconds per second and time left, fed with metrics records."""
-    columns = (TextColumn("training "), BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}"))
+    columns = (
+        TextColumn("training "),
+        BarColumn(bar_width=20),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
         task = progress.add_task("starting workers", total=1.0)
         tracker = _Tracker()

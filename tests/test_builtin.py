@@ -47,7 +47,7 @@ def test_durations_are_those_of_the_files(corpus: Path) -> None:
             assert row["duration"] == pytest.approx(info.frames / info.samplerate, abs=1e-4)
             assert builtin.MIN_SECONDS <= row["duration"] <= builtin.MAX_SECONDS
         total = sum(row["duration"] for row in rows(corpus, split))
-        assert seconds <= total + 0.01 and total <= seconds + builtin.MAX_SECONDS
+        assert seconds - 0.01 <= total <= seconds + builtin.MAX_SECONDS
 
 
 def test_no_speaker_and_no_sentence_is_in_both_splits(corpus: Path) -> None:
@@ -79,9 +79,7 @@ def test_the_name_depends_on_every_argument_and_on_nothing_else() -> None:
     assert names[0] == builtin.builtin_corpus_id(0, 46.0, 6.0)
 
 
-def test_without_the_extra_the_message_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_extra_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     with pytest.raises(ImportError, match=r"pip install 'foldray\[demo\]'"):
         write(tmp_path)

@@ -119,8 +119,13 @@ def _without_dropout(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def test_a_folded_model_prints_its_stored_layers_once() -> None:
+    text = repr(fold(tiny_model("wav2vec2"), PLANS["in_place"]))
+    assert text.count("EncoderLayer(") == 3
+
+
 def test_a_class_without_a_family_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match="Linear.*can't be folded"):
+    with pytest.raises(UserError, match=r"Linear.*can't be folded"):
         fold(torch.nn.Linear(2, 2), PLANS["in_place"])  # type: ignore[arg-type]
 
 

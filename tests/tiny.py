@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from foldray.models import FAMILIES, SAMPLE_RATE, output_frames, whole_frames
+from foldray.models import FAMILIES, output_frames, whole_frames
 from foldray.pretrained import build_extractor, stock_config
-from foldray.spec import ModelSpec
+from foldray.spec import SAMPLE_RATE, ModelSpec
 
 VOCABULARY = ["<pad>", "<unk>", "|", *"ABCDEFG"]
 
@@ -42,9 +42,7 @@ def tiny_model(name: str, num_layers: int = 3) -> PreTrainedModel:
     from foldray import pretrained
 
     torch.manual_seed(0)
-    model = pretrained._transformers(FAMILIES[spec.family].model)(
-        stock_config(spec, num_layers, len(VOCABULARY))
-    )
+    model = pretrained._transformers(FAMILIES[spec.family].model)(stock_config(spec, num_layers, len(VOCABULARY)))
     return model.eval()
 
 
@@ -55,7 +53,12 @@ def noise(seconds: float, seed: int = 0) -> torch.Tensor:
 def inputs_for(model: PreTrainedModel, waveforms: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """What the stock extractor makes of the waveforms, padded to the longest."""
     extractor = build_extractor(model)
-    made = extractor([whole_frames(model, w.numpy()) for w in waveforms], sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt")
+    made = extractor(
+        [whole_frames(model, w.numpy()) for w in waveforms],
+        sampling_rate=SAMPLE_RATE,
+        padding=True,
+        return_tensors="pt",
+    )
     return {key: value for key, value in made.items() if key in ("input_values", "input_features", "attention_mask")}
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-SAMPLE_RATE = 16_000
+from foldray.spec import SAMPLE_RATE
+
 SILENCE_PEAK = 1e-4  # -80 dB of full scale: below the noise of any microphone
 
 
@@ -41,12 +42,21 @@ def _read(data: bytes) -> tuple[npt.NDArray[np.float32], int, int]:
     if not data:
         raise BadAudioError("empty_file", "0 bytes")
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            # Some formats cannot say how long they are; they promise the largest integer.
-            promised = file.frames if file.frames < 2**40 else 0
-            return file.read(dtype="float32", always_2d=True), file.samplerate, promised
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise BadAudioError("unreadable", " ".join(str(error).split())[:160]) from None
+        file = soundfile.SoundFile(io.BytesIO(data))
+    except soundfile.LibsndfileError as error:
+        raise BadAudioError("unreadable", _one_line(error)) from None
+    with file:
+        try:
+            samples_TC = file.read(dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:  # the header was whole, the rest is not
+            raise BadAudioError("truncated", _one_line(error)) from None
+        # Some formats cannot say how long they are; they promise the largest integer.
+        promised = file.frames if file.frames < 2**40 else 0
+        return samples_TC, file.samplerate, promised
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _resample(mono_T: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float32]:

@@ -134,9 +134,7 @@ def speakers(split: str) -> tuple[str, ...]:
     pairs = [(a, v) for a in range(len(ACCENTS)) for v in range(len(VARIANTS))]
     names = list(ACCENTS)
     held_out = split == "test"
-    return tuple(
-        f"{names[a]}_{VARIANTS[v]}" for a, v in pairs if ((a + v) % TEST_SPEAKER_SHARE == 0) == held_out
-    )
+    return tuple(f"{names[a]}_{VARIANTS[v]}" for a, v in pairs if ((a + v) % TEST_SPEAKER_SHARE == 0) == held_out)
 
 
 def _write_audio(folder: Path, split: str, seed: int, seconds: float) -> list[dict[str, Any]]:

@@ -51,7 +51,10 @@ class Corpus:
 
 
 def find_corpus(spec: CorpusSpec, root: str) -> Corpus:
-    """What there is to prepare; `root` is the store, which keeps the built-in corpus. Raises UserError naming `corpus.path`, or the file and row that is wrong."""
+    """What there is to prepare; `root` is the store, which keeps the built-in corpus.
+
+    Raises UserError naming `corpus.path`, or the file and row that is wrong.
+    """
     if spec.path == BUILTIN_CORPUS:
         folder, name = _builtin_folder(root), "builtin"
     else:
@@ -199,6 +202,5 @@ def _replace_split(utterance: Utterance, split: str) -> Utterance:
 def _with_sizes(utterances: list[Utterance]) -> list[Utterance]:
     sizes = storage.file_sizes([utterance.audio for utterance in utterances])
     return [
-        Utterance(**{**asdict(utterance), "bytes": size})
-        for utterance, size in zip(utterances, sizes, strict=True)
+        Utterance(**{**asdict(utterance), "bytes": size}) for utterance, size in zip(utterances, sizes, strict=True)
     ]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from foldray.data.audio import SAMPLE_RATE
 from foldray.data.manifest import SplitIndex
 from foldray.errors import UserError
+from foldray.spec import SAMPLE_RATE
 
 MicroBatch = npt.NDArray[np.int64]
 """Positions in the index, one for each utterance."""
@@ -32,7 +32,13 @@ class EpochPlan:
 
 
 def plan_epoch(
-    index: SplitIndex, *, seed: int, epoch: int, max_duration: float, per_step: int, shortest_first: bool = False
+    index: SplitIndex,
+    *,
+    seed: int,
+    epoch: int,
+    max_duration: float,
+    per_step: int,
+    shortest_first: bool = False,
 ) -> EpochPlan:
     """Every utterance once, packed to `max_duration` seconds of padded audio, in the order of (seed, epoch).
 
@@ -73,9 +79,7 @@ def _windows(index: SplitIndex, rng: np.random.Generator) -> list[npt.NDArray[np
     return windows
 
 
-def _pack(
-    index: SplitIndex, window: npt.NDArray[np.int64], longest: int, rng: np.random.Generator
-) -> list[MicroBatch]:
+def _pack(index: SplitIndex, window: npt.NDArray[np.int64], longest: int, rng: np.random.Generator) -> list[MicroBatch]:
     lengths = index.num_samples[window]
     ordered = window[np.argsort(lengths * rng.uniform(1 - JITTER, 1 + JITTER, len(window)), kind="stable")]
     batches: list[list[int]] = [[]]

@@ -40,7 +40,13 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 QUARANTINE_SCHEMA = pa.schema(
-    [("id", pa.string()), ("split", pa.string()), ("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
+    [
+        ("id", pa.string()),
+        ("split", pa.string()),
+        ("source", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
 )
 
 

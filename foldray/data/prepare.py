@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foldray import storage
-from foldray.data.audio import SAMPLE_RATE, BadAudioError, decode, encode_flac
+from foldray.data.audio import BadAudioError, decode, encode_flac
 from foldray.data.corpora import Corpus, Utterance, find_corpus
 from foldray.data.manifest import (
     INDEX_FILE,
@@ -33,7 +33,7 @@ from foldray.data.manifest import (
 from foldray.data.text import character_vocabulary, normalise
 from foldray.errors import UserError
 from foldray.session import start_ray
-from foldray.spec import CorpusSpec
+from foldray.spec import SAMPLE_RATE, CorpusSpec
 
 BUCKETS = 8
 _SUMMARY_KEY = b"foldray.summary"
@@ -106,7 +106,13 @@ def _refusal(utterance: Utterance, text: str, seen: set[str]) -> tuple[str, str]
 
 def quarantine_entry(utterance: Utterance, reason: str, detail: str) -> dict[str, str]:
     """A row of the quarantine table."""
-    return {"id": utterance.id, "split": utterance.split, "source": utterance.row, "reason": reason, "detail": detail}
+    return {
+        "id": utterance.id,
+        "split": utterance.split,
+        "source": utterance.row,
+        "reason": reason,
+        "detail": detail,
+    }
 
 
 def _plan_shards(utterances: list[Utterance], spec: CorpusSpec) -> list[ShardTask]:
@@ -155,9 +161,7 @@ def _chunks(utterances: list[Utterance], seconds: float) -> list[list[Utterance]
 # --- One shard -------------------------------------------------------------------------------------
 
 
-def _write_shards(
-    tasks: list[ShardTask], folder: str, on_progress: Callable[[int, int], None]
-) -> list[dict[str, Any]]:
+def _write_shards(tasks: list[ShardTask], folder: str, on_progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
     """Summaries of all shards in the order of the tasks; Ray Data spreads the tasks over the cluster."""
     rows = [{"number": i, "task": _dump_task(task), "folder": folder} for i, task in enumerate(tasks)]
     if not rows:
@@ -276,7 +280,11 @@ def _group_range(group: Any) -> dict[str, int]:
 
 
 def _describe(
-    corpus: Corpus, spec: CorpusSpec, tasks: list[ShardTask], summaries: list[dict[str, Any]], quarantine: list[dict[str, str]]
+    corpus: Corpus,
+    spec: CorpusSpec,
+    tasks: list[ShardTask],
+    summaries: list[dict[str, Any]],
+    quarantine: list[dict[str, str]],
 ) -> Manifest:
     shards = [Shard(**summary["shard"]) for summary in summaries]
     train = [text for t, s in zip(tasks, summaries, strict=True) if t.split == "train" for text in s["text"]]
@@ -301,7 +309,8 @@ def _refuse_too_bad(manifest: Manifest, spec: CorpusSpec, folder: str) -> None:
         raise UserError(
             "corpus.max_quarantine",
             f"{manifest.quarantined} of {manifest.utterances_in} utterances are unusable ({reasons}), over the "
-            f"limit of {spec.max_quarantine:.0%}; see {storage.join(folder, QUARANTINE_FILE)}, mend them or raise the limit",
+            f"limit of {spec.max_quarantine:.0%}; see "
+            f"{storage.join(folder, QUARANTINE_FILE)}, mend them or raise the limit",
         )
     if not any(shard.split == "train" and shard.rows for shard in manifest.shards) and "train" in spec.splits:
         raise UserError("corpus.path", f"{spec.path} has no usable training utterances ({reasons or 'it is empty'})")

@@ -16,13 +16,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from foldray import storage
-from foldray.data.audio import SAMPLE_RATE, decode_flac
+from foldray.data.audio import decode_flac
 from foldray.data.epoch import MicroBatch
 from foldray.data.manifest import SplitIndex
 from foldray.data.text import encode
 from foldray.models import family_of, output_frames, whole_frames
 from foldray.pretrained import build_extractor
-from foldray.spec import AugmentSpec
+from foldray.spec import SAMPLE_RATE, AugmentSpec
 
 CACHE_BYTES = 512 * 2**20
 AHEAD = 4
@@ -90,7 +90,12 @@ class BatchLoader:
     """Turns micro-batches of a split into `Batch`es for one model's features."""
 
     def __init__(
-        self, index: SplitIndex, model: PreTrainedModel, vocabulary: list[str], augment: AugmentSpec | None, seed: int
+        self,
+        index: SplitIndex,
+        model: PreTrainedModel,
+        vocabulary: list[str],
+        augment: AugmentSpec | None,
+        seed: int,
     ) -> None:
         self._read = RowReader(index)
         self._model = model
@@ -128,7 +133,7 @@ class BatchLoader:
         Drawn from (seed, epoch, utterance): torchaudio's masks take torch's global generator, which
         this thread would share with the training thread's dropout.
         """
-        if self._augment is None or "input_features" not in inputs:
+        if self._augment is None or "input_features" not in inputs or epoch < self._augment.from_epoch:
             return
         digest = hashlib.sha256(f"{self._seed} {epoch} {utterance}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from foldray import storage
-from foldray.data.audio import SAMPLE_RATE, BadAudioError
+from foldray.data.audio import BadAudioError
 from foldray.data.audio import decode as decode_audio
 from foldray.data.text import decode
 from foldray.errors import UserError
 from foldray.models import family_of, output_frames, stack_of, whole_frames
 from foldray.pretrained import build_extractor, load_model, read_vocabulary, set_depths
+from foldray.spec import SAMPLE_RATE
 
 
 def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, vocabulary: list[str]) -> list[str]:

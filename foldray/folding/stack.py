@@ -32,6 +32,9 @@ class FoldedStack(nn.ModuleList):
     def __iter__(self) -> Iterator[nn.Module]:
         yield self
 
+    # ModuleList's own repr iterates, which here would never end.
+    __repr__ = nn.Module.__repr__
+
     def physical_layers(self) -> list[nn.Module]:
         """The stored blocks, in order."""
         return [self[i] for i in range(len(self))]
@@ -43,7 +46,7 @@ class FoldedStack(nn.ModuleList):
         next depth's. Further arguments (masks, positions) go to every block as they are.
         """
         paths = [self.plan.path(depth) for depth in self.run_depths]
-        reached = {(): hidden_BTD}
+        reached: dict[tuple[int, ...], Tensor] = {(): hidden_BTD}
         outputs = []
         for i, path in enumerate(paths):
             for length in range(1, len(path) + 1):

@@ -33,13 +33,15 @@ def write_report(store: str, out: str | None = None) -> str:
     page = environment.get_template("report.html").render(
         sections=sections, plotly=plotly.offline.get_plotlyjs(), overview=_figure(_wer_by_depth(runs), "wer")
     )
-    target = storage.join(storage.absolute(out) if out else storage.join(storage.absolute(store), "report"), "index.html")
+    target = storage.join(
+        storage.absolute(out) if out else storage.join(storage.absolute(store), "report"), "index.html"
+    )
     storage.write_bytes(target, page.encode())
     return target
 
 
 def _age(entry: tuple[str, list[dict[str, Any]]]) -> str:
-    return max(row["created"] for row in entry[1])
+    return max(str(row["created"]) for row in entry[1])
 
 
 def _section(store: str, run_id: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -65,17 +67,22 @@ def _headline(rows: list[dict[str, Any]]) -> str:
     saved = 1 - deepest["params_stored"] / deepest["params_unrolled"]
     scores = ", ".join(f"{row['wer']:.1%} at depth {row['depth']}" for row in first)
     return (
-        f"One file of {deepest['params_stored'] / 1e6:.2f} M parameters ({deepest['bytes_stored'] / 1e6:.1f} MB) serves every "
-        f"depth, {saved:.1%} less than an unshared model of depth {deepest['depth']}. WER: {scores}."
+        f"One file of {deepest['params_stored'] / 1e6:.2f} M parameters ({deepest['bytes_stored'] / 1e6:.1f} MB) "
+        f"serves every depth, {saved:.1%} less than an unshared model of depth {deepest['depth']}. WER: {scores}."
     )
 
 
 def _cost(row: dict[str, Any], metrics: list[Record]) -> list[tuple[str, str]]:
-    padding = sum(r["padding"] * r["audio_seconds"] for r in metrics) / max(1e-9, sum(r["audio_seconds"] for r in metrics))
+    padding = sum(r["padding"] * r["audio_seconds"] for r in metrics) / max(
+        1e-9, sum(r["audio_seconds"] for r in metrics)
+    )
     return [
         ("training time", f"{row['train_seconds'] / 60:.1f} min over {row['step']:,} steps"),
         ("audio trained on", f"{row['train_audio_seconds'] / 3600:.1f} h, repeats counted"),
-        ("training speed", f"{row['train_audio_seconds'] / max(1e-9, row['train_seconds']):.0f} audio seconds per second"),
+        (
+            "training speed",
+            f"{row['train_audio_seconds'] / max(1e-9, row['train_seconds']):.0f} audio seconds per second",
+        ),
         ("padding", f"{padding:.1%} of the audio in batches"),
         ("stored weights", f"{row['bytes_stored'] / 1e6:.1f} MB"),
         ("peak memory of scoring", f"{max(row['peak_rss_bytes'], 0) / 2**20:.0f} MiB"),
@@ -133,7 +140,11 @@ def _training_curves(metrics: list[Record]) -> go.Figure:
         )
         if any(r["kl"][depth] for r in metrics):
             figure.add_scatter(
-                x=steps, y=_smooth([r["kl"][depth] for r in metrics]), mode="lines", line_dash="dot", name=f"KL, depth {depth}"
+                x=steps,
+                y=_smooth([r["kl"][depth] for r in metrics]),
+                mode="lines",
+                line_dash="dot",
+                name=f"KL, depth {depth}",
             )
     for depth in metrics[0]["ctc"]:
         checked = [r for r in metrics if "valid_ctc" in r]
@@ -159,4 +170,11 @@ def _figure(figure: go.Figure, name: str) -> str:
         template="plotly_white", margin={"l": 50, "r": 10, "t": 10, "b": 40}, height=360,
         legend={"orientation": "h", "y": -0.25},
     )  # fmt: skip
-    return str(figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"responsive": True, "displaylogo": False}))
+    return str(
+        figure.to_html(
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=name,
+            config={"responsive": True, "displaylogo": False},
+        )
+    )

@@ -75,7 +75,7 @@ class Hypothesis(BaseModel):
     insertions: int
 
 
-_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+_TYPES: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 
 def _schema(model: type[BaseModel]) -> pa.Schema:

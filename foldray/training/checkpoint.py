@@ -15,7 +15,12 @@ MANIFEST = "manifest.json"
 
 
 def save_checkpoint(
-    run: str, step: int, position: dict[str, int], model: nn.Module, optimizer: torch.optim.Optimizer, keep: int
+    run: str,
+    step: int,
+    position: dict[str, int],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    keep: int,
 ) -> str:
     """Write `<run>/checkpoints/step-…` and drop all but the newest `keep`. Returns its URI."""
     folder = storage.join(run, "checkpoints", f"step-{step:08d}")
@@ -56,7 +61,10 @@ def _read_verified(uri: str) -> dict[str, bytes]:
     for name, expected in storage.read_json(storage.join(uri, MANIFEST)).items():
         files[name] = storage.read_bytes(storage.join(uri, name))
         if hashlib.sha256(files[name]).hexdigest() != expected["sha256"]:
-            raise UserError(storage.join(uri, name), "is damaged (its checksum is wrong); delete this checkpoint and resume")
+            raise UserError(
+                storage.join(uri, name),
+                "is damaged (its checksum is wrong); delete this checkpoint and resume",
+            )
     return files
 
 
@@ -66,7 +74,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """AdamW's state under `<parameter>/<entry>`, so that it does not depend on the order of parameters."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{entry}": _plain(value)
         for parameter, state in optimizer.state.items()

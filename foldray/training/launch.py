@@ -36,9 +36,7 @@ class TrainedRun:
     resumed_from_step: int
 
 
-def train(
-    spec: RunSpec, corpus: str, *, on_record: Callable[[Record], None] = lambda record: None
-) -> TrainedRun:
+def train(spec: RunSpec, corpus: str, *, on_record: Callable[[Record], None] = lambda record: None) -> TrainedRun:
     """Train `spec` on a prepared corpus, or go on with it, or do nothing if its model is there.
 
     `on_record` sees the newest metrics about twice a second.
@@ -91,7 +89,10 @@ def _git_commit() -> str:
     import subprocess
 
     asked = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return asked.stdout.strip() if asked.returncode == 0 else ""
 

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 
-from foldray.data.audio import SAMPLE_RATE
 from foldray.data.epoch import EpochPlan, MicroBatch, plan_epoch, plan_scoring
 from foldray.data.manifest import SplitIndex, read_index, read_manifest
 from foldray.data.stream import Batch, BatchLoader
@@ -26,10 +26,12 @@ from foldray.folding.loss import StepCounts, ctc_per_path, joint_loss
 from foldray.models import fold, output_frames
 from foldray.pretrained import LocalFolder, load_seed
 from foldray.results.metrics import Record, write_metrics
-from foldray.spec import OptimSpec, RunSpec
+from foldray.spec import SAMPLE_RATE, OptimSpec, RunSpec
 from foldray.storage import is_local
 from foldray.training.checkpoint import load_checkpoint, save_checkpoint, whole_checkpoints
 from foldray.training.schedule import learning_rate, parameter_groups
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -49,26 +51,25 @@ class Worker:
 
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
 
 @dataclass(frozen=True)
 class Trained:
     """Where the run stood when it began (0 if fresh) and ended, and the folded model."""
 
-    model: nn.Module
+    model: PreTrainedModel
     step: int
     resumed_from_step: int
 
 
-def train_model(
-    job: TrainJob, worker: Worker, on_record: Callable[[Record], None] = lambda record: None
-) -> Trained:
+def train_model(job: TrainJob, worker: Worker, on_record: Callable[[Record], None] = lambda record: None) -> Trained:
     """Train to the end of the spec from the newest whole checkpoint. `on_record` sees every step's metrics."""
     spec = job.spec
     manifest = read_manifest(job.corpus)
     train = read_index(job.corpus, manifest, "train")
-    model = build_model(job, manifest.vocabulary).to(worker.device)
+    model = build_model(job, manifest.vocabulary)
+    nn.Module.to(model, worker.device)
     groups = parameter_groups(model, spec.optim.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=spec.optim.lr, betas=spec.optim.betas)
     position = _resume(job, worker, model, optimizer)
@@ -88,7 +89,7 @@ def train_model(
             records.append(record)
             on_record(record)
             done = spec.optim.steps is not None and step >= spec.optim.steps
-            if step % spec.checkpoint.every_steps == 0 or done or last and epoch + 1 == spec.optim.epochs:
+            if step % spec.checkpoint.every_steps == 0 or done or (last and epoch + 1 == spec.optim.epochs):
                 if worker.rank == 0:
                     write_metrics(job.run, job.attempt, records)
                     next_position = {"epoch": epoch + last, "epoch_step": 0 if last else epoch_step + 1}
@@ -99,7 +100,7 @@ def train_model(
     return Trained(model, step, resumed_from)
 
 
-def build_model(job: TrainJob, vocabulary: list[str]) -> nn.Module:
+def build_model(job: TrainJob, vocabulary: list[str]) -> PreTrainedModel:
     """The folded model at its initial weights, the same in every process."""
     spec = job.spec
     with LocalFolder(job.init) if not _is_hub_name(job.init) else nullcontext() as folder:
@@ -126,13 +127,16 @@ def _resume(job: TrainJob, worker: Worker, model: nn.Module, optimizer: torch.op
 def _epochs(spec: RunSpec, index: SplitIndex, first: int) -> Iterator[tuple[int, EpochPlan]]:
     epoch = first
     while spec.optim.epochs is None or epoch < spec.optim.epochs:
-        yield epoch, plan_epoch(
-            index,
-            seed=spec.seed,
-            epoch=epoch,
-            max_duration=spec.batch.max_duration,
-            per_step=spec.batch.per_step,
-            shortest_first=epoch < spec.batch.shortest_first,
+        yield (
+            epoch,
+            plan_epoch(
+                index,
+                seed=spec.seed,
+                epoch=epoch,
+                max_duration=spec.batch.max_duration,
+                per_step=spec.batch.per_step,
+                shortest_first=epoch < spec.batch.shortest_first,
+            ),
         )
         epoch += 1
 
@@ -186,9 +190,7 @@ class _Cycle:
         """This rank's micro-batches of a step; the first one, at weight zero, where it would have none."""
         return batches[self._worker.rank :: self._worker.world] or batches[:1]
 
-    def _step(
-        self, plan: EpochPlan, epoch: int, epoch_step: int, batches: Iterator[Batch], progress: float
-    ) -> Record:
+    def _step(self, plan: EpochPlan, epoch: int, epoch_step: int, batches: Iterator[Batch], progress: float) -> Record:
         began = time.perf_counter()
         whole = plan.steps[epoch_step]
         counts = self._counts(whole)
@@ -206,7 +208,9 @@ class _Cycle:
             ids += waited.ids
         norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._spec.optim.clip_norm)
         if not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient is not finite at epoch {epoch}, step {epoch_step}; utterances: {ids}")
+            raise FloatingPointError(
+                f"the gradient is not finite at epoch {epoch}, step {epoch_step}; utterances: {ids}"
+            )
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
@@ -222,7 +226,7 @@ class _Cycle:
     def _backward(self, batch: Batch, counts: StepCounts, weight: float, *, synchronise: bool) -> Tensor:
         """Add one micro-batch's gradients; returns its share of the losses, (2, P): CTC and KL."""
         spec = self._spec.loss
-        ddp = self._model
+        ddp: Any = self._model
         waiting = isinstance(ddp, DistributedDataParallel) and not synchronise
         with ddp.no_sync() if waiting else nullcontext():
             with torch.autocast(self._worker.device.type, self._dtype, enabled=self._dtype is not None):
@@ -242,7 +246,13 @@ class _Cycle:
         return torch.stack([loss.ctc_P, loss.kl_P]) * weight
 
     def _record(
-        self, sums_2P: Tensor, batches: list[MicroBatch], rate: float, norm: float, progress: float, seconds: float
+        self,
+        sums_2P: Tensor,
+        batches: list[MicroBatch],
+        rate: float,
+        norm: float,
+        progress: float,
+        seconds: float,
     ) -> Record:
         depths = self._spec.fold.depths
         ctc_P, kl_P = sums_2P.tolist()
@@ -263,7 +273,7 @@ class _Cycle:
 class _Validation:
     """CTC loss per label of every depth on the validation split; nothing where the corpus has none."""
 
-    def __init__(self, job: TrainJob, worker: Worker, model: nn.Module, vocabulary: list[str]) -> None:
+    def __init__(self, job: TrainJob, worker: Worker, model: PreTrainedModel, vocabulary: list[str]) -> None:
         self._job, self._worker, self._model = job, worker, model
         manifest = read_manifest(job.corpus)
         self._batches: list[MicroBatch] = []
@@ -287,7 +297,11 @@ class _Validation:
             on_device = batch.to(self._worker.device)
             logits = self._model(**on_device.inputs).logits.float().unflatten(0, (len(depths), -1))
             total_P += ctc_per_path(
-                logits.log_softmax(-1), on_device.frames_B, on_device.labels_BU, on_device.num_labels_B, blank=0
+                logits.log_softmax(-1),
+                on_device.frames_B,
+                on_device.labels_BU,
+                on_device.num_labels_B,
+                blank=0,
             )
         if self._worker.world > 1:
             dist.all_reduce(total_P)

@@ -1,0 +1,33 @@
+# Python 3.11+, pip and make are all a machine needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test fast lint format clean
+
+demo: $(VENV)/.demo  ## install, then train, score and report a folded recogniser
+	$(BIN)/foldray run quickstart
+
+test: $(VENV)/.test  ## every test
+	$(BIN)/python -m pytest
+
+fast: $(VENV)/.test  ## the tests that need no Ray
+	$(BIN)/python -m pytest -m "not ray"
+
+lint: $(VENV)/.dev  ## style, types, and which module may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.%: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) foldray-store

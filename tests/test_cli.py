@@ -1,0 +1,140 @@
+"""The command line: one line and exit code 2 for wrong input, one JSON object for machines."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foldray.cli import main
+from foldray.results.rows import read_hypotheses, read_rows
+from foldray.training.launch import describe_run, finish_run
+from foldray.training.loop import TrainJob, Worker, train_model
+from tests.test_training import job_for
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command."""
+    code = 0
+    try:
+        main(arguments)
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+WRONG = [
+    (["train", "nosuch"], "nosuch", "no such recipe or file"),
+    (["train", "an4", "optim.lrr=1"], "optim.lrr", "did you mean 'lr'?"),
+    (["train", "an4", "optim.lr=fast"], "optim.lr", "valid number"),
+    (["train", "an4", "fold.depths=[3,2]"], "fold.depths", "ascend"),
+    (["train", "an4", "corpus.path=/nowhere/at/all"], "corpus.path", "is not there"),
+    (["run", "quickstart", "storage.root=/proc/nowhere"], "storage.root", "cannot write"),
+    (["plan", "quickstart", "model.config.hiden_size=3"], "model.config.hiden_size", "did you mean 'hidden_size'?"),
+    (["plan", "quickstart", "model.config.num_hidden_layers=3"], "model.config.num_hidden_layers", "fold.num_layers"),
+    (["plan", "quickstart", "model.config.hidden_size=wide"], "model.config", "transformers refuses"),
+    (["results", "/nowhere/at/all"], "STORE", "is not there"),
+    (["results", ".", "lss"], "lss", "is not a query"),
+    (["report", "/nowhere/at/all"], "/nowhere/at/all", "has no results"),
+    (["evaluate", "nosuch", "--store", "/nowhere"], "nosuch", "is no finished run and no model folder"),
+    (["evaluate", "nosuch", "--depths", "a"], "--depths", "not a list of numbers"),
+    (["trainn", "an4"], "foldray", "No such command 'trainn'"),
+    (["plan"], "foldray", "Missing argument"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "where", "problem"), WRONG, ids=[" ".join(w[0]) for w in WRONG])
+def test_wrong_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], where: str, problem: str
+) -> None:
+    monkeypatch.setattr("foldray.session.start_ray", lambda *_, **__: pytest.fail("Ray was started"))
+    code, out, err = call(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"{where}: ")
+    assert problem in err
+    assert len(err.strip().splitlines()) == 1
+    code, out, _ = call(capsys, *arguments, "--json")
+    assert code == 2
+    assert json.loads(out)["where"] == where
+    assert problem in json.loads(out)["error"]
+
+
+def test_plan_and_recipes_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "plan", "wav2vec2-base-8", "--json")
+    value = json.loads(out)
+    assert code == 0
+    assert round(value["saved_percent"], 1) == 30.0
+    assert [d["depth"] for d in value["depths"]] == [8, 10, 12]
+    assert value["depths"][2]["path"] == [0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 7, 7]
+    assert {"path", "params_stored", "bytes_stored", "macs_per_audio_second"} < set(value["depths"][0])
+    code, out, _ = call(capsys, "recipes", "--json")
+    assert {"quickstart", "an4", "wav2vec2-tiny", "hubert-tiny"} <= {r["name"] for r in json.loads(out)["recipes"]}
+
+
+@pytest.mark.parametrize(
+    "command", ["", "plan", "prepare", "train", "evaluate", "run", "results", "report", "transcribe"]
+)
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = call(capsys, *([command, "--help"] if command else ["--help"]))
+    assert code == 0
+    assert "foldray run quickstart" in out if not command else f"Example: foldray {command}" in out
+
+
+@pytest.fixture
+def finished(prepared: tuple[str, Any], tmp_path: Path) -> TrainJob:
+    """A store with one finished run (made without Ray), beside the prepared corpus."""
+    job = job_for("parakeet", prepared, tmp_path / "store" / "runs", steps=3)
+    trained = train_model(job, Worker())
+    finish_run(job, trained.model)
+    Path(job.run, "spec.json").write_text(job.spec.model_dump_json())
+    Path(job.run, "run.json").write_text(json.dumps(describe_run(job.spec, job.corpus)))
+    return job
+
+
+def test_evaluate_results_report_transcribe(
+    capsys: pytest.CaptureFixture[str], finished: TrainJob, spoken: Path, tmp_path: Path
+) -> None:
+    store = str(tmp_path / "store")
+    code, out, err = call(capsys, "evaluate", "run", "--store", store, "--json")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert [row["depth"] for row in rows] == [2, 3, 4]
+    assert all(row["num_utterances"] == len((spoken / "test.jsonl").read_text().splitlines()) for row in rows)
+    assert all(
+        row["wer"] == (row["substitutions"] + row["deletions"] + row["insertions"]) / row["num_words"] for row in rows
+    )
+    assert rows == read_rows(store)
+    said = read_hypotheses(store, "run")
+    assert len(said) == 3 * rows[0]["num_utterances"]
+    assert sum(h["num_words"] for h in said if h["depth"] == 2) == rows[0]["num_words"]
+
+    code, out, _ = call(
+        capsys, "evaluate", finished.run, "--data", str(spoken), "--depths", "2,4", "--store", store, "--json"
+    )
+    again = json.loads(out)["rows"]
+    assert [row["depth"] for row in again] == [2, 4]
+    assert [row["wer"] for row in again] == [rows[0]["wer"], rows[2]["wer"]]
+
+    code, out, _ = call(capsys, "results", store, "ls", "--json")
+    assert len(json.loads(out)["rows"]) == 5
+    code, out, _ = call(capsys, "results", store)
+    assert code == 0
+    assert "0 0 1 1" in out
+
+    code, out, _ = call(capsys, "report", store, "-o", str(tmp_path / "page"))
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert code == 0
+    assert f"{100 * rows[2]['wer']:.1f} %" in page
+    assert page.count('class="example"') == min(10, rows[0]["num_utterances"])
+    assert '<script src="http' not in page
+    assert '<link rel="stylesheet"' not in page
+
+    audio = sorted((spoken / "audio" / "test").glob("*.flac"))[0]
+    code, out, _ = call(capsys, "transcribe", "run", str(audio), "--store", store, "--depth", "2", "--json")
+    heard = {h["id"]: h["hypothesis"] for h in said if h["depth"] == 2}
+    assert json.loads(out)["texts"] == [{"file": str(audio), "text": heard[audio.stem]}]
+    code, _, err = call(capsys, "transcribe", "run", str(spoken / "test.jsonl"), "--store", store)
+    assert (code, "can't be used (unreadable" in err) == (2, True)
+    code, _, err = call(capsys, "transcribe", "run", str(audio), "--store", store, "--depth", "9")
+    assert (code, "9 was not trained; this model has 2, 3, 4" in err) == (2, True)

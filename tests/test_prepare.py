@@ -1,0 +1,200 @@
+"""Preparation loses nothing: in == out + quarantined, killed and resumed == uninterrupted."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from foldray.data import prepare as preparation
+from foldray.data.audio import BadAudioError, decode, decode_flac
+from foldray.data.manifest import Manifest, read_index
+from foldray.data.stream import RowReader
+from foldray.errors import UserError
+from foldray.spec import CorpusSpec
+from tests.conftest import prepare_serially
+
+
+def damage(corpus: Path) -> dict[str, str]:
+    """Add one item of each kind to train.jsonl; returns the reason each should get ('' if it is good)."""
+    tone = 0.3 * np.sin(np.arange(44_100) * 0.05).astype(np.float32)
+    whole = io.BytesIO()
+    soundfile.write(whole, np.random.default_rng(0).normal(0, 0.1, 48_000), 16_000, format="FLAC")
+    files = {
+        "truncated": whole.getvalue()[: len(whole.getvalue()) // 2],
+        "empty": b"",
+        "noaudio": b"this is no audio at all",
+        "silent": _wav(np.zeros(16_000)),
+        "stereo": _wav(np.stack([tone, tone], 1), 44_100),
+        "short": _wav(tone[:1000], 16_000),
+        "long": _wav(np.tile(tone, 15), 16_000),
+        "zero": _wav(np.zeros(0)),
+        "nan": _wav(np.full(16_000, np.nan), 16_000, "FLOAT"),
+        "textless": _wav(tone, 16_000),
+        "unsayable": _wav(tone, 16_000),
+    }
+    rows = []
+    for name, data in files.items():
+        (corpus / f"{name}.bin").write_bytes(data)
+        text = {"textless": "  ", "unsayable": "?! 12"}.get(name, "HELLO")
+        rows.append({"id": name, "audio": f"{name}.bin", "text": text, "speaker": "damaged"})
+    rows.append({"id": "missing", "audio": "nowhere.wav", "text": "HELLO"})
+    rows.append({"id": "stereo", "audio": "stereo.bin", "text": "AGAIN"})
+    with (corpus / "train.jsonl").open("a") as manifest:
+        manifest.writelines(json.dumps(row) + "\n" for row in rows)
+    return {
+        "truncated": "truncated", "empty": "empty_file", "noaudio": "unreadable", "silent": "silent",
+        "short": "too_short", "long": "too_long", "zero": "zero_length", "nan": "not_finite", "textless": "no_text",
+        "unsayable": "no_known_characters", "missing": "missing_file", "stereo": "duplicate_id",
+    }  # fmt: skip
+
+
+def _wav(samples: np.ndarray, rate: int = 16_000, subtype: str = "PCM_16") -> bytes:
+    target = io.BytesIO()
+    soundfile.write(target, samples, rate, format="WAV", subtype=subtype)
+    return target.getvalue()
+
+
+def ids_in(corpus: Path) -> list[str]:
+    lines = [line for split in ("train", "test") for line in (corpus / f"{split}.jsonl").read_text().splitlines()]
+    return [json.loads(line)["id"] for line in lines]
+
+
+def ids_out(folder: str, manifest: Manifest) -> list[str]:
+    return [i for split in ("train", "valid", "test") for i in read_index(folder, manifest, split).ids]
+
+
+def test_in_equals_out_plus_quarantined(own_corpus: Path, tmp_path: Path) -> None:
+    reasons = damage(own_corpus)
+    spec = CorpusSpec(path=str(own_corpus), max_seconds=20, max_quarantine=0.5, valid_fraction=0.1)
+    folder, manifest = prepare_serially(spec, tmp_path / "store")
+    quarantine = pq.read_table(f"{folder}/quarantine.parquet").to_pylist()
+    assert {entry["id"]: entry["reason"] for entry in quarantine} == reasons
+    assert sorted(ids_in(own_corpus)) == sorted(ids_out(folder, manifest) + [entry["id"] for entry in quarantine])
+    assert (manifest.utterances_in, manifest.quarantined) == (len(ids_in(own_corpus)), len(reasons))
+    assert manifest.utterances_out == manifest.utterances_in - manifest.quarantined
+    assert sum(manifest.reasons.values()) == manifest.quarantined
+    assert all(entry["source"].startswith(str(own_corpus)) and entry["detail"] for entry in quarantine)
+
+
+def test_stereo_44_khz_becomes_mono_16_khz() -> None:
+    tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(44_100) / 44_100)
+    mono = decode(_wav(np.stack([tone, 0 * tone], 1), 44_100))
+    expected = 0.15 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+    assert mono.shape == (16_000,)
+    assert np.abs(mono - expected)[500:-500].max() < 2e-3
+
+
+def test_a_wav_shorter_than_declared_is_truncated() -> None:
+    with pytest.raises(BadAudioError) as caught:
+        decode(_wav(0.1 * np.ones(16_000)), declared_seconds=2.0)
+    assert caught.value.reason == "truncated"
+
+
+def test_shards_hold_what_the_corpus_said(own_corpus: Path, prepared: tuple[str, Manifest]) -> None:
+    folder, manifest = prepared
+    said = {row["id"]: row for row in map(json.loads, (own_corpus / "test.jsonl").read_text().splitlines())}
+    index = read_index(folder, manifest, "test")
+    read = RowReader(index)
+    for position, utterance in enumerate(index.ids):
+        row = read(position)
+        assert (row["id"], row["text"]) == (utterance, said[utterance]["text"])
+        assert len(decode_flac(row["audio"])) == index.num_samples[position]
+        assert index.num_samples[position] / 16_000 == pytest.approx(said[utterance]["duration"], abs=0.001)
+        assert index.num_labels[position] == len(row["text"])
+
+
+def test_row_groups_lie_where_the_index_says(prepared: tuple[str, Manifest]) -> None:
+    folder, manifest = prepared
+    index = pq.read_table(f"{folder}/index.parquet").to_pylist()
+    assert len({(entry["shard"], entry["row_group"]) for entry in index}) > len(manifest.shards)
+    for entry in index:
+        file = Path(folder, manifest.shards[entry["shard"]].file)
+        assert 0 < entry["offset"] < entry["offset"] + entry["bytes"] <= file.stat().st_size
+
+
+def test_no_speaker_is_in_train_and_valid(own_corpus: Path, prepared: tuple[str, Manifest]) -> None:
+    folder, manifest = prepared
+    speaker = {
+        row["id"]: row["speaker"] for row in map(json.loads, (own_corpus / "train.jsonl").read_text().splitlines())
+    }
+    train, valid = ({speaker[i] for i in read_index(folder, manifest, split).ids} for split in ("train", "valid"))
+    assert train
+    assert valid
+    assert not train & valid
+
+
+def test_killed_and_resumed_gives_the_same_files(
+    own_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = CorpusSpec(path=str(own_corpus), shard_minutes=0.2)
+    whole, manifest = prepare_serially(spec, tmp_path / "whole")
+    assert len(manifest.shards) > 3
+    real, written = preparation.write_shard, []
+
+    def dies_at_the_third(task: preparation.ShardTask, folder: str) -> dict:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(task.file)
+        return real(task, folder)
+
+    monkeypatch.setattr(preparation, "write_shard", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_serially(spec, tmp_path / "cut")
+    cut = Path(str(whole).replace(f"{tmp_path}/whole", f"{tmp_path}/cut"))
+    times = {name: (cut / name).stat().st_mtime_ns for name in written}
+    assert not (cut / "manifest.json").exists()
+    monkeypatch.undo()
+    resumed, again = prepare_serially(spec, tmp_path / "cut")
+    assert again == manifest
+    assert {name: (cut / name).stat().st_mtime_ns for name in written} == times
+    for file in Path(whole).rglob("*.parquet"):
+        assert file.read_bytes() == Path(resumed, file.relative_to(whole)).read_bytes()
+
+
+def test_an_unchanged_corpus_is_left_alone_and_a_mended_one_is_not(own_corpus: Path, tmp_path: Path) -> None:
+    spec = CorpusSpec(path=str(own_corpus))
+    first, _ = prepare_serially(spec, tmp_path)
+    stamp = Path(first, "manifest.json").stat().st_mtime_ns
+    assert prepare_serially(spec, tmp_path)[0] == first
+    assert Path(first, "manifest.json").stat().st_mtime_ns == stamp
+    moved = own_corpus.rename(own_corpus.parent / "moved")
+    other, _ = prepare_serially(CorpusSpec(path=str(moved)), tmp_path)
+    assert other.rsplit("-", 1)[1] == first.rsplit("-", 1)[1], "the same files elsewhere are the same corpus"
+    next(moved.glob("audio/train/*.flac")).write_bytes(b"")
+    assert prepare_serially(CorpusSpec(path=str(moved)), tmp_path)[0] != other
+
+
+def test_too_much_quarantine_stops_and_keeps_the_shards(own_corpus: Path, tmp_path: Path) -> None:
+    damage(own_corpus)
+    with pytest.raises(
+        UserError, match=r"corpus.max_quarantine: 1\d of \d+ utterances are unusable .*quarantine.parquet"
+    ):
+        prepare_serially(CorpusSpec(path=str(own_corpus), max_seconds=20), tmp_path)
+    assert list(tmp_path.rglob("quarantine.parquet"))
+    assert list(tmp_path.rglob("shards/*.parquet"))
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"audio": ', r"train.jsonl:\d+: is not JSON"),
+        ("[1]", r"train.jsonl:\d+: is not an object"),
+        ('{"text": "HELLO"}', r"train.jsonl:\d+: has no audio file"),
+        ('{"audio": "a.wav", "text": "A", "duration": "long"}', r"train.jsonl:\d+: duration 'long'"),
+    ],
+)
+def test_a_bad_row_is_named(own_corpus: Path, tmp_path: Path, line: str, message: str) -> None:
+    with (own_corpus / "train.jsonl").open("a") as manifest:
+        manifest.write(line + "\n")
+    with pytest.raises(UserError, match=message):
+        prepare_serially(CorpusSpec(path=str(own_corpus)), tmp_path)
+
+
+def test_a_folder_without_manifests_says_what_to_write(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"corpus.path.*has no train.jsonl; write one object a line"):
+        prepare_serially(CorpusSpec(path=str(tmp_path)), tmp_path / "store")

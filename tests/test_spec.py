@@ -1,0 +1,94 @@
+"""Specs: recipes, overrides, one clear line for every mistake, hashes that mean something."""
+
+from pathlib import Path
+
+import pytest
+
+from foldray.errors import UserError
+from foldray.recipes import load_recipe, recipe_names
+from foldray.spec import RunSpec
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_whole(name: str) -> None:
+    spec = load_recipe(name)
+    assert spec.name == name
+    assert spec.about.endswith(".")
+    assert RunSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_overrides_take_yaml_values() -> None:
+    spec = load_recipe(
+        "an4", ["fold.depths=[3,6]", "optim.lr=3e-4", "model.config.dropout=0.2", "corpus.path=s3://b/p"]
+    )
+    assert (spec.fold.depths, spec.optim.lr) == ((3, 6), 3e-4)
+    assert (spec.model.config["dropout"], spec.model.config["hidden_size"]) == (0.2, 144)
+    assert spec.corpus.path == "s3://b/p"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", r"^optim\.lrr: unknown field; did you mean 'lr'\?$"),
+        ("frobnicate=1", r"^frobnicate: unknown field; known here: name, about, corpus"),
+        ("optim.lr=fast", r"^optim\.lr: input should be a valid number.*\(got 'fast'\)$"),
+        ("optim.lr=-1", r"^optim\.lr: input should be greater than 0 \(got -1\)$"),
+        ("optim.lr.x=1", r"^optim\.lr\.x: 'lr' is a value, not a section$"),
+        ("fold.depths=[3,2]", r"^fold\.depths: \[3, 2\] must ascend"),
+        ("fold.depths=[4,6]", r"^fold\.depths: the first depth is the seed and must equal num_layers = 3"),
+        ("fold.order=group", r"^fold\.groups: sizes \[\] must be positive"),
+        ("fold.order=spiral", r"^fold\.order: input should be 'in_place', 'cycle' or 'group'"),
+        ("optim.steps=10", r"^optim: give one of epochs and steps"),
+        ("corpus.min_seconds=60", r"^corpus: min_seconds must be below max_seconds$"),
+        ("name=Bad Name", r"^name: string should match pattern"),
+        ("seed", r"^seed: an override is key=value, such as optim.lr=3e-4$"),
+        ("seed=[1", r"^seed: '\[1' is not a YAML value"),
+    ],
+)
+def test_mistakes_get_one_line_with_the_field(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe("an4", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_files_and_names(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: an4\noptim: {lr: 1e-4}\ncorpus: {path: here}\n")
+    spec = load_recipe(str(mine))
+    assert (spec.name, spec.optim.lr, spec.corpus.path) == ("mine", 1e-4, "here")
+    assert spec.fold == load_recipe("an4").fold
+    written = tmp_path / "spec.json"
+    written.write_text(spec.model_dump_json())
+    assert load_recipe(str(written)) == spec
+    with pytest.raises(UserError, match=r"^nosuch: no such recipe or file; shipped recipes: an4, "):
+        load_recipe("nosuch")
+    mine.write_text("optim: {lr: 1}")
+    with pytest.raises(
+        UserError, match=r"^corpus: missing in .*mine.yaml; add it, or give corpus=… on the command line"
+    ):
+        load_recipe(str(mine))
+    mine.write_text("just words")
+    with pytest.raises(UserError, match=r"mine.yaml: holds no mapping"):
+        load_recipe(str(mine))
+    mine.write_text("a: [")
+    with pytest.raises(UserError, match=r"mine.yaml: not readable as YAML"):
+        load_recipe(str(mine))
+
+
+def test_the_hash_covers_what_results_depend_on_and_nothing_else() -> None:
+    base = load_recipe("an4").run_id("corpus-1")
+    same = [
+        "storage.root=s3://b/p",
+        "scale.workers=8",
+        "scale.max_failures=9",
+        "checkpoint.every_steps=7",
+        "corpus.path=x",
+    ]
+    for override in same:
+        assert load_recipe("an4", [override]).run_id("corpus-1") == base, override
+    other = ["seed=1", "optim.lr=1e-5", "fold.depths=[3,6]", "loss.beta=0", "batch.per_step=3", "precision=bfloat16"]
+    ids = {load_recipe("an4", [override]).run_id("corpus-1") for override in other}
+    assert len(ids) == len(other)
+    assert base not in ids
+    assert load_recipe("an4").run_id("corpus-2") != base
+    assert base.startswith("an4-")

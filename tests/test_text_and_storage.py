@@ -1,0 +1,80 @@
+"""Text normalisation, the character vocabulary, and files that are whole or not there."""
+
+from pathlib import Path
+
+import pytest
+
+from foldray import storage
+from foldray.data.text import character_vocabulary, decode, encode, normalise
+from foldray.errors import UserError
+from foldray.results.metrics import read_metrics, write_metrics
+
+
+@pytest.mark.parametrize(
+    ("text", "profile", "expected"),
+    [
+        ("Hello,  world!", "english", "HELLO WORLD"),
+        ("it\u2019s O`Clock", "english", "IT'S O'CLOCK"),
+        ("na\u00efve caf\u00e9", "english", "NAIVE CAFE"),
+        ("route 66", "english", "ROUTE"),
+        ("' '' -", "english", ""),
+        ("Stra\u00dfe 12", "unicode", "STRASSE 12"),
+        ("\u043c\u0438\u0440, \u043c\u0438\u0440", "unicode", "\u041c\u0418\u0420 \u041c\u0418\u0420"),
+        ("\u0928\u092e\u0938\u094d\u0924\u0947", "unicode", "\u0928\u092e\u0938\u094d\u0924\u0947"),
+    ],
+)  # fmt: skip
+def test_normalisation(text: str, profile: str, expected: str) -> None:
+    assert normalise(text, profile) == expected  # type: ignore[arg-type]
+    assert normalise(expected, profile) == expected  # type: ignore[arg-type]
+
+
+def test_text_survives_the_vocabulary() -> None:
+    vocabulary = character_vocabulary(["CAB A", "DAB'S"])
+    assert vocabulary == ["<pad>", "<unk>", "|", "'", "A", "B", "C", "D", "S"]
+    assert decode(encode("A DAB'S CAB", vocabulary), vocabulary) == "A DAB'S CAB"
+    assert encode("AZ", vocabulary) == [4, 1]
+    assert decode([0, 2, 4, 1, 2, 2, 5, 0], vocabulary) == "A B"
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "deep" / "file.json"
+    storage.write_bytes(str(file), b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        storage.write_bytes(str(file), b"new")
+    assert file.read_bytes() == b"old"
+    assert [path.name for path in file.parent.iterdir()] == ["file.json"]
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    assert not storage.exists(nowhere)
+    assert not storage.is_folder(nowhere)
+    assert storage.list_files(nowhere) == storage.list_folders(nowhere) == []
+    assert storage.file_sizes([nowhere]) == [None]
+    storage.remove(nowhere)
+    storage.remove_folder(nowhere)
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(nowhere)
+    with pytest.raises(UserError, match=r"nope://x: not a readable location"):
+        storage.filesystem("nope://x")
+
+
+def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"storage.root: cannot write to .*/file/store"):
+        storage.check_writable(str(tmp_path / "file" / "store"), "storage.root")
+
+
+def test_metrics_parts_merge_by_step_and_the_later_attempt_wins(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    write_metrics(run, "2026a", [{"step": 1, "by": "a"}, {"step": 2, "by": "a"}])
+    write_metrics(run, "2026a", [{"step": 3, "by": "a"}])
+    write_metrics(run, "2026b", [{"step": 3, "by": "b"}, {"step": 4, "by": "b"}])
+    assert [(r["step"], r["by"]) for r in read_metrics(run)] == [(1, "a"), (2, "a"), (3, "b"), (4, "b")]

@@ -1,0 +1,220 @@
+"""Training: two ranks == one process, resumed == uninterrupted, one step == the loss written out."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from safetensors.torch import load_file
+from torch import nn
+
+from foldray import load_model
+from foldray.data.epoch import plan_epoch
+from foldray.data.manifest import Manifest, read_index
+from foldray.data.stream import BatchLoader
+from foldray.errors import UserError
+from foldray.pretrained import write_random_checkpoint
+from foldray.results.metrics import read_metrics
+from foldray.spec import RunSpec, build_spec
+from foldray.training.checkpoint import whole_checkpoints
+from foldray.training.launch import finish_run
+from foldray.training.loop import TrainJob, Worker, build_model, train_model
+from foldray.training.schedule import learning_rate
+from tests.tiny import CONFIGS
+
+FAMILIES = ["parakeet", "wav2vec2-stable", "hubert-stable"]
+
+
+def spec_for(name: str, per_step: int = 3, **optim: Any) -> RunSpec:
+    family, config = CONFIGS[name]
+    return build_spec(
+        {
+            "name": "tiny",
+            "corpus": {"path": "unused"},
+            "model": {"family": family, "config": config},
+            "fold": {"num_layers": 2, "depths": [2, 3, 4]},
+            "optim": {"lr": 1e-3, **(optim or {"epochs": 4})},
+            "batch": {"max_duration": 12, "per_step": per_step},
+            "augment": {"time_masks": 1, "frequency_masks": 1},
+            "precision": "float32",
+            "checkpoint": {"every_steps": 3},
+        },
+        "test",
+    )
+
+
+def job_for(
+    name: str,
+    prepared: tuple[str, Manifest],
+    folder: Path,
+    attempt: str = "a1",
+    per_step: int = 3,
+    **optim: Any,
+) -> TrainJob:
+    spec = spec_for(name, per_step, **optim)
+    init = folder / "init"
+    if not init.exists():
+        write_random_checkpoint(spec.model, spec.fold.num_layers, prepared[1].vocabulary, 0, init)
+    return TrainJob(spec, str(folder / "run"), prepared[0], str(init), attempt)
+
+
+def weights(run: str) -> dict[str, torch.Tensor]:
+    return load_file(f"{whole_checkpoints(run)[-1]}/model.safetensors")
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
+    assert list(ours) == list(theirs)
+    for key in ours:
+        if tolerance:
+            torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=tolerance, msg=key)
+        else:
+            assert torch.equal(ours[key], theirs[key]), key
+
+
+class Killed(BaseException):
+    """Stands for the process's end in the middle of a run."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_killed_and_resumed_is_bit_equal_to_uninterrupted(
+    name: str, prepared: tuple[str, Manifest], tmp_path: Path
+) -> None:
+    whole = job_for(name, prepared, tmp_path / "whole")
+    trained = train_model(whole, Worker())
+    assert trained.step > 9
+    for attempt, stop in enumerate((2, 5, trained.step - 1)):
+
+        def die(record: dict[str, Any], stop: int = stop) -> None:
+            if record["step"] == stop:
+                raise Killed
+
+        with pytest.raises(Killed):
+            train_model(job_for(name, prepared, tmp_path / "cut", f"a{attempt}"), Worker(), die)
+    last = job_for(name, prepared, tmp_path / "cut", "a9")
+    resumed = train_model(last, Worker())
+    assert resumed.resumed_from_step == (trained.step - 2) // 3 * 3
+    assert_same(weights(whole.run), weights(last.run))
+    steps = [record["step"] for record in read_metrics(last.run)]
+    assert steps == list(range(1, trained.step + 1))
+    timeless = [
+        [{k: v for k, v in record.items() if k != "seconds"} for record in read_metrics(run)]
+        for run in (whole.run, last.run)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_two_ranks_equal_one_process(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    """Steps of three micro-batches (two and one), and of one, where the second rank is idle and must change nothing."""
+    cases = [(name, per_step) for name, per_step in zip([*FAMILIES, "parakeet"], [3, 3, 3, 1], strict=True)]
+    pairs = []
+    for name, per_step in cases:
+        folder = tmp_path / f"{name}-{per_step}"
+        alone, together = (
+            job_for(name, prepared, folder / part, steps=4, per_step=per_step) for part in ("one", "two")
+        )
+        train_model(alone, Worker())
+        pairs.append((alone, together))
+    address = f"tcp://127.0.0.1:{_free_port()}"
+    torch.multiprocessing.spawn(_train_rank, args=([job for _, job in pairs], 2, address), nprocs=2)
+    for alone, together in pairs:
+        assert_same(weights(alone.run), weights(together.run), tolerance=2e-5)
+        for one, other in zip(read_metrics(alone.run), read_metrics(together.run), strict=True):
+            assert one["ctc"] == pytest.approx(other["ctc"], rel=1e-4)
+            assert one["kl"] == pytest.approx(other["kl"], rel=1e-3, abs=1e-7)
+            assert one["audio_seconds"] == other["audio_seconds"]
+
+
+def _train_rank(rank: int, jobs: list[TrainJob], world: int, address: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    for job in jobs:
+        train_model(job, Worker(rank, world))
+    torch.distributed.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_finished_model_is_the_trained_one_and_opens_in_stock_transformers(
+    name: str, prepared: tuple[str, Manifest], tmp_path: Path
+) -> None:
+    job = job_for(name, prepared, tmp_path, steps=2)
+    trained = train_model(job, Worker())
+    finish_run(job, trained.model)
+    model = load_model(f"{job.run}/model")
+    trained.model.eval()
+    index = read_index(*prepared, "test")
+    batch = BatchLoader(index, model, prepared[1].vocabulary, None, 0).load(
+        plan_epoch(index, seed=0, epoch=0, max_duration=20, per_step=1).steps[0][0], 0
+    )
+    import transformers
+
+    stock, report = getattr(transformers, type(model).__name__).from_pretrained(
+        f"{job.run}/model", output_loading_info=True
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.no_grad():
+        logits_PBTV = model(**batch.inputs).logits.unflatten(0, (3, -1))
+        assert torch.equal(logits_PBTV, trained.model(**batch.inputs).logits.unflatten(0, (3, -1)))
+        assert torch.equal(logits_PBTV[0], stock.eval()(**batch.inputs).logits)
+        assert torch.equal(logits_PBTV[2], load_model(f"{job.run}/model", depth=4)(**batch.inputs).logits)
+    with pytest.raises(UserError, match="5 was not trained; this model has 2, 3, 4"):
+        load_model(f"{job.run}/model", depth=5)
+
+
+def test_batches_are_the_same_whoever_loads_them(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    job = job_for("parakeet", prepared, tmp_path)
+    model = build_model(job, prepared[1].vocabulary)
+    index = read_index(*prepared, "train")
+    loaders = [BatchLoader(index, model, prepared[1].vocabulary, job.spec.augment, 0) for _ in range(2)]
+    batches = [b for step in plan_epoch(index, seed=0, epoch=0, max_duration=12, per_step=1).steps for b in step]
+    ahead = list(loaders[0].ahead(batches, epoch=0))
+    for batch, planned in zip(ahead, batches, strict=True):
+        again = loaders[1].load(planned, epoch=0)
+        assert batch.ids == again.ids == [index.ids[i] for i in planned]
+        assert torch.equal(batch.inputs["input_features"], again.inputs["input_features"])
+    other_epoch = loaders[1].load(batches[0], epoch=1)
+    assert not torch.equal(ahead[0].inputs["input_features"], other_epoch.inputs["input_features"])
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_the_utterances(
+    prepared: tuple[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_for("parakeet", prepared, tmp_path, steps=8)
+
+    def poison(record: dict[str, Any]) -> None:
+        if record["step"] == 4:
+            monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
+
+    with pytest.raises(FloatingPointError, match=r"epoch 1, step 1; utterances: \['train-"):
+        train_model(job, Worker(), poison)
+    assert [uri.rsplit("-", 1)[1] for uri in whole_checkpoints(job.run)] == ["00000003"]
+
+
+def test_a_damaged_checkpoint_is_named_and_a_half_written_one_is_not_seen(
+    prepared: tuple[str, Manifest], tmp_path: Path
+) -> None:
+    job = job_for("parakeet", prepared, tmp_path, steps=6)
+    train_model(job, Worker())
+    newest = Path(whole_checkpoints(job.run)[-1])
+    (newest / "manifest.json").rename(newest / "later")
+    assert [Path(uri).name for uri in whole_checkpoints(job.run)] == ["step-00000003"]
+    (newest / "later").rename(newest / "manifest.json")
+    (newest / "model.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match=r"step-00000006/model.safetensors: is damaged"):
+        train_model(job, Worker())
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    rates = [learning_rate(p / 100, 0.1, 0.02) for p in range(101)]
+    assert rates[0] == 0.005
+    assert max(rates) == rates[10] == pytest.approx(1.0)
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(0.02)
