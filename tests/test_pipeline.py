@@ -24,7 +24,7 @@ from tests.test_prepare import damage, ids_in, ids_out
 pytestmark = pytest.mark.ray
 
 TINY = [
-    "model.config={hidden_size: 48, num_attention_heads: 2, intermediate_size: 96, subsampling_factor: 4, subsampling_conv_channels: 8}",
+    "model.config.hidden_size=48", "model.config.num_attention_heads=2", "model.config.intermediate_size=96",
     "fold.depths=[3,6]", "optim.epochs=null", "optim.steps=24", "checkpoint.every_steps=4",
 ]  # fmt: skip
 
@@ -110,8 +110,8 @@ def test_waveform_families_from_a_stock_checkpoint_on_disk(family: str, own_corp
     write_random_checkpoint(spec.model, spec.fold.num_layers, vocabulary, 7, stock)
     assert load_seed(spec.model, str(stock), spec.fold.num_layers, vocabulary, 0)[1] == [], "nothing starts anew"
     arguments = [
-        f"{family}-tiny", f"corpus.path={own_corpus}", f"model.checkpoint={stock}", f"storage.root={tmp_path / 'store'}",
-        "optim.steps=40", "optim.lr=2e-3", "checkpoint.every_steps=10",
+        f"{family}-tiny", f"corpus.path={own_corpus}", f"model.checkpoint={stock}",
+        f"storage.root={tmp_path / 'store'}", "optim.steps=40", "optim.lr=2e-3", "checkpoint.every_steps=10",
     ]  # fmt: skip
     kill_after(foldray("train", *arguments), tmp_path / "store", "step-00000020")
     trained = finish(foldray("train", *arguments, "--json"))
@@ -137,7 +137,7 @@ def test_an4_prepares_whole(tmp_path: Path) -> None:
     assert sum(shard.rows for shard in test) == 130
 
 
-def test_a_job_entry_point_is_the_same_command(tmp_path: Path) -> None:
+def test_a_job_entry_point_is_the_same_command() -> None:
     job = subprocess.run(
         [sys.executable, "-m", "pipelines.train", "an4", "corpus.path=/nowhere/at/all", "--json"],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
