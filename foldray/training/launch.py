@@ -116,7 +116,7 @@ def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
         ),
         run_config=RunConfig(
             name=job.attempt,
-            storage_path=_ray_path(job.run),
+            storage_path=storage.join(job.run, "ray"),
             failure_config=FailureConfig(max_failures=scale.max_failures),
         ),
     )
@@ -131,11 +131,9 @@ def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
         stop.set()
         listener.join(timeout=5)
         messages.shutdown(force=True)
+    # Ray's own snapshots of a run that is over; ours are elsewhere.
+    storage.remove_folder(storage.join(job.run, "ray"))
     return int(read_metrics(job.run)[-1]["step"])
-
-
-def _ray_path(run: str) -> str:
-    return storage.join(run, "ray")
 
 
 def _listen(messages: Any, stop: threading.Event, on_record: Callable[[Record], None]) -> None:
