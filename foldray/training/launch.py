@@ -171,6 +171,8 @@ def _worker_main(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), get_device())
     if worker.device.type == "cpu":
+        # Late in training many activations and moments fall below normal numbers, which CPUs do slowly.
+        torch.set_flush_denormal(True)
         torch.set_num_threads(max(1, int(job.spec.scale.resources_per_worker.get("CPU", 1))))
     trained = train_model(job, worker, _Messenger(config["messages"], worker.rank))
     if worker.rank == 0:
