@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(given, error.where, error.problem)
     except (KeyboardInterrupt, typer.Abort):
         say("stopped; run the same command again to go on")
-        sys.exit(130)
+        sys.exit(1)
     except Exception as error:
         # Typer carries its own copy of click, so its usage errors have no public base class.
         if not hasattr(error, "format_message"):

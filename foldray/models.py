@@ -1,6 +1,7 @@
 """Model families: where the block stack, head and features of each stock transformers model are.
 
-The only module that names model classes. Adding a family is adding a row to `FAMILIES`.
+A new family is a row in `FAMILIES`, and a branch in `output_frames` and in `pretrained` where its
+shapes are its own.
 """
 
 import copy
@@ -92,6 +93,7 @@ def fold(model: PreTrainedModel, plan: FoldPlan) -> PreTrainedModel:
     encoder_config(model).layerdrop = 0.0
     if hasattr(encoder, "layerdrop"):
         encoder.layerdrop = 0.0
+    _rest_mask_vector(model)
     return settle(model)
 
 
@@ -116,6 +118,15 @@ def stack_of(model: nn.Module) -> FoldedStack:
     if not isinstance(layers, FoldedStack):
         raise ValueError("the model is not folded; call fold(model, plan) first")
     return layers
+
+
+def _rest_mask_vector(model: PreTrainedModel) -> None:
+    """Stop training the vector that masked frames get where no frame is masked: DDP refuses unused parameters."""
+    config: Any = model.config
+    masks = getattr(config, "apply_spec_augment", True) and getattr(config, "mask_time_prob", 0.0) > 0
+    for name, parameter in model.named_parameters():
+        if name.endswith("masked_spec_embed") and not masks:
+            parameter.requires_grad_(False)
 
 
 class FixedBatchNorm(nn.BatchNorm1d):
@@ -158,6 +169,7 @@ def output_frames(model: nn.Module, num_samples: Sequence[int]) -> list[int]:
     samples = torch.tensor(list(num_samples))
     stock: Any = getattr(model, "module", model)
     name = family_of(stock).name
+    frames: Any
     if name == "parakeet":
         frames = stock._get_subsampling_output_length(samples // 160)
     elif name == "wav2vec2-bert":
@@ -177,6 +189,12 @@ def whole_frames(model: nn.Module, waveform_T: npt.NDArray[np.float32]) -> npt.N
         return waveform_T
     windows = _windows(len(waveform_T)) // _stacked(model) * _stacked(model)
     return waveform_T[: 400 + 160 * (windows - 1)]
+
+
+def mel_bins(model: nn.Module) -> int:
+    """Mel bins of one 10 ms window of a log-mel family."""
+    config: Any = model.config
+    return int(config.encoder_config.num_mel_bins) if family_of(model).name == "parakeet" else MEL_BINS
 
 
 def _windows(samples: Any) -> Any:

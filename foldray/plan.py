@@ -58,7 +58,11 @@ class FoldPlan:
         shared = self.num_layers - self.keep_first - self.keep_last
         if shared < 1 and len(self.depths) > 1:
             raise ValueError(f"keep_first + keep_last: leave at least one of {self.num_layers} layers to share")
-        if self.order == "group" and not self.paths and (sum(self.groups) != shared or min(self.groups) < 1):
+        if (
+            self.order == "group"
+            and not self.paths
+            and (sum(self.groups) != shared or any(size < 1 for size in self.groups))
+        ):
             raise ValueError(f"groups: sizes {list(self.groups)} must be positive and add up to {shared} layers")
         if self.order != "group" and self.groups:
             raise ValueError("groups: only the order 'group' has groups; set order=group or drop them")

@@ -125,6 +125,22 @@ def load_seed(
     return model, fresh
 
 
+def check_model(spec: ModelSpec, num_layers: int) -> None:
+    """Raise UserError for a configuration transformers refuses or a checkpoint that does not open; loads no weights."""
+    stock_config(spec, num_layers, vocab_size=1)
+    if spec.checkpoint:
+        config = _checkpoint_config(FAMILIES[spec.family], spec.checkpoint)
+        available = getattr(config, "encoder_config", config).num_hidden_layers
+        _choose_layers(available, num_layers, spec)
+
+
+def _choose_layers(available: int, num_layers: int, spec: ModelSpec) -> list[int]:
+    try:
+        return seed_layers(available, num_layers, spec.seed_layers)
+    except ValueError as error:
+        raise UserError("fold.num_layers", str(error)) from None
+
+
 def _checkpoint_config(family: Family, checkpoint: str) -> Any:
     try:
         config = _transformers("AutoConfig").from_pretrained(checkpoint)
@@ -171,10 +187,7 @@ def _check_report(family: Family, report: dict[str, Any], checkpoint: str) -> li
 
 def _take_layers(model: PreTrainedModel, family: Family, spec: ModelSpec, num_layers: int) -> None:
     encoder: Any = model.get_submodule(family.encoder)
-    try:
-        chosen = seed_layers(len(encoder.layers), num_layers, spec.seed_layers)
-    except ValueError as error:
-        raise UserError("fold.num_layers", str(error)) from None
+    chosen = _choose_layers(len(encoder.layers), num_layers, spec)
     encoder.layers = nn.ModuleList(encoder.layers[i] for i in chosen)
     encoder_config(model).num_hidden_layers = num_layers
 

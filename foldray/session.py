@@ -1,12 +1,13 @@
 """Joining a Ray cluster, or starting one on this machine."""
 
 import logging
+import math
 import os
 import warnings
 from typing import Any
 
 
-def start_ray(min_cpus: int = 1) -> Any:
+def start_ray(min_cpus: float = 1) -> Any:
     """The `ray` module, initialised: the cluster that RAY_ADDRESS names (jobs have it set), else a local one.
 
     A local one offers at least `min_cpus`, so that a small machine runs a recipe's workers in turns
@@ -24,7 +25,7 @@ def start_ray(min_cpus: int = 1) -> Any:
             ray.init(**quietly)
         else:
             # "local", or Ray would join whatever cluster was started last on this machine.
-            cpus = max(os.cpu_count() or 1, min_cpus)
+            cpus = max(os.cpu_count() or 1, math.ceil(min_cpus))
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quietly)
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.train", "ray.tune"):

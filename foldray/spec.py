@@ -1,5 +1,6 @@
 """The spec: the complete, immutable description of one run, and the only configuration there is."""
 
+import copy
 import difflib
 import hashlib
 import json
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from foldray.errors import UserError
 from foldray.plan import FoldPlan, Order
@@ -54,15 +55,31 @@ class CorpusSpec(_Section):
         60.0, gt=0, description="Seconds of audio in one row group, the unit of reading and shuffling."
     )
 
+    @field_validator("path")
+    @classmethod
+    def _has_no_secret(cls, path: str) -> str:
+        return _without_secret(path)
+
     @model_validator(mode="after")
-    def _has_train(self) -> "CorpusSpec":
+    def _has_a_range(self) -> "CorpusSpec":
         if self.min_seconds >= self.max_seconds:
             raise ValueError("min_seconds must be below max_seconds")
         return self
 
 
+def _without_secret(uri: str) -> str:
+    if "@" in uri.partition("://")[2].split("/", 1)[0]:
+        raise ValueError("holds credentials; they come from the AWS environment, never from a spec")
+    return uri
+
+
 class StorageSpec(_Section):
     """Where everything worth keeping goes."""
+
+    @field_validator("root")
+    @classmethod
+    def _has_no_secret(cls, root: str) -> str:
+        return _without_secret(root)
 
     root: str = Field(
         default_factory=lambda: os.environ.get("FOLDRAY_STORE", "./foldray-store"),
@@ -226,6 +243,15 @@ class RunSpec(_Section):
     checkpoint: CheckpointSpec = CheckpointSpec()
     seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
 
+    @model_validator(mode="after")
+    def _every_utterance_fits(self) -> "RunSpec":
+        if self.batch.max_duration < self.corpus.max_seconds:
+            raise ValueError(
+                f"batch.max_duration: {self.batch.max_duration:g} s hold no utterance of corpus.max_seconds = "
+                f"{self.corpus.max_seconds:g}; raise the one or lower the other"
+            )
+        return self
+
     def spec_hash(self, corpus_id: str) -> str:
         """Ten hex digits over every field that results depend on, and the identity of the prepared corpus."""
         kept = self.model_dump(mode="json", exclude={"about", "storage", "scale", "checkpoint", "corpus"})
@@ -253,9 +279,12 @@ def _explain(error: dict[str, Any], origin: str) -> UserError:
         return UserError(where, f"unknown field{_suggest(error['loc'])}")
     if error["type"] == "missing":
         return UserError(where, f"missing in {origin}; add it, or give {where}=… on the command line")
-    if error["type"] == "value_error" and ":" in message and where == "fold":
-        name, message = message.split(":", 1)
-        return UserError(f"fold.{name.strip()}", message.strip())
+    if error["type"] == "value_error" and not error["loc"]:
+        field, _, message = message.partition(": ")
+        return UserError(field, message)
+    if error["type"] == "value_error" and where == "fold":
+        field, _, message = message.partition(": ")
+        return UserError(f"fold.{field}", message)
     if error["type"] == "value_error":
         return UserError(where, message)
     return UserError(where, f"{message[0].lower()}{message[1:]} (got {error['input']!r})")
@@ -275,7 +304,7 @@ def _suggest(location: tuple[str | int, ...]) -> str:
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """A copy of `values` with dotted `key=value` pairs (YAML values) set in it. Raises UserError."""
-    merged: dict[str, Any] = json.loads(json.dumps(values))
+    merged = copy.deepcopy(values)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:

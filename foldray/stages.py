@@ -49,9 +49,12 @@ def _prepare(corpus: CorpusSpec, root: str) -> tuple[str, Manifest]:
 
 def train_stage(spec: RunSpec) -> dict[str, Any]:
     """Prepare if need be, then train to the end or go on: run_id, run, step, resumed_from_step."""
-    corpus, _ = prepare_stage(spec)
-    _check_model(spec)
+    from foldray.pretrained import check_model
     from foldray.training.launch import train
+
+    check_before_start(spec)
+    check_model(spec.model, spec.fold.num_layers)
+    corpus, _ = _prepare(spec.corpus, spec.storage.root)
 
     with training_bar() as on_record:
         trained = train(spec, corpus, on_record=on_record)
@@ -62,12 +65,6 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
         "step": trained.step,
         "resumed_from_step": trained.resumed_from_step,
     }
-
-
-def _check_model(spec: RunSpec) -> None:
-    from foldray.pretrained import stock_config
-
-    stock_config(spec.model, spec.fold.num_layers, vocab_size=32)
 
 
 def _resumed(step: int, resumed_from: int) -> str:
@@ -128,7 +125,10 @@ def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
         return known
     if data != BUILTIN_CORPUS and not storage.is_folder(storage.absolute(data)):
         raise UserError("--data", f"{data} is neither a prepared corpus nor a folder with {split}.jsonl")
-    return _prepare(CorpusSpec(path=data, splits=(split,)), found.store)[0]
+    # Text must be normalised as the model learned it.
+    like = read_run_spec(found.run).corpus if found.run else CorpusSpec(path=data)
+    corpus = like.model_copy(update={"path": data, "layout": "auto", "splits": (split,)})
+    return _prepare(corpus, found.store)[0]
 
 
 def _evaluate(found: FoundModel, corpus: str, depths: tuple[int, ...], split: str) -> list[dict[str, Any]]:
@@ -164,7 +164,7 @@ def _result_rows(
         "order": "paths" if plan.paths else plan.order,
         "corpus": manifest.corpus_id,
         "split": split,
-        "language": "",
+        "language": "+".join(sorted({name for s in manifest.shards if s.split == split for name in s.languages})),
         "device": str(model.device),
         "precision": "float32",
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -4,6 +4,7 @@ S3 endpoint, region and credentials come from the usual AWS environment, never f
 """
 
 import contextlib
+import functools
 import json
 import os
 import uuid
@@ -27,23 +28,41 @@ def is_local(uri: str) -> bool:
 
 
 def join(uri: str, *parts: str) -> str:
-    """Parts appended to a URI with single slashes."""
-    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+    """Parts appended to a URI with single slashes; options after '?' stay at the end."""
+    base, mark, options = uri.partition("?") if not is_local(uri) else (uri, "", "")
+    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)]) + mark + options
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
     """A pyarrow filesystem and the path inside it. Raises UserError for a URI no filesystem serves."""
+    return _filesystem(_place(uri)), filesystem_path(uri)
+
+
+def filesystem_path(uri: str) -> str:
+    """The path of a URI inside its filesystem: keys as they are, since names may hold any character."""
+    return absolute(uri) if is_local(uri) else uri.split("://", 1)[1].partition("?")[0]
+
+
+def _place(uri: str) -> str:
+    """What decides which filesystem serves a URI: nothing for local files, else scheme, bucket and options."""
+    if is_local(uri):
+        return ""
+    scheme, _, rest = uri.partition("://")
+    key, mark, options = rest.partition("?")
+    return f"{scheme}://{key.split('/', 1)[0]}{mark}{options}"
+
+
+@functools.lru_cache(maxsize=64)
+def _filesystem(place: str) -> Any:
     from pyarrow import fs
 
-    if is_local(uri):
-        return fs.LocalFileSystem(), absolute(uri)
+    if not place:
+        return fs.LocalFileSystem()
     try:
-        found, path = fs.FileSystem.from_uri(uri)
+        return fs.FileSystem.from_uri(place)[0]
     except Exception as error:
-        raise UserError(
-            uri, f"not a readable location ({_one_line(error)}); use a folder or s3://bucket/prefix"
-        ) from None
-    return found, path
+        problem = f"not a readable location ({_one_line(error)}); use a folder or s3://bucket/prefix"
+        raise UserError(place, problem) from None
 
 
 def exists(uri: str) -> bool:
@@ -81,20 +100,17 @@ def list_folders(uri: str) -> list[str]:
 
 
 def file_sizes(uris: Iterable[str]) -> list[int | None]:
-    """Bytes of each file, None where it is missing. All URIs must lie in one filesystem."""
+    """Bytes of each file, None where it is missing; one request after the other only between filesystems."""
     from pyarrow import fs
 
     wanted = list(uris)
-    if not wanted:
-        return []
-    found, _ = filesystem(wanted[0])
-    infos = found.get_file_info([filesystem_path(uri) for uri in wanted])
-    return [info.size if info.type == fs.FileType.File else None for info in infos]
-
-
-def filesystem_path(uri: str) -> str:
-    """The path of a URI inside its filesystem, without asking the filesystem."""
-    return absolute(uri) if is_local(uri) else uri.split("://", 1)[1].split("?", 1)[0]
+    sizes: dict[str, int | None] = {}
+    for place in {_place(uri) for uri in wanted}:
+        members = [uri for uri in wanted if _place(uri) == place]
+        infos = _filesystem(place).get_file_info([filesystem_path(uri) for uri in members])
+        found = (info.size if info.type == fs.FileType.File else None for info in infos)
+        sizes.update(zip(members, found, strict=True))
+    return [sizes[uri] for uri in wanted]
 
 
 def read_bytes(uri: str) -> bytes:

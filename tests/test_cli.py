@@ -34,6 +34,11 @@ WRONG = [
     (["plan", "quickstart", "model.config.hiden_size=3"], "model.config.hiden_size", "did you mean 'hidden_size'?"),
     (["plan", "quickstart", "model.config.num_hidden_layers=3"], "model.config.num_hidden_layers", "fold.num_layers"),
     (["plan", "quickstart", "model.config.hidden_size=wide"], "model.config", "transformers refuses"),
+    (
+        ["train", "wav2vec2-base-8", "corpus.path=.", "model.checkpoint=tests"],
+        "model.checkpoint",
+        "tests does not open",
+    ),
     (["results", "/nowhere/at/all"], "STORE", "is not there"),
     (["results", ".", "lss"], "lss", "is not a query"),
     (["report", "/nowhere/at/all"], "/nowhere/at/all", "has no results"),

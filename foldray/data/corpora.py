@@ -6,9 +6,11 @@ A layout is a function from a folder or URI to utterances split by split. Everyt
 
 import hashlib
 import json
+import math
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,17 @@ from foldray.data.builtin import builtin_corpus_id, write_builtin_corpus
 from foldray.errors import UserError
 from foldray.spec import BUILTIN_CORPUS, CorpusSpec
 
+PREPARE_VERSION = 1
+"""Raise it with every change to what preparation writes: normalisation, decoding, shards."""
+
 
 @dataclass(frozen=True)
 class Utterance:
     """One utterance as its source describes it.
 
     audio: URI of the file; row: where it was described, for messages; duration: seconds as
-    declared, or None; bytes: size of the audio file, None where it is missing.
+    declared, or None; start: seconds into the file where a segment begins, None for a whole file;
+    bytes: size of the audio file, None where it is missing.
     """
 
     id: str
@@ -34,6 +40,7 @@ class Utterance:
     language: str
     duration: float | None
     row: str
+    start: float | None = None
     bytes: int | None = None
 
 
@@ -59,11 +66,25 @@ def find_corpus(spec: CorpusSpec, root: str) -> Corpus:
         folder, name = _builtin_folder(root), "builtin"
     else:
         folder = storage.absolute(spec.path)
-        name = folder.rstrip("/").rsplit("/", 1)[-1]
+        name = storage.filesystem_path(folder).rstrip("/").rsplit("/", 1)[-1]
         if not storage.is_folder(folder):
-            raise UserError("corpus.path", f"{spec.path} is not a folder or prefix with files; check the path")
-    utterances = _with_sizes(_carve_valid(list(read_jsonl_corpus(folder, spec)), spec))
-    return Corpus(f"{_slug(name)}-{_identity(utterances, folder, spec)}", "jsonl", utterances)
+            raise UserError("corpus.path", f"{spec.path} is not there; give a folder with train.jsonl and test.jsonl")
+    layout = _recognise(folder, spec)
+    utterances = _with_sizes(_carve_valid(list(LAYOUTS[layout](folder, spec)), spec))
+    return Corpus(f"{_slug(name)}-{_identity(utterances, folder, spec)}", layout, utterances)
+
+
+def _recognise(folder: str, spec: CorpusSpec) -> str:
+    """The layout of a folder: the one the spec names, or what its files look like."""
+    if spec.layout != "auto":
+        return spec.layout
+    if any(name.endswith(".jsonl") for name in storage.list_files(folder)):
+        return "jsonl"
+    raise UserError(
+        "corpus.path",
+        f"{folder} has none of the layouts known ({', '.join(LAYOUTS)}); write train.jsonl and test.jsonl, "
+        'one object a line: {"audio": "clips/a.flac", "text": "HELLO"}',
+    )
 
 
 def _slug(name: str) -> str:
@@ -71,7 +92,7 @@ def _slug(name: str) -> str:
 
 
 def _identity(utterances: list[Utterance], folder: str, spec: CorpusSpec) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{PREPARE_VERSION}".encode())
     fields = spec.model_dump(mode="json", exclude={"path", "layout", "max_quarantine"})
     digest.update(json.dumps(fields, sort_keys=True).encode())
     for utterance in utterances:
@@ -111,21 +132,25 @@ _NAMES = {
 def read_jsonl_corpus(folder: str, spec: CorpusSpec) -> Iterator[Utterance]:
     """Utterances of `train.jsonl`, `test.jsonl` …: one object a line with `audio` and `text`.
 
-    Optional: `id`, `speaker`, `lang`, `duration` (seconds). NeMo's `audio_filepath` is understood
-    too. Relative audio paths start at the folder of the manifest.
+    Optional: `id`, `speaker`, `lang`, `duration` and `offset` (seconds; both together name a segment
+    of a longer file). NeMo's `audio_filepath` is understood too. Relative audio paths start at the
+    folder of the manifest, and are the ids of rows without one.
     """
     present = [split for split in spec.splits if storage.exists(storage.join(folder, f"{split}.jsonl"))]
-    for needed in ("train", "test"):
-        if needed in spec.splits and needed not in present:
-            raise UserError("corpus.path", f"{folder} has no {needed}.jsonl; write one object a line: "
-                            '{"audio": "clips/a.flac", "text": "HELLO"}')  # fmt: skip
+    for needed in (split for split in spec.splits if split != "valid"):
+        if needed not in present:
+            raise UserError(
+                "corpus.path",
+                f"{folder} has no {needed}.jsonl; write it, or name the splits there are in corpus.splits",
+            )
     for split in present:
         yield from _read_manifest(folder, split)
 
 
 def _read_manifest(folder: str, split: str) -> Iterator[Utterance]:
     file = storage.join(folder, f"{split}.jsonl")
-    for number, line in enumerate(storage.read_bytes(file).decode("utf-8", "replace").splitlines(), start=1):
+    # Not splitlines(): JSON strings may hold the other characters that Unicode counts as line ends.
+    for number, line in enumerate(storage.read_bytes(file).decode("utf-8-sig", "replace").split("\n"), start=1):
         if line.strip():
             yield _read_row(line, f"{file}:{number}", folder, split)
 
@@ -137,17 +162,22 @@ def _read_row(line: str, row: str, folder: str, split: str) -> Utterance:
         raise UserError(row, f"is not JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
     if not isinstance(entry, dict):
         raise UserError(row, 'is not an object; write {"audio": "…", "text": "…"}')
-    audio = _field(entry, "audio")
+    audio = str(_field(entry, "audio") or "")
     if not audio:
         raise UserError(row, f"has no audio file; give one of {', '.join(_NAMES['audio'])}")
+    start, duration = (_seconds(entry, name, row) for name in ("offset", "duration"))
+    if start is not None and duration is None:
+        raise UserError(row, "has an offset but no duration; a segment needs both")
+    segment = f"@{start:g}" if start else ""
     return Utterance(
-        id=str(entry.get("id") or str(audio).rsplit("/", 1)[-1].rsplit(".", 1)[0]),
+        id=str(entry.get("id") or audio.rsplit(".", 1)[0] + segment),
         split=split,
-        audio=_resolve(str(audio), folder),
+        audio=audio if "://" in audio or audio.startswith("/") else storage.join(folder, audio),
         text=str(_field(entry, "text") or ""),
         speaker=str(_field(entry, "speaker") or ""),
         language=str(_field(entry, "language") or ""),
-        duration=_seconds(entry.get("duration"), row),
+        duration=duration,
+        start=start,
         row=row,
     )
 
@@ -156,17 +186,21 @@ def _field(entry: dict[str, Any], name: str) -> Any:
     return next((entry[key] for key in _NAMES[name] if entry.get(key) not in (None, "")), None)
 
 
-def _seconds(value: Any, row: str) -> float | None:
+def _seconds(entry: dict[str, Any], name: str, row: str) -> float | None:
+    value = entry.get(name)
     if value is None:
         return None
     try:
-        return float(value)
+        seconds = float(value)
     except (TypeError, ValueError):
-        raise UserError(row, f"duration {value!r} is not a number of seconds") from None
+        seconds = math.nan
+    if not math.isfinite(seconds) or seconds < 0 or (name == "duration" and not seconds):
+        raise UserError(row, f"{name} {value!r} is not a number of seconds")
+    return seconds
 
 
-def _resolve(audio: str, folder: str) -> str:
-    return audio if "://" in audio or audio.startswith("/") else storage.join(folder, audio)
+LAYOUTS: dict[str, Callable[[str, CorpusSpec], Iterator[Utterance]]] = {"jsonl": read_jsonl_corpus}
+"""What reads each layout: from a folder or URI to utterances, metadata only."""
 
 
 # --- Splits and sizes ------------------------------------------------------------------------------
@@ -176,31 +210,37 @@ def _carve_valid(utterances: list[Utterance], spec: CorpusSpec) -> list[Utteranc
     """Move whole speakers from `train` to `valid` where the source has no `valid`.
 
     Which speakers: by the hash of their names, until the share is reached, so the choice does not
-    depend on the order of rows. Utterances without speakers count as a speaker each.
+    depend on the order of rows. An utterance without a speaker counts as a speaker of its own; where
+    no speaker is small enough for twice the share, utterances are moved instead.
     """
     splits = {utterance.split for utterance in utterances}
     if "valid" in splits or "valid" not in spec.splits or not spec.valid_fraction:
         return utterances
-    train = [u for u in utterances if u.split == "train"]
-    several = len({u.speaker for u in train}) > 2
-    key = {u: (u.speaker if several else u.id) for u in train}
-    wanted, chosen, moved = spec.valid_fraction * len(train), set[str](), 0
-    sizes: dict[str, int] = {}
-    for speaker in key.values():
-        sizes[speaker] = sizes.get(speaker, 0) + 1
-    for speaker in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        if moved < wanted and moved + sizes[speaker] < len(train):
-            chosen.add(speaker)
-            moved += sizes[speaker]
-    return [_replace_split(u, "valid") if key.get(u) in chosen else u for u in utterances]
+    train = [utterance for utterance in utterances if utterance.split == "train"]
+    wanted = spec.valid_fraction * len(train)
+    moved = _choose([u.speaker or u.id for u in train], wanted)
+    by_speaker = bool(moved)
+    moved = moved or _choose([u.id for u in train], wanted)
+    return [
+        replace(u, split="valid")
+        if u.split == "train" and ((u.speaker or u.id) if by_speaker else u.id) in moved
+        else u
+        for u in utterances
+    ]
 
 
-def _replace_split(utterance: Utterance, split: str) -> Utterance:
-    return Utterance(**{**asdict(utterance), "split": split})
+def _choose(names: list[str], wanted: float) -> set[str]:
+    """Names whose counts add up to about `wanted`, in the order of their hashes; none over twice that."""
+    counts = Counter(names)
+    chosen: set[str] = set()
+    moved = 0
+    for name in sorted(counts, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if moved < wanted and moved + counts[name] <= max(1, 2 * wanted) and moved + counts[name] < len(names):
+            chosen.add(name)
+            moved += counts[name]
+    return chosen
 
 
 def _with_sizes(utterances: list[Utterance]) -> list[Utterance]:
     sizes = storage.file_sizes([utterance.audio for utterance in utterances])
-    return [
-        Utterance(**{**asdict(utterance), "bytes": size}) for utterance, size in zip(utterances, sizes, strict=True)
-    ]
+    return [replace(utterance, bytes=size) for utterance, size in zip(utterances, sizes, strict=True)]

@@ -60,6 +60,7 @@ class Shard(BaseModel):
     seconds: float
     bytes: int
     sha256: str
+    languages: list[str] = []
 
 
 class Manifest(BaseModel):

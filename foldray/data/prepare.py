@@ -10,7 +10,7 @@ import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from foldray import storage
 from foldray.data.audio import BadAudioError, decode, encode_flac
-from foldray.data.corpora import Corpus, Utterance, find_corpus
+from foldray.data.corpora import Corpus, Utterance
 from foldray.data.manifest import (
     INDEX_FILE,
     INDEX_SCHEMA,
@@ -50,20 +50,25 @@ class ShardTask:
 
 
 def prepare(
-    spec: CorpusSpec, root: str, *, on_progress: Callable[[int, int], None] = lambda done, total: None
+    corpus: Corpus,
+    spec: CorpusSpec,
+    root: str,
+    *,
+    cpus: float = 1,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[str, Manifest]:
     """Prepare a corpus under `root`/corpora; returns its URI and manifest. Does nothing if it is there.
 
-    `on_progress(done, total)` counts shards. Raises UserError for a corpus that can't be read or of
-    which more than `spec.max_quarantine` is unusable; shards and quarantine stay then.
+    `cpus`: what a local Ray must offer to the stages that follow; `on_progress(done, total)` counts
+    shards. Raises UserError where more than `spec.max_quarantine` or a whole split is unusable;
+    shards and quarantine stay then.
     """
-    corpus = find_corpus(spec, root)
     folder = storage.join(storage.absolute(root), "corpora", corpus.corpus_id)
     if storage.exists(storage.join(folder, MANIFEST_FILE)):
         return folder, read_manifest(folder)
     usable, refused = _screen(corpus.utterances, spec)
     tasks = _plan_shards(usable, spec)
-    summaries = _write_shards(tasks, folder, on_progress)
+    summaries = _write_shards(tasks, folder, cpus, on_progress)
     quarantine = refused + [entry for summary in summaries for entry in summary["quarantine"]]
     manifest = _describe(corpus, spec, tasks, summaries, quarantine)
     _write_table(storage.join(folder, QUARANTINE_FILE), pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA))
@@ -85,7 +90,7 @@ def _screen(utterances: list[Utterance], spec: CorpusSpec) -> tuple[list[Utteran
         if reason:
             refused.append(quarantine_entry(utterance, *reason))
         else:
-            usable.append(Utterance(**{**asdict(utterance), "text": text}))
+            usable.append(replace(utterance, text=text))
         seen.add(utterance.id)
     return usable, refused
 
@@ -161,12 +166,14 @@ def _chunks(utterances: list[Utterance], seconds: float) -> list[list[Utterance]
 # --- One shard -------------------------------------------------------------------------------------
 
 
-def _write_shards(tasks: list[ShardTask], folder: str, on_progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+def _write_shards(
+    tasks: list[ShardTask], folder: str, cpus: float, on_progress: Callable[[int, int], None]
+) -> list[dict[str, Any]]:
     """Summaries of all shards in the order of the tasks; Ray Data spreads the tasks over the cluster."""
     rows = [{"number": i, "task": _dump_task(task), "folder": folder} for i, task in enumerate(tasks)]
     if not rows:
         return []
-    ray = start_ray()
+    ray = start_ray(cpus)
     written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_write_shard_row)
     summaries: dict[int, dict[str, Any]] = {}
     for row in written.iter_rows():
@@ -234,7 +241,9 @@ def _read_utterance(utterance: Utterance, spec: CorpusSpec) -> dict[str, Any]:
         data = storage.read_bytes(utterance.audio)
     except FileNotFoundError:
         raise BadAudioError("missing_file", f"no file at {utterance.audio}") from None
-    samples_T = decode(data, utterance.duration)
+    except PermissionError as error:
+        raise BadAudioError("unreadable", f"{utterance.audio}: {error.strerror or error}") from None
+    samples_T = decode(data, utterance.duration, utterance.start)
     seconds = len(samples_T) / SAMPLE_RATE
     if seconds < spec.min_seconds:
         raise BadAudioError("too_short", f"{seconds:.2f} s, under corpus.min_seconds={spec.min_seconds:g}")
@@ -253,8 +262,8 @@ def _read_utterance(utterance: Utterance, spec: CorpusSpec) -> dict[str, Any]:
 
 def _summarise(task: ShardTask, data: bytes) -> dict[str, Any]:
     file = pq.ParquetFile(io.BytesIO(data))
-    columns = file.read(columns=["id", "num_samples", "text"]).to_pydict()
-    samples = columns["num_samples"]
+    columns = file.read(columns=["id", "num_samples", "text", "language"]).to_pydict()
+    samples, languages = columns["num_samples"], columns.pop("language")
     return {
         **columns,
         "shard": Shard(
@@ -264,6 +273,7 @@ def _summarise(task: ShardTask, data: bytes) -> dict[str, Any]:
             seconds=sum(samples) / SAMPLE_RATE,
             bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
+            languages=sorted(set(languages) - {""}),
         ).model_dump(),
         "groups": [_group_range(file.metadata.row_group(i)) for i in range(file.metadata.num_row_groups)],
         **json.loads(file.schema_arrow.metadata[_SUMMARY_KEY]),
@@ -312,8 +322,11 @@ def _refuse_too_bad(manifest: Manifest, spec: CorpusSpec, folder: str) -> None:
             f"limit of {spec.max_quarantine:.0%}; see "
             f"{storage.join(folder, QUARANTINE_FILE)}, mend them or raise the limit",
         )
-    if not any(shard.split == "train" and shard.rows for shard in manifest.shards) and "train" in spec.splits:
-        raise UserError("corpus.path", f"{spec.path} has no usable training utterances ({reasons or 'it is empty'})")
+    for split in sorted({shard.split for shard in manifest.shards} | set(spec.splits) - {"valid"}):
+        if not any(shard.rows for shard in manifest.shards if shard.split == split):
+            raise UserError(
+                "corpus.path", f"{spec.path} has no usable utterances in '{split}' ({reasons or 'it is empty'})"
+            )
 
 
 def _index(summaries: list[dict[str, Any]]) -> pa.Table:

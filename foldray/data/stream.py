@@ -20,7 +20,7 @@ from foldray.data.audio import decode_flac
 from foldray.data.epoch import MicroBatch
 from foldray.data.manifest import SplitIndex
 from foldray.data.text import encode
-from foldray.models import family_of, output_frames, whole_frames
+from foldray.models import family_of, mel_bins, output_frames, whole_frames
 from foldray.pretrained import build_extractor
 from foldray.spec import SAMPLE_RATE, AugmentSpec
 
@@ -106,12 +106,22 @@ class BatchLoader:
 
     def load(self, batch: MicroBatch, epoch: int) -> Batch:
         """One micro-batch; the same arguments give the same tensors."""
-        rows = [self._read(int(position)) for position in batch]
+        return self.make(self.read(batch), epoch)
+
+    def read(self, batch: MicroBatch) -> list[dict[str, Any]]:
+        """The rows of a micro-batch, audio still encoded."""
+        return [self._read(int(position)) for position in batch]
+
+    def make(self, rows: list[dict[str, Any]], epoch: int) -> Batch:
+        """Tensors of rows: decoded, as features, masked where this loader augments."""
         waveforms = [whole_frames(self._model, decode_flac(row["audio"])) for row in rows]
-        inputs = self._features(waveforms)
-        if self._augment:
+        inputs = extract_features(self._model, self._extractor, waveforms)
+        if self._augment and epoch >= self._augment.from_epoch and "input_features" in inputs:
             for i, row in enumerate(rows):
-                self._mask(inputs, i, len(waveforms[i]), epoch, row["id"])
+                valid = int(inputs["attention_mask"][i].sum())
+                # Stacked windows are masked as the windows they are made of.
+                windows_TF = inputs["input_features"][i, :valid].view(-1, mel_bins(self._model))
+                mask_features(windows_TF, self._augment, self._generator(epoch, row["id"]))
         labels = [torch.tensor(encode(row["text"], self._vocabulary)) for row in rows]
         return Batch(
             inputs=inputs,
@@ -123,22 +133,14 @@ class BatchLoader:
             seconds=sum(map(len, waveforms)) / SAMPLE_RATE,
         )
 
-    def _features(self, waveforms: list[npt.NDArray[np.float32]]) -> dict[str, Tensor]:
-        made = self._extractor(waveforms, sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt")
-        return {name: made[name] for name in (family_of(self._model).inputs, "attention_mask") if name in made}
+    def _generator(self, epoch: int, utterance: str) -> np.random.Generator:
+        """Randomness that belongs to the utterance: drawn from (seed, epoch, id), whoever loads it.
 
-    def _mask(self, inputs: dict[str, Tensor], row: int, samples: int, epoch: int, utterance: str) -> None:
-        """SpecAugment on one utterance's log-mel features, in place; zero is their mean.
-
-        Drawn from (seed, epoch, utterance): torchaudio's masks take torch's global generator, which
-        this thread would share with the training thread's dropout.
+        torchaudio's masks take torch's global generator, which this thread would share with the
+        training thread's dropout.
         """
-        if self._augment is None or "input_features" not in inputs or epoch < self._augment.from_epoch:
-            return
         digest = hashlib.sha256(f"{self._seed} {epoch} {utterance}".encode()).digest()
-        rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-        features_TF = inputs["input_features"][row]
-        mask_features(features_TF, samples / SAMPLE_RATE, self._augment, rng)
+        return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
     def ahead(self, batches: Iterable[MicroBatch], epoch: int) -> Iterator[Batch]:
         """The batches in order, loaded by a thread that stays up to four ahead."""
@@ -152,16 +154,26 @@ class BatchLoader:
                 yield future.result()
 
 
-def mask_features(features_TF: Tensor, seconds: float, augment: AugmentSpec, rng: np.random.Generator) -> None:
-    """Time and frequency masks of random place and width on (T, F) features, in place."""
-    frames, bins = features_TF.shape
-    longest = min(augment.time_mask_seconds, augment.time_mask_share * seconds)
+def extract_features(
+    model: PreTrainedModel, extractor: Any, waveforms: list[npt.NDArray[np.float32]]
+) -> dict[str, Tensor]:
+    """The stock model's keyword arguments for a batch of 16 kHz waveforms, padded to the longest."""
+    made = extractor(waveforms, sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt")
+    return {name: made[name] for name in (family_of(model).inputs, "attention_mask") if name in made}
+
+
+WINDOWS_PER_SECOND = 100
+
+
+def mask_features(windows_TF: Tensor, augment: AugmentSpec, rng: np.random.Generator) -> None:
+    """Time and frequency masks of random place and width on (T, F) log-mel windows, in place; zero is their mean."""
+    windows, bins = windows_TF.shape
+    longest = min(augment.time_mask_seconds * WINDOWS_PER_SECOND, augment.time_mask_share * windows)
     for _ in range(augment.time_masks):
-        # Frames of every log-mel family come at 10 ms, or stacks of it: T of them cover `seconds` or more.
-        width = int(rng.uniform(0, longest) / seconds * frames) if seconds else 0
-        start = int(rng.integers(0, frames - width + 1))
-        features_TF[start : start + width] = 0
+        width = int(rng.uniform(0, longest))
+        start = int(rng.integers(0, windows - width + 1))
+        windows_TF[start : start + width] = 0
     for _ in range(augment.frequency_masks):
         width = int(rng.integers(0, min(augment.frequency_mask_bins, bins) + 1))
         start = int(rng.integers(0, bins - width + 1))
-        features_TF[:, start : start + width] = 0
+        windows_TF[:, start : start + width] = 0

@@ -10,11 +10,11 @@ from torch import Tensor
 from foldray import storage
 from foldray.data.audio import BadAudioError
 from foldray.data.audio import decode as decode_audio
+from foldray.data.stream import extract_features
 from foldray.data.text import decode
 from foldray.errors import UserError
-from foldray.models import family_of, output_frames, stack_of, whole_frames
+from foldray.models import output_frames, stack_of, whole_frames
 from foldray.pretrained import build_extractor, load_model, read_vocabulary, set_depths
-from foldray.spec import SAMPLE_RATE
 
 
 def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, vocabulary: list[str]) -> list[str]:
@@ -33,16 +33,14 @@ def transcribe(model_folder: str, files: Sequence[str], depth: int | None = None
     Raises UserError naming a file that can't be read or a depth that was not trained.
     """
     model = load_model(model_folder)
-    set_depths(model, [depth or stack_of(model).plan.depths[-1]])
+    set_depths(model, [stack_of(model).plan.depths[-1] if depth is None else depth])
     vocabulary = read_vocabulary(model_folder)
     extractor = build_extractor(model)
     texts = []
     for file in files:
         waveform_T = whole_frames(model, _decode_file(file))
-        made = extractor([waveform_T], sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt")
-        inputs = {name: made[name] for name in (family_of(model).inputs, "attention_mask") if name in made}
         with torch.no_grad():
-            logits_BTV = model(**inputs).logits
+            logits_BTV = model(**extract_features(model, extractor, [waveform_T])).logits
         texts += greedy_texts(logits_BTV, torch.tensor(output_frames(model, [len(waveform_T)])), vocabulary)
     return texts
 
@@ -52,5 +50,7 @@ def _decode_file(file: str) -> npt.NDArray[np.float32]:
         return decode_audio(storage.read_bytes(file))
     except FileNotFoundError:
         raise UserError(file, "is not there") from None
+    except OSError as error:
+        raise UserError(file, f"can't be read ({error.strerror or error})") from None
     except BadAudioError as bad:
         raise UserError(file, f"can't be used ({bad.reason}: {bad.detail})") from None

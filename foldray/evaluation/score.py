@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jiwer
 import torch
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 
 from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import Manifest, read_index
-from foldray.data.stream import BatchLoader
+from foldray.data.stream import Batch, BatchLoader
 from foldray.evaluation.decode import greedy_texts
 from foldray.pretrained import set_depths
 
@@ -62,23 +63,32 @@ def score_depths(
     index = read_index(corpus, manifest, split)
     loader = BatchLoader(index, model, vocabulary, None, seed=0)
     batches = plan_scoring(index, MAX_DURATION)
+    _listen(model, loader, loader.read(batches[-1]), vocabulary)  # the first call of anything is slow
     scores = []
     for number, depth in enumerate(depths):
         set_depths(model, [depth])
         texts: dict[str, tuple[str, str]] = {}
         seconds = audio = 0.0
         for done, planned in enumerate(batches):
+            rows = loader.read(planned)
             began = time.perf_counter()
-            batch = loader.load(planned, epoch=0).to(model.device)
-            with torch.no_grad():
-                logits = model(**batch.inputs).logits
-            heard = greedy_texts(logits, batch.frames_B, vocabulary)
+            batch, heard = _listen(model, loader, rows, vocabulary)
             seconds += time.perf_counter() - began
             audio += batch.seconds
             texts.update(zip(batch.ids, zip(batch.texts, heard, strict=True), strict=True))
             on_progress(number * len(batches) + done + 1, len(depths) * len(batches))
         scores.append(_score(depth, texts, audio / seconds))
     return scores
+
+
+def _listen(
+    model: PreTrainedModel, loader: BatchLoader, rows: list[dict[str, Any]], vocabulary: list[str]
+) -> tuple[Batch, list[str]]:
+    """What RTFx times: decoding, features, model and search; reading from storage is left out."""
+    batch = loader.make(rows, epoch=0).to(model.device)
+    with torch.no_grad():
+        logits_BTV = model(**batch.inputs).logits
+    return batch, greedy_texts(logits_BTV, batch.frames_B, vocabulary)
 
 
 def _score(depth: int, texts: dict[str, tuple[str, str]], rtfx: float) -> DepthScore:

@@ -24,7 +24,7 @@ def load_recipe(recipe: str, overrides: list[str] | None = None) -> RunSpec:
     return build_spec(apply_overrides(_values(recipe), overrides or []), recipe)
 
 
-def _values(recipe: str) -> dict[str, Any]:
+def _values(recipe: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if recipe in recipe_names():
         text = resources.files(__name__).joinpath(f"{recipe}.yaml").read_text()
         return {"name": recipe, **yaml.safe_load(text)}
@@ -35,7 +35,10 @@ def _values(recipe: str) -> dict[str, Any]:
     base = values.pop("extends", None)
     if base is None:
         return {"name": path.stem, **values}
-    return _merge({**_values(str(base)), "name": path.stem}, values)
+    if path.resolve() in seen:
+        raise UserError(recipe, "extends itself")
+    start = str(base) if str(base) in recipe_names() else str(path.parent / str(base))
+    return _merge({**_values(start, (*seen, path.resolve())), "name": path.stem}, values)
 
 
 def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

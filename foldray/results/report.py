@@ -96,7 +96,7 @@ def _examples(hypotheses: list[dict[str, Any]], rows: list[dict[str, Any]]) -> l
     deepest = rows[-1]
     place = (deepest["corpus"], deepest["split"])
     by_id: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    for entry in hypotheses:
+    for entry in sorted(hypotheses, key=lambda entry: str(entry["created"])):
         if (entry["corpus"], entry["split"]) == place:
             by_id[entry["id"]][entry["depth"]] = entry
     ranked = sorted(by_id.items(), key=lambda item: (-_errors(item[1].get(deepest["depth"])), item[0]))

@@ -73,6 +73,7 @@ class Hypothesis(BaseModel):
     substitutions: int
     deletions: int
     insertions: int
+    created: str = Field(description="of the evaluation, as in its result rows")
 
 
 _TYPES: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}

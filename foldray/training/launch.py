@@ -151,7 +151,7 @@ def _listen(messages: Any, stop: threading.Event, on_record: Callable[[Record], 
 def _cause(error: BaseException) -> BaseException:
     """The UserError a worker raised, if that is what ended the run."""
     for failure in getattr(error, "worker_failures", {}).values():
-        inner = getattr(failure, "cause", failure)
+        inner = getattr(failure, "_base_exc", failure)
         if isinstance(inner, UserError):
             return inner
     return error

@@ -78,6 +78,8 @@ def train_model(job: TrainJob, worker: Worker, on_record: Callable[[Record], Non
     cycle = _Cycle(job, worker, model, optimizer, loader, train)
     validate = _Validation(job, worker, model, manifest.vocabulary)
     records: list[Record] = []
+    if spec.optim.steps is not None and step >= spec.optim.steps:
+        return Trained(model, step, resumed_from)
     for epoch, plan in _epochs(spec, train, position["epoch"]):
         first = position["epoch_step"] if epoch == position["epoch"] else 0
         for epoch_step, record in cycle.run_epoch(plan, epoch, first, step):
