@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foldray.model_folder import load_model
     from foldray.models import fold, unroll
     from foldray.plan import FoldPlan
-    from foldray.pretrained import load_model
 
 __version__ = "0.1.0"
 __all__ = ["FoldPlan", "__version__", "fold", "load_model", "unroll"]
@@ -14,7 +14,7 @@ _HOMES = {
     "FoldPlan": "foldray.plan",
     "fold": "foldray.models",
     "unroll": "foldray.models",
-    "load_model": "foldray.pretrained",
+    "load_model": "foldray.model_folder",
 }
 
 

@@ -59,7 +59,7 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
     Example: foldray plan wav2vec2-base-8 fold.depths=[8,12]
     """
     spec = load_recipe(recipe, overrides)
-    from foldray.pretrained import plan_costs
+    from foldray.costs import plan_costs
 
     costs = plan_costs(spec.model, spec.fold.plan(), PLAN_VOCABULARY)
     deepest = costs[-1]
@@ -142,7 +142,7 @@ def train(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) ->
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run id in the store, a run's URI or a model folder.")],
+    model: Annotated[str, typer.Argument(help="A run id in the store, a run or checkpoint URI, or a model folder.")],
     data: Annotated[
         str | None, typer.Option(help="A prepared or raw corpus; default: the one the run was trained on.")
     ] = None,
@@ -237,7 +237,7 @@ def report(
 
 @app.command()
 def transcribe(
-    model: Annotated[str, typer.Argument(help="A run id in the store, a run's URI or a model folder.")],
+    model: Annotated[str, typer.Argument(help="A run id in the store, a run or checkpoint URI, or a model folder.")],
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Audio files.")],
     depth: Annotated[int | None, typer.Option(help="Which depth to run; default: the deepest.")] = None,
     store: Store = DEFAULT_STORE,
@@ -276,6 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         # Typer carries its own copy of click, so its usage errors have no public base class.
         if not hasattr(error, "format_message"):
+            if "--json" in given:
+                _emit({"error": f"{type(error).__name__}: {error}", "where": "foldray"})
             raise
         known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
         hint = f"foldray {given[0]} --help" if given and given[0] in known else "foldray --help"

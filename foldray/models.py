@@ -120,6 +120,16 @@ def stack_of(model: nn.Module) -> FoldedStack:
     return layers
 
 
+def set_depths(model: nn.Module, depths: Sequence[int]) -> None:
+    """Choose which depths of its plan a folded model runs from now on. Raises UserError for one not planned."""
+    stack = stack_of(model)
+    for depth in depths:
+        if depth not in stack.plan.depths:
+            trained = ", ".join(map(str, stack.plan.depths))
+            raise UserError("depth", f"{depth} was not trained; this model has {trained}")
+    stack.run_depths = tuple(depths)
+
+
 def _rest_mask_vector(model: PreTrainedModel) -> None:
     """Stop training the vector that masked frames get where no frame is masked: DDP refuses unused parameters."""
     config: Any = model.config

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from foldray import storage
+from foldray.data.corpora import Corpus, find_corpus
 from foldray.data.manifest import Manifest, read_manifest
 from foldray.errors import UserError
 from foldray.results.metrics import read_metrics
@@ -14,33 +15,27 @@ from foldray.results.rows import Hypothesis, ResultRow, newest_rows, read_rows, 
 from foldray.spec import BUILTIN_CORPUS, CorpusSpec, RunSpec, build_spec
 from foldray.terminal import counting, say, training_bar
 
-
-def check_before_start(spec: RunSpec) -> None:
-    """Refuse what can be known to fail before Ray starts. Raises UserError naming the field."""
-    if spec.corpus.path != BUILTIN_CORPUS and not storage.is_folder(storage.absolute(spec.corpus.path)):
-        raise UserError(
-            "corpus.path",
-            f"{spec.corpus.path} is not there; give corpus.path=FOLDER with train.jsonl and test.jsonl",
-        )
-    storage.check_writable(storage.absolute(spec.storage.root), "storage.root")
-
-
 # --- Prepare and train -----------------------------------------------------------------------------
 
 
 def prepare_stage(spec: RunSpec) -> tuple[str, Manifest]:
     """The prepared corpus of a spec, made if it is not there: its URI and manifest."""
-    check_before_start(spec)
-    return _prepare(spec.corpus, spec.storage.root)
+    return _prepare(_find(spec.corpus, spec.storage.root), spec.corpus, spec.storage.root)
 
 
-def _prepare(corpus: CorpusSpec, root: str) -> tuple[str, Manifest]:
+def _find(corpus: CorpusSpec, root: str) -> Corpus:
+    """The corpus behind a spec, after making sure that its prepared form could be written."""
+    storage.check_writable(storage.absolute(root), "storage.root")
+    return find_corpus(corpus, root)
+
+
+def _prepare(found: Corpus, corpus: CorpusSpec, root: str, cpus: float = 1) -> tuple[str, Manifest]:
     from foldray.data.prepare import prepare
 
-    if corpus.path == BUILTIN_CORPUS:
-        say("corpus    the built-in voices (eSpeak NG), made on this machine if not made before")
+    builtin = corpus.path == BUILTIN_CORPUS
+    say(f"corpus    {'the built-in voices (eSpeak NG)' if builtin else f'{corpus.path}, read as {found.layout}'}")
     with counting("preparing") as on_progress:
-        folder, manifest = prepare(corpus, root, on_progress=on_progress)
+        folder, manifest = prepare(found, corpus, root, cpus=cpus, on_progress=on_progress)
     reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.reasons.items())
     kept = f"{manifest.utterances_out} of {manifest.utterances_in} utterances, {manifest.hours * 60:.0f} minutes"
     say(f"prepared  {kept}, {manifest.quarantined} quarantined{f' ({reasons})' if reasons else ''}: {folder}")
@@ -50,12 +45,12 @@ def _prepare(corpus: CorpusSpec, root: str) -> tuple[str, Manifest]:
 def train_stage(spec: RunSpec) -> dict[str, Any]:
     """Prepare if need be, then train to the end or go on: run_id, run, step, resumed_from_step."""
     from foldray.pretrained import check_model
-    from foldray.training.launch import train
+    from foldray.training.launch import cpus_needed, is_finished, run_uri, train
 
-    check_before_start(spec)
-    check_model(spec.model, spec.fold.num_layers)
-    corpus, _ = _prepare(spec.corpus, spec.storage.root)
-
+    found = _find(spec.corpus, spec.storage.root)
+    if not is_finished(run_uri(spec, spec.run_id(found.corpus_id))):
+        check_model(spec.model, spec.fold.num_layers)
+    corpus, _ = _prepare(found, spec.corpus, spec.storage.root, cpus_needed(spec))
     with training_bar() as on_record:
         trained = train(spec, corpus, on_record=on_record)
     say(f"trained   {trained.step} steps{_resumed(trained.step, trained.resumed_from_step)}: {trained.run}")
@@ -78,17 +73,18 @@ def _resumed(step: int, resumed_from: int) -> str:
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model folder, and the run it came from where there is one."""
+    """A model folder, and the run it came from where there is one; `step` where it is a checkpoint."""
 
     uri: str
     name: str
     store: str
-    run: str | None
+    run: str | None = None
+    step: int | None = None
 
 
 def find_model(model: str, store: str) -> FoundModel:
-    """The model folder behind a run id, a run URI or a folder. Raises UserError listing what there is."""
-    from foldray.pretrained import FOLD_FILE
+    """The model behind a run id, a run or checkpoint URI, or a folder. Raises UserError listing what there is."""
+    from foldray.model_folder import FOLD_FILE
 
     root = storage.absolute(store)
     for place in (storage.absolute(model), storage.join(root, "runs", model)):
@@ -97,7 +93,10 @@ def find_model(model: str, store: str) -> FoundModel:
             home = place.rsplit("/runs/", 1)[0] if "/runs/" in place else root
             return FoundModel(storage.join(place, "model"), name, home, place)
         if storage.exists(storage.join(place, FOLD_FILE)):
-            return FoundModel(place, name, root, None)
+            run, mark, step = place.rpartition("/checkpoints/step-")
+            if mark and step.isdigit():
+                return FoundModel(place, run.rsplit("/", 1)[1], run.rsplit("/runs/", 1)[0], run, int(step))
+            return FoundModel(place, name, root)
     runs = storage.list_folders(storage.join(root, "runs"))
     known = f"finished or not, the store {root} has {', '.join(runs)}" if runs else f"the store {root} has no runs"
     raise UserError(model, f"is no finished run and no model folder; {known}")
@@ -117,7 +116,7 @@ def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
     if data is None:
         if found.run is None:
             raise UserError("--data", f"say which corpus to score {found.uri} on")
-        return str(storage.read_json(storage.join(found.run, "run.json"))["corpus"])
+        return storage.join(found.store, "corpora", storage.read_json(storage.join(found.run, "run.json"))["corpus_id"])
     if storage.exists(storage.join(storage.absolute(data), "manifest.json")):
         return storage.absolute(data)
     known = storage.join(found.store, "corpora", data)
@@ -127,14 +126,16 @@ def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
         raise UserError("--data", f"{data} is neither a prepared corpus nor a folder with {split}.jsonl")
     # Text must be normalised as the model learned it.
     like = read_run_spec(found.run).corpus if found.run else CorpusSpec(path=data)
-    corpus = like.model_copy(update={"path": data, "layout": "auto", "splits": (split,)})
-    return _prepare(corpus, found.store)[0]
+    fields = {"path": data, "layout": "auto", "splits": (split,), "max_quarantine": 1.0}
+    corpus = like.model_copy(update=fields)
+    return _prepare(_find(corpus, found.store), corpus, found.store)[0]
 
 
 def _evaluate(found: FoundModel, corpus: str, depths: tuple[int, ...], split: str) -> list[dict[str, Any]]:
     from foldray.evaluation.score import score_depths
+    from foldray.model_folder import load_model
     from foldray.models import stack_of
-    from foldray.pretrained import load_model, read_vocabulary
+    from foldray.processor import read_vocabulary
 
     manifest = read_manifest(corpus)
     model = load_model(found.uri)
@@ -150,8 +151,8 @@ def _evaluate(found: FoundModel, corpus: str, depths: tuple[int, ...], split: st
 def _result_rows(
     found: FoundModel, model: Any, manifest: Manifest, split: str, scores: list[Any]
 ) -> tuple[list[ResultRow], list[Hypothesis]]:
+    from foldray.costs import costs_of
     from foldray.models import family_of, stack_of
-    from foldray.pretrained import costs_of
 
     plan = stack_of(model).plan
     costs = {cost.depth: cost for cost in costs_of(model)}
@@ -168,11 +169,16 @@ def _result_rows(
         "device": str(model.device),
         "precision": "float32",
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        **_provenance(found.run),
+        **_provenance(found),
     }
     rows = [_row(score, costs[score.depth], shared) for score in scores]
     said = [(score.depth, utterance) for score in scores for utterance in score.utterances]
-    place: dict[str, Any] = {"run_id": found.name, "corpus": manifest.corpus_id, "split": split}
+    place: dict[str, Any] = {
+        "run_id": found.name,
+        "corpus": manifest.corpus_id,
+        "split": split,
+        "created": shared["created"],
+    }
     return rows, [Hypothesis(depth=depth, **place, **vars(utterance)) for depth, utterance in said]
 
 
@@ -198,8 +204,9 @@ def _row(score: Any, cost: Any, shared: dict[str, Any]) -> ResultRow:
     )
 
 
-def _provenance(run: str | None) -> dict[str, Any]:
+def _provenance(found: FoundModel) -> dict[str, Any]:
     """What the run says of itself; zeros and blanks for a folder without a run."""
+    run = found.run
     if run is None:
         nothing = dict.fromkeys(("recipe", "versions", "git_commit", "spec_hash"), "")
         return {
@@ -210,7 +217,7 @@ def _provenance(run: str | None) -> dict[str, Any]:
         }
     spec = read_run_spec(run)
     facts = storage.read_json(storage.join(run, "run.json"))
-    metrics = read_metrics(run)
+    metrics = [record for record in read_metrics(run) if found.step is None or record["step"] <= found.step]
     return {
         "recipe": spec.name,
         "alpha": spec.loss.alpha,
@@ -238,15 +245,16 @@ def run_stage(spec: RunSpec, split: str = "test") -> dict[str, Any]:
     """Prepare, train, evaluate, report; whatever is there already is kept. Returns run_id, rows, report."""
     trained = train_stage(spec)
     found = find_model(trained["run"], spec.storage.root)
-    rows = [row for row in newest_rows(read_rows(found.store)) if _is_of(row, trained, split)]
-    if not rows:
-        rows = evaluate_stage(trained["run"], spec.storage.root, split=split)["rows"]
-    return {"run_id": trained["run_id"], "rows": sorted(rows, key=lambda row: row["depth"])}
-
-
-def _is_of(row: dict[str, Any], trained: dict[str, Any], split: str) -> bool:
     corpus = storage.read_json(storage.join(trained["run"], "run.json"))["corpus_id"]
-    return bool(row["run_id"] == trained["run_id"] and row["corpus"] == corpus and row["split"] == split)
+    place = (trained["run_id"], trained["step"], corpus, split)
+    rows = [
+        row
+        for row in newest_rows(read_rows(found.store))
+        if (row["run_id"], row["step"], row["corpus"], row["split"]) == place
+    ]
+    if not {row["depth"] for row in rows} >= set(spec.fold.depths):
+        rows = evaluate_stage(trained["run"], spec.storage.root, split=split)["rows"]
+    return {"run_id": trained["run_id"], "rows": sorted(rows, key=lambda row: int(row["depth"]))}
 
 
 # --- Transcribe ------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ import contextlib
 import functools
 import json
 import os
+import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,17 @@ def download(uri: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in list_files(uri):
         (folder / name).write_bytes(read_bytes(join(uri, name)))
+
+
+@contextlib.contextmanager
+def local_folder(uri: str) -> Iterator[Path]:
+    """A local view of a folder: itself, or a temporary copy of a bucket's files."""
+    if is_local(uri):
+        yield Path(absolute(uri))
+        return
+    with tempfile.TemporaryDirectory() as copied:
+        download(uri, Path(copied))
+        yield Path(copied)
 
 
 def check_writable(uri: str, field: str) -> None:

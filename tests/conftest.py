@@ -16,6 +16,7 @@ import pytest
 
 from foldray.data import prepare as preparation
 from foldray.data.builtin import write_builtin_corpus
+from foldray.data.corpora import find_corpus
 from foldray.data.manifest import Manifest
 from foldray.spec import CorpusSpec
 
@@ -26,10 +27,12 @@ def prepare_serially(spec: CorpusSpec, root: Path) -> tuple[str, Manifest]:
     """`prepare` with its shard tasks run one after the other in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparation, "_write_shards", _write_serially)
-        return preparation.prepare(spec, str(root))
+        return preparation.prepare(find_corpus(spec, str(root)), spec, str(root))
 
 
-def _write_serially(tasks: list[Any], folder: str, on_progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+def _write_serially(
+    tasks: list[Any], folder: str, _cpus: float, on_progress: Callable[[int, int], None]
+) -> list[dict[str, Any]]:
     summaries = []
     for task in tasks:
         summaries.append(preparation.write_shard(task, folder))

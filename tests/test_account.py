@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foldray import FoldPlan, fold, unroll
-from foldray.pretrained import costs_of, plan_costs
+from foldray.costs import costs_of, plan_costs
 from foldray.recipes import load_recipe
 from tests.tiny import CONFIGS, tiny_model
 

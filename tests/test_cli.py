@@ -1,6 +1,7 @@
 """The command line: one line and exit code 2 for wrong input, one JSON object for machines."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 
 from foldray.cli import main
 from foldray.results.rows import read_hypotheses, read_rows
+from foldray.training.job import TrainJob, Worker
 from foldray.training.launch import describe_run, finish_run
-from foldray.training.loop import TrainJob, Worker, train_model
+from foldray.training.loop import train_model
 from tests.test_training import job_for
 
 
@@ -34,11 +36,10 @@ WRONG = [
     (["plan", "quickstart", "model.config.hiden_size=3"], "model.config.hiden_size", "did you mean 'hidden_size'?"),
     (["plan", "quickstart", "model.config.num_hidden_layers=3"], "model.config.num_hidden_layers", "fold.num_layers"),
     (["plan", "quickstart", "model.config.hidden_size=wide"], "model.config", "transformers refuses"),
-    (
-        ["train", "wav2vec2-base-8", "corpus.path=.", "model.checkpoint=tests"],
-        "model.checkpoint",
-        "tests does not open",
-    ),
+    (["train", "quickstart", "model.checkpoint=./nowhere"], "model.checkpoint", "./nowhere is not there"),
+    (["plan", "quickstart", "model.config.hidden_size=145"], "model.config", "no model has this shape"),
+    (["run", "quickstart", "storage.root=s3://key:secret@bucket/x"], "storage.root", "AWS environment"),
+    (["run", "an4", "batch.max_duration=3"], "batch.max_duration", "raise the one or lower the other"),
     (["results", "/nowhere/at/all"], "STORE", "is not there"),
     (["results", ".", "lss"], "lss", "is not a query"),
     (["report", "/nowhere/at/all"], "/nowhere/at/all", "has no results"),
@@ -53,7 +54,7 @@ WRONG = [
 def test_wrong_input(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], where: str, problem: str
 ) -> None:
-    monkeypatch.setattr("foldray.session.start_ray", lambda *_, **__: pytest.fail("Ray was started"))
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
     code, out, err = call(capsys, *arguments)
     assert (code, out) == (2, "")
     assert err.startswith(f"{where}: ")
@@ -88,7 +89,8 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -
 
 @pytest.fixture
 def finished(prepared: tuple[str, Any], tmp_path: Path) -> TrainJob:
-    """A store with one finished run (made without Ray), beside the prepared corpus."""
+    """A store with one finished run (made without Ray), and the prepared corpus moved there."""
+    shutil.copytree(prepared[0], tmp_path / "store" / "corpora" / Path(prepared[0]).name)
     job = job_for("parakeet", prepared, tmp_path / "store" / "runs", steps=3)
     trained = train_model(job, Worker())
     finish_run(job, trained.model)

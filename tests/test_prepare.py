@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from foldray.data import prepare as preparation
-from foldray.data.audio import BadAudioError, decode, decode_flac
+from foldray.data.audio import BadAudioError, decode, decode_flac, encode_flac
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import RowReader
 from foldray.errors import UserError
@@ -182,6 +182,8 @@ def test_too_much_quarantine_stops_and_keeps_the_shards(own_corpus: Path, tmp_pa
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ('{"audio": "a.wav", "text": "A", "duration": NaN}', r"train.jsonl:\d+: duration nan"),
+        ('{"audio": "a.wav", "text": "A", "offset": 1}', r"train.jsonl:\d+: has an offset but no duration"),
         ('{"audio": ', r"train.jsonl:\d+: is not JSON"),
         ("[1]", r"train.jsonl:\d+: is not an object"),
         ('{"text": "HELLO"}', r"train.jsonl:\d+: has no audio file"),
@@ -196,5 +198,64 @@ def test_a_bad_row_is_named(own_corpus: Path, tmp_path: Path, line: str, message
 
 
 def test_a_folder_without_manifests_says_what_to_write(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"corpus.path.*has no train.jsonl; write one object a line"):
+    with pytest.raises(
+        UserError, match=r"corpus.path: .* has none of the layouts known \(jsonl\); write train.jsonl and test.jsonl"
+    ):
         prepare_serially(CorpusSpec(path=str(tmp_path)), tmp_path / "store")
+
+
+def test_rows_without_ids_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    """File names repeat from folder to folder; the line separator U+2028 in a text is no end of a line."""
+    corpus = tmp_path / "numbered"
+    tone = 0.3 * np.sin(np.arange(16_000) * 0.05)
+    for split, speakers in (("train", 4), ("test", 2)):
+        rows = []
+        for speaker in range(speakers):
+            for number in range(3):
+                audio = f"{split}/s{speaker}/{number:03d}.wav"
+                (corpus / audio).parent.mkdir(parents=True, exist_ok=True)
+                (corpus / audio).write_bytes(_wav(tone))
+                rows.append({"audio": audio, "text": "one\u2028two", "speaker": f"{split}{speaker}"})
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (corpus / f"{split}.jsonl").write_text(text, encoding="utf-8-sig")
+    folder, manifest = prepare_serially(CorpusSpec(path=str(corpus), valid_fraction=0.25), tmp_path / "store")
+    assert (manifest.utterances_out, manifest.quarantined) == (18, 0)
+    assert len(read_index(folder, manifest, "valid")) == 3
+    assert read_index(folder, manifest, "test").ids[0].startswith("test/s")
+
+
+def test_segments_of_a_longer_file(tmp_path: Path) -> None:
+    corpus = tmp_path / "long"
+    corpus.mkdir()
+    ramp = np.linspace(0.1, 0.9, 160_000)
+    (corpus / "long.wav").write_bytes(_wav(ramp))
+    rows = [{"audio_filepath": "long.wav", "offset": start, "duration": 2.0, "text": "part"} for start in (0, 3, 9)]
+    for split in ("train", "test"):
+        (corpus / f"{split}.jsonl").write_text(
+            "".join(json.dumps({**r, "id": f"{split}{i}"}) + "\n" for i, r in enumerate(rows))
+        )
+    spec = CorpusSpec(path=str(corpus), valid_fraction=0, max_quarantine=0.5)
+    folder, manifest = prepare_serially(spec, tmp_path / "store")
+    assert manifest.reasons == {"truncated": 2}, "ten seconds hold no two from the ninth"
+    index = read_index(folder, manifest, "test")
+    read = RowReader(index)
+    heard = {row["id"]: decode_flac(row["audio"]) for row in map(read, range(len(index)))}
+    assert np.abs(heard["test0"] - ramp[:32_000]).max() < 1e-3
+    assert np.abs(heard["test1"] - ramp[48_000:80_000]).max() < 1e-3
+
+
+def test_a_split_without_a_usable_utterance_stops_before_training(own_corpus: Path, tmp_path: Path) -> None:
+    for file in (own_corpus / "audio" / "test").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match=r"corpus.path: .* has no usable utterances in 'test' \(\d+ missing_file\)"):
+        prepare_serially(CorpusSpec(path=str(own_corpus), max_quarantine=0.9), tmp_path)
+
+
+@pytest.mark.parametrize("promised", [0, 2**36 - 1])
+def test_a_flac_header_that_lies_about_its_length_takes_no_memory_on_its_word(promised: int) -> None:
+    """Streaming encoders write 0 for 'unknown'; damage can leave any number."""
+    data = bytearray(encode_flac(0.1 * np.ones(16_000, dtype=np.float32)))
+    data[21:26] = ((data[21] >> 4 << 4 << 32) | promised).to_bytes(5, "big")
+    with pytest.raises(BadAudioError) as caught:
+        decode(bytes(data))
+    assert caught.value.reason == "truncated"

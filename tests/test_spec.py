@@ -39,7 +39,12 @@ def test_overrides_take_yaml_values() -> None:
         ("fold.order=group", r"^fold\.groups: sizes \[\] must be positive"),
         ("fold.order=spiral", r"^fold\.order: input should be 'in_place', 'cycle' or 'group'"),
         ("optim.steps=10", r"^optim: give one of epochs and steps"),
-        ("corpus.min_seconds=60", r"^corpus: min_seconds must be below max_seconds$"),
+        ("corpus.min_seconds=16", r"^corpus: min_seconds must be below max_seconds$"),
+        ("batch.max_duration=10", r"^batch\.max_duration: 10 s hold no utterance of corpus.max_seconds = 16; raise"),
+        (
+            "corpus.path=s3://key:secret@bucket/p",
+            r"^corpus\.path: holds credentials; they come from the AWS environment",
+        ),
         ("name=Bad Name", r"^name: string should match pattern"),
         ("seed", r"^seed: an override is key=value, such as optim.lr=3e-4$"),
         ("seed=[1", r"^seed: '\[1' is not a YAML value"),
@@ -62,6 +67,15 @@ def test_files_and_names(tmp_path: Path) -> None:
     assert load_recipe(str(written)) == spec
     with pytest.raises(UserError, match=r"^nosuch: no such recipe or file; shipped recipes: an4, "):
         load_recipe("nosuch")
+    other = tmp_path / "other.yaml"
+    other.write_text("extends: mine.yaml\nseed: 3\nabout: 2024-01-01\n")
+    with pytest.raises(UserError, match=r"^about: input should be a valid string"):
+        load_recipe(str(other))
+    other.write_text("extends: mine.yaml\nseed: 3\n")
+    assert (load_recipe(str(other)).seed, load_recipe(str(other)).optim.lr) == (3, 1e-4)
+    other.write_text("extends: other.yaml\n")
+    with pytest.raises(UserError, match=r"other.yaml: extends itself"):
+        load_recipe(str(other))
     mine.write_text("optim: {lr: 1}")
     with pytest.raises(
         UserError, match=r"^corpus: missing in .*mine.yaml; add it, or give corpus=… on the command line"

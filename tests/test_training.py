@@ -1,9 +1,11 @@
 """Training: two ranks == one process, resumed == uninterrupted, one step == the loss written out."""
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
@@ -19,12 +21,13 @@ from foldray.pretrained import write_random_checkpoint
 from foldray.results.metrics import read_metrics
 from foldray.spec import RunSpec, build_spec
 from foldray.training.checkpoint import whole_checkpoints
+from foldray.training.job import TrainJob, Worker
 from foldray.training.launch import finish_run
-from foldray.training.loop import TrainJob, Worker, build_model, train_model
+from foldray.training.loop import build_model, train_model
 from foldray.training.schedule import learning_rate
 from tests.tiny import CONFIGS
 
-FAMILIES = ["parakeet", "wav2vec2-stable", "hubert-stable"]
+FAMILIES = ["parakeet", "wav2vec2-bert", "wav2vec2-stable", "hubert-stable"]
 
 
 def spec_for(name: str, per_step: int = 3, **optim: Any) -> RunSpec:
@@ -32,7 +35,7 @@ def spec_for(name: str, per_step: int = 3, **optim: Any) -> RunSpec:
     return build_spec(
         {
             "name": "tiny",
-            "corpus": {"path": "unused"},
+            "corpus": {"path": "unused", "max_seconds": 12},
             "model": {"family": family, "config": config},
             "fold": {"num_layers": 2, "depths": [2, 3, 4]},
             "optim": {"lr": 1e-3, **(optim or {"epochs": 4})},
@@ -61,7 +64,7 @@ def job_for(
 
 
 def weights(run: str) -> dict[str, torch.Tensor]:
-    return load_file(f"{whole_checkpoints(run)[-1]}/model.safetensors")
+    return load_file(f"{whole_checkpoints(run)[-1][1]}/model.safetensors")
 
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
@@ -105,9 +108,43 @@ def test_killed_and_resumed_is_bit_equal_to_uninterrupted(
     assert timeless[0] == timeless[1]
 
 
+@pytest.mark.parametrize("length", [{"steps": 4}, {"epochs": 1}])
+def test_a_run_killed_after_its_last_checkpoint_takes_no_further_step(
+    length: dict[str, int], prepared: tuple[str, Manifest], tmp_path: Path
+) -> None:
+    job = job_for("parakeet", prepared, tmp_path, **length)
+    trained = train_model(job, Worker())
+    again = train_model(job, Worker(), lambda record: pytest.fail(f"step {record['step']} ran again"))
+    assert (again.step, again.resumed_from_step) == (trained.step, trained.step)
+    assert_same(trained.model.state_dict(), again.model.state_dict())
+
+
+def test_masks_do_not_depend_on_the_batch(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    job = job_for("parakeet", prepared, tmp_path)
+    model = build_model(job, prepared[1].vocabulary)
+    index = read_index(*prepared, "train")
+    loader = BatchLoader(index, model, prepared[1].vocabulary, job.spec.augment, 0)
+    order = np.argsort(index.num_samples)
+    alone = loader.load(order[:1], epoch=0).inputs
+    padded = loader.load(order[[0, -1]], epoch=0).inputs
+    frames = int(alone["attention_mask"].sum())
+    assert frames < padded["input_features"].shape[1]
+    assert torch.equal(alone["input_features"][0, :frames], padded["input_features"][0, :frames])
+    clean = BatchLoader(index, model, prepared[1].vocabulary, None, 0).load(order[:1], epoch=0).inputs
+    assert not torch.equal(alone["input_features"], clean["input_features"])
+
+
+def test_masks_longer_than_an_utterance_are_refused(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    job = job_for("wav2vec2-stable", prepared, tmp_path)
+    config = {**job.spec.model.config, "mask_time_length": 500}
+    spec = job.spec.model_copy(update={"model": job.spec.model.model_copy(update={"config": config})})
+    with pytest.raises(UserError, match=r"model.config.mask_time_length: 500 frames are more than the shortest"):
+        train_model(replace(job, spec=spec), Worker())
+
+
 def test_two_ranks_equal_one_process(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     """Steps of three micro-batches (two and one), and of one, where the second rank is idle and must change nothing."""
-    cases = [(name, per_step) for name, per_step in zip([*FAMILIES, "parakeet"], [3, 3, 3, 1], strict=True)]
+    cases = [(name, per_step) for name, per_step in zip([*FAMILIES, "parakeet"], [3, 3, 3, 3, 1], strict=True)]
     pairs = []
     for name, per_step in cases:
         folder = tmp_path / f"{name}-{per_step}"
@@ -164,6 +201,8 @@ def test_the_finished_model_is_the_trained_one_and_opens_in_stock_transformers(
         assert torch.equal(logits_PBTV, trained.model(**batch.inputs).logits.unflatten(0, (3, -1)))
         assert torch.equal(logits_PBTV[0], stock.eval()(**batch.inputs).logits)
         assert torch.equal(logits_PBTV[2], load_model(f"{job.run}/model", depth=4)(**batch.inputs).logits)
+        newest = load_model(whole_checkpoints(job.run)[-1][1])
+        assert torch.equal(logits_PBTV, newest(**batch.inputs).logits.unflatten(0, (3, -1)))
     with pytest.raises(UserError, match="5 was not trained; this model has 2, 3, 4"):
         load_model(f"{job.run}/model", depth=5)
 
@@ -194,7 +233,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_the_utt
 
     with pytest.raises(FloatingPointError, match=r"epoch 1, step 1; utterances: \['train-"):
         train_model(job, Worker(), poison)
-    assert [uri.rsplit("-", 1)[1] for uri in whole_checkpoints(job.run)] == ["00000003"]
+    assert [step for step, _ in whole_checkpoints(job.run)] == [3]
 
 
 def test_a_damaged_checkpoint_is_named_and_a_half_written_one_is_not_seen(
@@ -202,9 +241,9 @@ def test_a_damaged_checkpoint_is_named_and_a_half_written_one_is_not_seen(
 ) -> None:
     job = job_for("parakeet", prepared, tmp_path, steps=6)
     train_model(job, Worker())
-    newest = Path(whole_checkpoints(job.run)[-1])
+    newest = Path(whole_checkpoints(job.run)[-1][1])
     (newest / "manifest.json").rename(newest / "later")
-    assert [Path(uri).name for uri in whole_checkpoints(job.run)] == ["step-00000003"]
+    assert [step for step, _ in whole_checkpoints(job.run)] == [3]
     (newest / "later").rename(newest / "manifest.json")
     (newest / "model.safetensors").write_bytes(b"rubbish")
     with pytest.raises(UserError, match=r"step-00000006/model.safetensors: is damaged"):

@@ -6,7 +6,8 @@ import torch
 from transformers import PreTrainedModel
 
 from foldray.models import FAMILIES, output_frames, whole_frames
-from foldray.pretrained import build_extractor, stock_config
+from foldray.pretrained import stock_config
+from foldray.processor import build_extractor, transformers_class
 from foldray.spec import SAMPLE_RATE, ModelSpec
 
 VOCABULARY = ["<pad>", "<unk>", "|", *"ABCDEFG"]
@@ -39,10 +40,8 @@ def tiny_spec(name: str) -> ModelSpec:
 
 def tiny_model(name: str, num_layers: int = 3) -> PreTrainedModel:
     spec = tiny_spec(name)
-    from foldray import pretrained
-
     torch.manual_seed(0)
-    model = pretrained._transformers(FAMILIES[spec.family].model)(stock_config(spec, num_layers, len(VOCABULARY)))
+    model = transformers_class(FAMILIES[spec.family].model)(stock_config(spec, num_layers, len(VOCABULARY)))
     return model.eval()
 
 

@@ -21,7 +21,7 @@ from foldray.data.epoch import MicroBatch
 from foldray.data.manifest import SplitIndex
 from foldray.data.text import encode
 from foldray.models import family_of, mel_bins, output_frames, whole_frames
-from foldray.pretrained import build_extractor
+from foldray.processor import build_extractor
 from foldray.spec import SAMPLE_RATE, AugmentSpec
 
 CACHE_BYTES = 512 * 2**20

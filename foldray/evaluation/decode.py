@@ -13,8 +13,9 @@ from foldray.data.audio import decode as decode_audio
 from foldray.data.stream import extract_features
 from foldray.data.text import decode
 from foldray.errors import UserError
-from foldray.models import output_frames, stack_of, whole_frames
-from foldray.pretrained import build_extractor, load_model, read_vocabulary, set_depths
+from foldray.model_folder import load_model
+from foldray.models import output_frames, set_depths, stack_of, whole_frames
+from foldray.processor import build_extractor, read_vocabulary
 
 
 def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, vocabulary: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import Batch, BatchLoader
 from foldray.evaluation.decode import greedy_texts
-from foldray.pretrained import set_depths
+from foldray.models import set_depths
 
 MAX_DURATION = 60.0
 """Seconds of padded audio scored at once."""

@@ -118,6 +118,6 @@ def _read(store: str, folder: str, prefix: str = "") -> list[dict[str, Any]]:
 
 
 def newest_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last row of each (run, depth, corpus, split): scoring again replaces, the files stay."""
-    newest = {(row["run_id"], row["depth"], row["corpus"], row["split"]): row for row in rows}
+    """The last row of each (run, step, depth, corpus, split): scoring again replaces, the files stay."""
+    newest = {tuple(row[name] for name in ("run_id", "step", "depth", "corpus", "split")): row for row in rows}
     return list(newest.values())

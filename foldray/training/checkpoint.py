@@ -16,40 +16,50 @@ MANIFEST = "manifest.json"
 
 def save_checkpoint(
     run: str,
-    step: int,
     position: dict[str, int],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    described: dict[str, bytes],
     keep: int,
-) -> str:
-    """Write `<run>/checkpoints/step-…` and drop all but the newest `keep`. Returns its URI."""
-    folder = storage.join(run, "checkpoints", f"step-{step:08d}")
+) -> None:
+    """Write `<run>/checkpoints/step-…` and drop all but the newest `keep`.
+
+    position: `step` and what the loop needs to go on; described: the files that make the checkpoint
+    a model folder, which opens like a finished model.
+    """
+    tensors = {name: _plain(tensor) for name, tensor in model.state_dict().items()}
     files = {
-        "model.safetensors": save({name: _plain(tensor) for name, tensor in model.state_dict().items()}),
+        **described,
+        "model.safetensors": save(tensors, metadata={"format": "pt"}),
         "optimizer.safetensors": save(_optimizer_tensors(model, optimizer)),
-        "state.json": json.dumps({"step": step, **position}).encode(),
+        "state.json": json.dumps(position).encode(),
     }
+    folder = _folder(run, position["step"])
     for name, data in files.items():
         storage.write_bytes(storage.join(folder, name), data)
     digests = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
     storage.write_json(storage.join(folder, MANIFEST), digests)
     _retain(run, keep)
-    return folder
 
 
-def whole_checkpoints(run: str) -> list[str]:
-    """URIs of the checkpoints whose manifest is written, oldest first."""
-    folder = storage.join(run, "checkpoints")
-    found = [storage.join(folder, name) for name in storage.list_folders(folder) if name.startswith("step-")]
-    return [uri for uri in found if storage.exists(storage.join(uri, MANIFEST))]
+def _folder(run: str, step: int) -> str:
+    return storage.join(run, "checkpoints", f"step-{step:08d}")
 
 
-def load_checkpoint(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Put a checkpoint's state into model and optimiser; returns its position (step, epoch, epoch_step).
+def whole_checkpoints(run: str) -> list[tuple[int, str]]:
+    """Step and URI of the checkpoints whose manifest is written, oldest first."""
+    names = storage.list_folders(storage.join(run, "checkpoints"))
+    steps = sorted(int(name.removeprefix("step-")) for name in names if name.startswith("step-"))
+    found = [(step, _folder(run, step)) for step in steps]
+    return [(step, uri) for step, uri in found if storage.exists(storage.join(uri, MANIFEST))]
+
+
+def load_checkpoint(run: str, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """Put a checkpoint's state into model and optimiser; returns its position.
 
     Raises UserError when a file is damaged.
     """
-    files = _read_verified(uri)
+    files = _read_verified(_folder(run, step))
     model.load_state_dict(load(files["model.safetensors"]))
     _restore_optimizer(model, optimizer, load(files["optimizer.safetensors"]))
     position: dict[str, int] = json.loads(files["state.json"])
@@ -94,6 +104,6 @@ def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
 
 def _retain(run: str, keep: int) -> None:
     """Remove old checkpoints, manifest first, so that none is ever half there and called whole."""
-    for uri in whole_checkpoints(run)[:-keep]:
+    for _, uri in whole_checkpoints(run)[:-keep]:
         storage.remove(storage.join(uri, MANIFEST))
         storage.remove_folder(uri)

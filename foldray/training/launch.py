@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import queue
 import tempfile
 import threading
@@ -16,12 +17,14 @@ import torch
 from foldray import storage
 from foldray.data.manifest import read_manifest
 from foldray.errors import UserError
-from foldray.pretrained import FOLD_FILE, save_model, write_random_checkpoint
+from foldray.model_folder import FOLD_FILE, save_model
+from foldray.pretrained import find_checkpoint, write_random_checkpoint
 from foldray.results.metrics import Record, read_metrics
 from foldray.session import start_ray
 from foldray.spec import RunSpec
 from foldray.training.checkpoint import whole_checkpoints
-from foldray.training.loop import TrainJob, Worker, train_model
+from foldray.training.job import TrainJob, Worker
+from foldray.training.loop import train_model
 
 PROGRESS_SECONDS = 0.5
 
@@ -42,11 +45,11 @@ def train(spec: RunSpec, corpus: str, *, on_record: Callable[[Record], None] = l
     `on_record` sees the newest metrics about twice a second.
     """
     run_id = spec.run_id(read_manifest(corpus).corpus_id)
-    run = storage.join(storage.absolute(spec.storage.root), "runs", run_id)
-    if storage.exists(storage.join(run, "model", FOLD_FILE)):
+    run = run_uri(spec, run_id)
+    if is_finished(run):
         last = read_metrics(run)[-1]["step"]
         return TrainedRun(run_id, run, last, last)
-    found = [int(uri.rsplit("-", 1)[1]) for uri in whole_checkpoints(run)]
+    found = [step for step, _ in whole_checkpoints(run)]
     attempt = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     job = TrainJob(spec, run, corpus, _initial_weights(spec, run, corpus), attempt)
     storage.write_bytes(storage.join(run, "spec.json"), (spec.model_dump_json(indent=1) + "\n").encode())
@@ -55,11 +58,26 @@ def train(spec: RunSpec, corpus: str, *, on_record: Callable[[Record], None] = l
     return TrainedRun(run_id, run, step, found[-1] if found else 0)
 
 
+def run_uri(spec: RunSpec, run_id: str) -> str:
+    """Where a run of this spec's store is."""
+    return storage.join(storage.absolute(spec.storage.root), "runs", run_id)
+
+
+def is_finished(run: str) -> bool:
+    """Whether the run's model is there, whole."""
+    return storage.exists(storage.join(run, "model", FOLD_FILE))
+
+
+def cpus_needed(spec: RunSpec) -> float:
+    """Logical CPUs that all workers of a spec take together."""
+    return spec.scale.workers * spec.scale.resources_per_worker.get("CPU", 1.0)
+
+
 def _initial_weights(spec: RunSpec, run: str, corpus: str) -> str:
     """The stock checkpoint to start from: the recipe's, or a random one written beside the run."""
-    if spec.model.checkpoint:
-        local = Path(spec.model.checkpoint).expanduser()
-        return str(local.absolute()) if local.exists() else spec.model.checkpoint
+    checkpoint = find_checkpoint(spec.model)
+    if checkpoint:
+        return checkpoint
     init = storage.join(run, "init")
     if not storage.exists(storage.join(init, "config.json")):
         with tempfile.TemporaryDirectory() as made:
@@ -100,7 +118,7 @@ def _git_commit() -> str:
 def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
     """Run the workers to the end; returns the last step. Raises UserError where a worker met one."""
     scale = job.spec.scale
-    start_ray(min_cpus=scale.workers)
+    _check_resources(start_ray(cpus_needed(job.spec)), job.spec)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
@@ -136,6 +154,21 @@ def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
     return int(read_metrics(job.run)[-1]["step"])
 
 
+def _check_resources(ray: Any, spec: RunSpec) -> None:
+    """Refuse what a Ray on this machine alone could never start; a cluster may still grow. Raises UserError."""
+    if "RAY_ADDRESS" in os.environ:
+        return
+    there = ray.cluster_resources()
+    if spec.scale.use_gpu and there.get("GPU", 0) < spec.scale.workers:
+        found = f"{there.get('GPU', 0):g} GPUs for {spec.scale.workers} workers"
+        raise UserError(
+            "scale.use_gpu", f"this machine offers {found}; set it to false or join a cluster (RAY_ADDRESS)"
+        )
+    if there.get("CPU", 0) < cpus_needed(spec):
+        needed = f"{there.get('CPU', 0):g} CPUs, the workers need {cpus_needed(spec):g}"
+        raise UserError("scale.workers", f"Ray offers {needed}; lower scale.workers or scale.resources_per_worker")
+
+
 def _listen(messages: Any, stop: threading.Event, on_record: Callable[[Record], None]) -> None:
     from ray.util.queue import Empty
 
@@ -151,9 +184,8 @@ def _listen(messages: Any, stop: threading.Event, on_record: Callable[[Record], 
 def _cause(error: BaseException) -> BaseException:
     """The UserError a worker raised, if that is what ended the run."""
     for failure in getattr(error, "worker_failures", {}).values():
-        inner = getattr(failure, "_base_exc", failure)
-        if isinstance(inner, UserError):
-            return inner
+        if isinstance(failure, UserError):
+            return failure
     return error
 
 

@@ -1,0 +1,53 @@
+"""What stands around the weights: the stock feature extractor and tokenizer of a model."""
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from foldray import storage
+from foldray.models import FAMILIES, MEL_BINS
+from foldray.spec import SAMPLE_RATE
+
+VOCABULARY_FILE = "vocab.json"
+
+
+def transformers_class(name: str) -> Any:
+    """A class of transformers by name; its own progress bars stay off."""
+    library = importlib.import_module("transformers")
+    library.logging.disable_progress_bar()
+    return getattr(library, name)
+
+
+def save_processor(model: nn.Module, vocabulary: Sequence[str], folder: Path) -> None:
+    """The stock feature extractor and tokenizer beside the weights, so that stock code runs the model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    build_extractor(model).save_pretrained(folder)
+    vocab = folder / VOCABULARY_FILE
+    vocab.write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}, ensure_ascii=False))
+    tokens = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": None, "eos_token": None}
+    transformers_class("Wav2Vec2CTCTokenizer")(str(vocab), **tokens).save_pretrained(folder)
+
+
+def build_extractor(model: nn.Module) -> Any:
+    """The stock feature extractor whose features this model reads."""
+    config: Any = model.config
+    name = next(f.name for f in FAMILIES.values() if f.config == type(config).__name__)
+    extractor = transformers_class(FAMILIES[name].extractor)
+    if name == "parakeet":
+        return extractor(feature_size=config.encoder_config.num_mel_bins, sampling_rate=SAMPLE_RATE)
+    if name == "wav2vec2-bert":
+        stride = config.feature_projection_input_dim // MEL_BINS
+        return extractor(num_mel_bins=MEL_BINS, feature_size=MEL_BINS, stride=stride, sampling_rate=SAMPLE_RATE)
+    # A GroupNorm front end was trained without masks; its outputs change with padding by nature.
+    masks = config.feat_extract_norm == "layer"
+    return extractor(sampling_rate=SAMPLE_RATE, do_normalize=True, return_attention_mask=masks)
+
+
+def read_vocabulary(uri: str) -> list[str]:
+    """The tokens of a saved model, by id."""
+    ids: dict[str, int] = storage.read_json(storage.join(uri, VOCABULARY_FILE))
+    return sorted(ids, key=lambda token: ids[token])
