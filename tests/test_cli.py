@@ -9,6 +9,7 @@ import pytest
 
 from foldray.cli import main
 from foldray.results.rows import read_hypotheses, read_rows
+from foldray.terminal import training_bar
 from foldray.training.job import TrainJob, Worker
 from foldray.training.launch import describe_run, finish_run
 from foldray.training.loop import train_model
@@ -145,3 +146,25 @@ def test_evaluate_results_report_transcribe(
     assert (code, "can't be used (unreadable" in err) == (2, True)
     code, _, err = call(capsys, "transcribe", "run", str(audio), "--store", store, "--depth", "9")
     assert (code, "9 was not trained; this model has 2, 3, 4" in err) == (2, True)
+
+
+def test_training_progress_says_loss_by_depth_speed_and_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr("foldray.terminal.time.monotonic", lambda: float(next(clock)))
+    with training_bar() as show:
+        for step, progress in ((1, 0.0), (50, 0.5)):
+            show(
+                {
+                    "step": step,
+                    "progress": progress,
+                    "ctc": {"3": 2.5, "6": 1.25},
+                    "seconds": 2.0,
+                    "audio_seconds": 64.0,
+                }
+            )
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert first.startswith("training   0%  step 1  loss by depth  3: 2.50  6: 1.25  32 audio s/s")
+    assert second.startswith("training  50%  step 50")
+    assert second.endswith("left")
