@@ -12,7 +12,8 @@ from foldray.data.manifest import Manifest, read_manifest
 from foldray.errors import UserError
 from foldray.results.metrics import read_metrics
 from foldray.results.rows import Hypothesis, ResultRow, newest_rows, read_rows, write_rows
-from foldray.spec import BUILTIN_CORPUS, CorpusSpec, RunSpec, build_spec
+from foldray.spec import BUILTIN_CORPUS, CorpusSpec, RunSpec
+from foldray.spec_input import build_spec
 from foldray.terminal import counting, say, training_bar
 
 # --- Prepare and train -----------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from foldray.data.stream import BatchLoader
 from foldray.errors import UserError
 from foldray.pretrained import write_random_checkpoint
 from foldray.results.metrics import read_metrics
-from foldray.spec import RunSpec, build_spec
+from foldray.spec import RunSpec
+from foldray.spec_input import build_spec
 from foldray.training.checkpoint import whole_checkpoints
 from foldray.training.job import TrainJob, Worker
 from foldray.training.launch import finish_run

@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from foldray.errors import UserError
-from foldray.spec import RunSpec, apply_overrides, build_spec, read_spec_file
+from foldray.spec import RunSpec
+from foldray.spec_input import apply_overrides, build_spec, read_spec_file
 
 
 def recipe_names() -> list[str]:
