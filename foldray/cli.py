@@ -252,9 +252,13 @@ def transcribe(
     texts = transcribe_stage(model, store, files, depth)
     if as_json:
         _emit({"texts": texts})
-    else:
-        for entry in texts:
-            output.print(f"{entry['file']}: {entry['text']}", markup=False, soft_wrap=True)
+    for entry in texts:
+        if "error" in entry:
+            say(f"{entry['file']}: {entry['error']}")
+        elif not as_json:
+            output.print(f"{entry['file']}: {entry['text'] or '(nothing)'}", markup=False, soft_wrap=True)
+    if any("error" in entry for entry in texts):
+        raise typer.Exit(2)
 
 
 def _emit(value: dict[str, Any]) -> None:
@@ -271,6 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         _fail(given, error.where, error.problem)
     except (KeyboardInterrupt, typer.Abort):
+        if "--json" in given:
+            _emit({"error": "interrupted", "where": "foldray"})
         say("stopped; run the same command again to go on")
         sys.exit(1)
     except Exception as error:

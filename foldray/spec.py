@@ -166,7 +166,7 @@ class OptimSpec(_Section):
     @model_validator(mode="after")
     def _one_length(self) -> "OptimSpec":
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give one of epochs and steps (set the other to null)")
+            raise ValueError("give one of epochs and steps; add optim.epochs=null or optim.steps=null")
         return self
 
 
@@ -209,7 +209,7 @@ class ScaleSpec(_Section):
 class CheckpointSpec(_Section):
     """When checkpoints are written and how many stay. Left out of the hash."""
 
-    every_steps: int = Field(200, ge=1, description="Steps between checkpoints.")
+    every_steps: int = Field(100, ge=1, description="Steps between checkpoints.")
     keep: int = Field(2, ge=1, description="Newest checkpoints that stay in the store.")
 
 

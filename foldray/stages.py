@@ -8,7 +8,7 @@ from typing import Any
 
 from foldray import storage
 from foldray.data.corpora import Corpus, find_corpus
-from foldray.data.manifest import Manifest, read_manifest
+from foldray.data.manifest import QUARANTINE_FILE, Manifest, read_manifest, read_quarantine
 from foldray.errors import UserError
 from foldray.results.metrics import read_metrics
 from foldray.results.rows import Hypothesis, ResultRow, newest_rows, read_rows, write_rows
@@ -37,10 +37,24 @@ def _prepare(found: Corpus, corpus: CorpusSpec, root: str, cpus: float = 1) -> t
     say(f"corpus    {'the built-in voices (eSpeak NG)' if builtin else f'{corpus.path}, read as {found.layout}'}")
     with counting("preparing") as on_progress:
         folder, manifest = prepare(found, corpus, root, cpus=cpus, on_progress=on_progress)
+    if manifest.quarantined:
+        _show_quarantine(folder)
     reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.reasons.items())
-    kept = f"{manifest.utterances_out} of {manifest.utterances_in} utterances, {manifest.hours * 60:.0f} minutes"
+    kept = f"{manifest.utterances_out} of {manifest.utterances_in} utterances, {manifest.hours * 60:.1f} min"
     say(f"prepared  {kept}, {manifest.quarantined} quarantined{f' ({reasons})' if reasons else ''}: {folder}")
     return folder, manifest
+
+
+def _show_quarantine(folder: str) -> None:
+    """The first few entries of the quarantine, so that nobody needs to open a table to see what is wrong."""
+    entries = read_quarantine(folder)
+    for entry in entries[:SHOWN]:
+        say(f"set aside {entry['source']}: {entry['reason']} ({entry['detail']})")
+    if len(entries) > SHOWN:
+        say(f"set aside {len(entries) - SHOWN} more: {storage.join(folder, QUARANTINE_FILE)}")
+
+
+SHOWN = 5
 
 
 def train_stage(spec: RunSpec) -> dict[str, Any]:
@@ -49,11 +63,18 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
     from foldray.training.launch import cpus_needed, is_finished, run_uri, train
 
     found = _find(spec.corpus, spec.storage.root)
-    if not is_finished(run_uri(spec, spec.run_id(found.corpus_id))):
+    run = run_uri(spec, spec.run_id(found.corpus_id))
+    if not is_finished(run):
         check_model(spec.model, spec.fold.num_layers)
     corpus, _ = _prepare(found, spec.corpus, spec.storage.root, cpus_needed(spec))
-    with training_bar() as on_record:
-        trained = train(spec, corpus, on_record=on_record)
+    if not is_finished(run):
+        say(f"training  {run}, {spec.scale.workers} workers{_newest(run, ', going on from')}")
+    try:
+        with training_bar() as on_record:
+            trained = train(spec, corpus, on_record=on_record)
+    except KeyboardInterrupt:
+        say(f"training  interrupted{_newest(run, ', newest checkpoint:') or ', no checkpoint yet'}")
+        raise
     say(f"trained   {trained.step} steps{_resumed(trained.step, trained.resumed_from_step)}: {trained.run}")
     return {
         "run_id": trained.run_id,
@@ -61,6 +82,14 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
         "step": trained.step,
         "resumed_from_step": trained.resumed_from_step,
     }
+
+
+def _newest(run: str, words: str) -> str:
+    """Words and the step of a run's newest whole checkpoint; nothing where there is none."""
+    from foldray.training.checkpoint import whole_checkpoints
+
+    found = whole_checkpoints(run)
+    return f"{words} step {found[-1][0]}" if found else ""
 
 
 def _resumed(step: int, resumed_from: int) -> str:
@@ -99,8 +128,12 @@ def find_model(model: str, store: str) -> FoundModel:
                 return FoundModel(place, run.rsplit("/", 1)[1], run.rsplit("/runs/", 1)[0], run, int(step))
             return FoundModel(place, name, root)
     runs = storage.list_folders(storage.join(root, "runs"))
-    known = f"finished or not, the store {root} has {', '.join(runs)}" if runs else f"the store {root} has no runs"
-    raise UserError(model, f"is no finished run and no model folder; {known}")
+    if model in runs:
+        raise UserError(
+            model, "is not finished; train it with the command that started it, or name one of its checkpoints"
+        )
+    done = [run for run in runs if storage.exists(storage.join(root, "runs", run, "model", FOLD_FILE))]
+    raise UserError(model, f"is no finished run and no model folder; finished in {root}: {', '.join(done) or 'none'}")
 
 
 def evaluate_stage(
@@ -262,8 +295,7 @@ def run_stage(spec: RunSpec, split: str = "test") -> dict[str, Any]:
 
 
 def transcribe_stage(model: str, store: str, files: Sequence[str], depth: int | None) -> list[dict[str, str]]:
-    """What each audio file says, at one depth (the deepest by default). Raises UserError naming a bad file."""
+    """`file` and `text` of each audio file at one depth (the deepest by default); `error` instead for a bad one."""
     from foldray.evaluation.decode import transcribe
 
-    found = find_model(model, store)
-    return [{"file": file, "text": text} for file, text in zip(files, transcribe(found.uri, files, depth), strict=True)]
+    return transcribe(find_model(model, store).uri, files, depth)

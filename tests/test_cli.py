@@ -32,7 +32,7 @@ WRONG = [
     (["train", "an4", "optim.lrr=1"], "optim.lrr", "did you mean 'lr'?"),
     (["train", "an4", "optim.lr=fast"], "optim.lr", "valid number"),
     (["train", "an4", "fold.depths=[3,2]"], "fold.depths", "ascend"),
-    (["train", "an4", "corpus.path=/nowhere/at/all"], "corpus.path", "is not there"),
+    (["train", "an4", "corpus.path=/nowhere/at/all"], "corpus.path", "is no folder"),
     (["run", "quickstart", "storage.root=/proc/nowhere"], "storage.root", "cannot write"),
     (["plan", "quickstart", "model.config.hiden_size=3"], "model.config.hiden_size", "did you mean 'hidden_size'?"),
     (["plan", "quickstart", "model.config.num_hidden_layers=3"], "model.config.num_hidden_layers", "fold.num_layers"),
@@ -45,6 +45,7 @@ WRONG = [
     (["results", ".", "lss"], "lss", "is not a query"),
     (["report", "/nowhere/at/all"], "/nowhere/at/all", "has no results"),
     (["evaluate", "nosuch", "--store", "/nowhere"], "nosuch", "is no finished run and no model folder"),
+    (["train", "an4", "corpus.path=README.md"], "corpus.path", "is no folder"),
     (["evaluate", "nosuch", "--depths", "a"], "--depths", "not a list of numbers"),
     (["trainn", "an4"], "foldray", "No such command 'trainn'"),
     (["plan"], "foldray", "Missing argument"),
@@ -142,8 +143,11 @@ def test_evaluate_results_report_transcribe(
     code, out, _ = call(capsys, "transcribe", "run", str(audio), "--store", store, "--depth", "2", "--json")
     heard = {h["id"]: h["hypothesis"] for h in said if h["depth"] == 2}
     assert json.loads(out)["texts"] == [{"file": str(audio), "text": heard[audio.stem]}]
-    code, _, err = call(capsys, "transcribe", "run", str(spoken / "test.jsonl"), "--store", store)
-    assert (code, "can't be used (unreadable" in err) == (2, True)
+    bad = str(spoken / "test.jsonl")
+    code, out, err = call(capsys, "transcribe", "run", bad, str(audio), "--store", store, "--depth", "2", "--json")
+    assert code == 2
+    assert [list(entry) for entry in json.loads(out)["texts"]] == [["file", "error"], ["file", "text"]]
+    assert err == f"{bad}: can't be used (unreadable: Format not recognised.)\n"
     code, _, err = call(capsys, "transcribe", "run", str(audio), "--store", store, "--depth", "9")
     assert (code, "9 was not trained; this model has 2, 3, 4" in err) == (2, True)
 

@@ -50,14 +50,18 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def kill_after(process: subprocess.Popen[str], store: Path, checkpoint: str) -> None:
     """SIGKILL the driver as soon as a checkpoint is whole."""
+    wait_for(process, store, checkpoint)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def wait_for(process: subprocess.Popen[str], store: Path, checkpoint: str) -> None:
     for _ in range(3000):
         if list(store.glob(f"runs/*/checkpoints/{checkpoint}/manifest.json")):
             break
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
 
 
 def final_weights(trained: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -135,6 +139,18 @@ def test_an4_prepares_whole(tmp_path: Path) -> None:
     manifest = read_manifest(summary["manifest"].removesuffix("/manifest.json"))
     test = [shard for shard in manifest.shards if shard.split == "test"]
     assert sum(shard.rows for shard in test) == 130
+
+
+def test_ctrl_c_says_where_the_run_stands(own_corpus: Path, tmp_path: Path) -> None:
+    common = ["an4", f"corpus.path={own_corpus}", *TINY, "optim.steps=4000", f"storage.root={tmp_path}", "--json"]
+    process = foldray("train", *common)
+    wait_for(process, tmp_path, "step-00000008")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert json.loads(out) == {"error": "interrupted", "where": "foldray"}
+    assert "interrupted, newest checkpoint: step" in err
+    assert err.strip().endswith("stopped; run the same command again to go on")
 
 
 def test_a_job_entry_point_is_the_same_command() -> None:

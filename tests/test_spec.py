@@ -38,7 +38,7 @@ def test_overrides_take_yaml_values() -> None:
         ("fold.depths=[4,6]", r"^fold\.depths: the first depth is the seed and must equal num_layers = 3"),
         ("fold.order=group", r"^fold\.groups: sizes \[\] must be positive"),
         ("fold.order=spiral", r"^fold\.order: input should be 'in_place', 'cycle' or 'group'"),
-        ("optim.steps=10", r"^optim: give one of epochs and steps"),
+        ("optim.steps=10", r"^optim: give one of epochs and steps; add optim.epochs=null"),
         ("corpus.min_seconds=16", r"^corpus: min_seconds must be below max_seconds$"),
         ("batch.max_duration=10", r"^batch\.max_duration: 10 s hold no utterance of corpus.max_seconds = 16; raise"),
         (

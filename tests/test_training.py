@@ -130,7 +130,9 @@ def test_masks_do_not_depend_on_the_batch(prepared: tuple[str, Manifest], tmp_pa
     padded = loader.load(order[[0, -1]], epoch=0).inputs
     frames = int(alone["attention_mask"].sum())
     assert frames < padded["input_features"].shape[1]
-    assert torch.equal(alone["input_features"][0, :frames], padded["input_features"][0, :frames])
+    ours, theirs = alone["input_features"][0, :frames], padded["input_features"][0, :frames]
+    assert torch.equal(ours == 0, theirs == 0)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)  # the transform itself rounds by batch shape
     clean = BatchLoader(index, model, prepared[1].vocabulary, None, 0).load(order[:1], epoch=0).inputs
     assert not torch.equal(alone["input_features"], clean["input_features"])
 

@@ -72,7 +72,9 @@ def _read(data: bytes) -> tuple[npt.NDArray[np.float32], int, int]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    # libsndfile's own words, without the Python object that it read from.
+    text = getattr(error, "error_string", "") or str(error)
+    return " ".join(text.split())[:160] or type(error).__name__
 
 
 def _resample(mono_T: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float32]:

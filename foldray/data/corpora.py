@@ -28,14 +28,14 @@ class Utterance:
     """One utterance as its source describes it.
 
     audio: URI of the file; row: where it was described, for messages; duration: seconds as
-    declared, or None; start: seconds into the file where a segment begins, None for a whole file;
-    bytes: size of the audio file, None where it is missing.
+    declared, or None; text: None where the source has no such field; start: seconds into the file
+    where a segment begins, None for a whole file; bytes: size of the audio file, None where it is missing.
     """
 
     id: str
     split: str
     audio: str
-    text: str
+    text: str | None
     speaker: str
     language: str
     duration: float | None
@@ -68,7 +68,7 @@ def find_corpus(spec: CorpusSpec, root: str) -> Corpus:
         folder = storage.absolute(spec.path)
         name = storage.filesystem_path(folder).rstrip("/").rsplit("/", 1)[-1]
         if not storage.is_folder(folder):
-            raise UserError("corpus.path", f"{spec.path} is not there; give a folder with train.jsonl and test.jsonl")
+            raise UserError("corpus.path", f"{folder} is no folder; give a folder with train.jsonl and test.jsonl")
     layout = _recognise(folder, spec)
     utterances = _with_sizes(_carve_valid(list(LAYOUTS[layout](folder, spec)), spec))
     return Corpus(f"{_slug(name)}-{_identity(utterances, folder, spec)}", layout, utterances)
@@ -168,18 +168,23 @@ def _read_row(line: str, row: str, folder: str, split: str) -> Utterance:
     start, duration = (_seconds(entry, name, row) for name in ("offset", "duration"))
     if start is not None and duration is None:
         raise UserError(row, "has an offset but no duration; a segment needs both")
-    segment = f"@{start:g}" if start else ""
+    segment = "" if start is None else f"@{start:g}+{duration:g}"
     return Utterance(
         id=str(entry.get("id") or audio.rsplit(".", 1)[0] + segment),
         split=split,
         audio=audio if "://" in audio or audio.startswith("/") else storage.join(folder, audio),
-        text=str(_field(entry, "text") or ""),
+        text=_text(entry),
         speaker=str(_field(entry, "speaker") or ""),
         language=str(_field(entry, "language") or ""),
         duration=duration,
         start=start,
         row=row,
     )
+
+
+def _text(entry: dict[str, Any]) -> str | None:
+    """The row's text, None where it has no such field at all."""
+    return str(_field(entry, "text") or "") if any(name in entry for name in _NAMES["text"]) else None
 
 
 def _field(entry: dict[str, Any], name: str) -> Any:

@@ -111,6 +111,13 @@ def read_manifest(corpus: str) -> Manifest:
     return Manifest.model_validate(storage.read_json(file))
 
 
+def read_quarantine(corpus: str) -> list[dict[str, str]]:
+    """Entries of the quarantine: id, split, source, reason, detail."""
+    data = storage.read_bytes(storage.join(corpus, QUARANTINE_FILE))
+    entries: list[dict[str, str]] = pq.read_table(pa.BufferReader(data)).to_pylist()
+    return entries
+
+
 def read_index(corpus: str, manifest: Manifest, split: str) -> SplitIndex:
     """The index of one split. Raises UserError for a split the corpus lacks."""
     table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(corpus, INDEX_FILE))))

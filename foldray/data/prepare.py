@@ -72,7 +72,7 @@ def _screen(utterances: list[Utterance], spec: CorpusSpec) -> tuple[list[Utteran
     """Usable utterances with normalised text, and quarantine entries for what metadata alone rules out."""
     usable, refused, seen = [], [], set[str]()
     for utterance in utterances:
-        text = normalise(utterance.text, spec.text)
+        text = normalise(utterance.text or "", spec.text)
         reason = _refusal(utterance, text, seen)
         if reason:
             refused.append(quarantine_entry(utterance, *reason))
@@ -83,16 +83,18 @@ def _screen(utterances: list[Utterance], spec: CorpusSpec) -> tuple[list[Utteran
 
 
 def _refusal(utterance: Utterance, text: str, seen: set[str]) -> tuple[str, str] | None:
-    if utterance.id in seen:
-        return "duplicate_id", f"id '{utterance.id}' came before"
     if utterance.bytes is None:
         return "missing_file", f"no file at {utterance.audio}"
     if utterance.bytes == 0:
         return "empty_file", "0 bytes"
+    if utterance.text is None:
+        return "no_text", "the row has no field for the text; name it 'text'"
     if not utterance.text.strip():
         return "no_text", "the text is empty"
     if not text:
         return "no_known_characters", f"nothing left of '{utterance.text[:60]}'"
+    if utterance.id in seen:
+        return "duplicate_id", f"id '{utterance.id}' came before"
     return None
 
 

@@ -28,22 +28,28 @@ def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, vocabulary: list[str]) ->
     return texts
 
 
-def transcribe(model_folder: str, files: Sequence[str], depth: int | None = None) -> list[str]:
-    """The texts of audio files of any format and rate, at one depth (the deepest by default).
+def transcribe(model_folder: str, files: Sequence[str], depth: int | None = None) -> list[dict[str, str]]:
+    """`file` and `text` of audio files of any format and rate, at one depth (the deepest by default).
 
-    Raises UserError naming a file that can't be read or a depth that was not trained.
+    A file that can't be used gets `error` instead of `text`. Raises UserError for a depth that was
+    not trained.
     """
     model = load_model(model_folder)
     set_depths(model, [stack_of(model).plan.depths[-1] if depth is None else depth])
     vocabulary = read_vocabulary(model_folder)
     extractor = build_extractor(model)
-    texts = []
+    entries = []
     for file in files:
-        waveform_T = whole_frames(model, _decode_file(file))
+        try:
+            waveform_T = whole_frames(model, _decode_file(file))
+        except UserError as error:
+            entries.append({"file": file, "error": error.problem})
+            continue
         with torch.no_grad():
             logits_BTV = model(**extract_features(model, extractor, [waveform_T])).logits
-        texts += greedy_texts(logits_BTV, torch.tensor(output_frames(model, [len(waveform_T)])), vocabulary)
-    return texts
+        frames_B = torch.tensor(output_frames(model, [len(waveform_T)]))
+        entries.append({"file": file, "text": greedy_texts(logits_BTV, frames_B, vocabulary)[0]})
+    return entries
 
 
 def _decode_file(file: str) -> npt.NDArray[np.float32]:

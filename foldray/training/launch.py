@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import queue
+import signal
 import tempfile
 import threading
 import time
@@ -141,11 +142,16 @@ def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
     stop = threading.Event()
     listener = threading.Thread(target=_listen, args=(messages, stop, on_record), daemon=True)
     listener.start()
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
+    except SystemExit:
+        # Ray's own handler ends the process on Ctrl-C; whoever called decides what to say.
+        raise KeyboardInterrupt from None
     except Exception as error:
         raise _cause(error) from error
     finally:
+        signal.signal(signal.SIGINT, on_interrupt)
         stop.set()
         listener.join(timeout=5)
         messages.shutdown(force=True)
