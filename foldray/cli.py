@@ -275,10 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         _fail(given, error.where, error.problem)
     except (KeyboardInterrupt, typer.Abort):
-        if "--json" in given:
-            _emit({"error": "interrupted", "where": "foldray"})
-        say("stopped; run the same command again to go on")
-        sys.exit(1)
+        _stopped(given)
     except Exception as error:
         # Typer carries its own copy of click, so its usage errors have no public base class.
         if not hasattr(error, "format_message"):
@@ -289,8 +286,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = f"foldray {given[0]} --help" if given and given[0] in known else "foldray --help"
         _fail(given, "foldray", f"{error.format_message()} (see `{hint}`)")
     else:
+        if status == INTERRUPTED:
+            _stopped(given)
         if isinstance(status, int) and status:
             sys.exit(status)
+
+
+INTERRUPTED = 130
+"""What Typer makes of Ctrl-C in a command."""
+
+
+def _stopped(given: Sequence[str]) -> None:
+    if "--json" in given:
+        _emit({"error": "interrupted", "where": "foldray"})
+    say("stopped; run the same command again to go on")
+    sys.exit(1)
 
 
 def _fail(given: Sequence[str], where: str, problem: str) -> None:
