@@ -31,7 +31,7 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task(what, total=1, start=True)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
