@@ -29,7 +29,7 @@ def plan_costs(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> list[DepthCo
         config = stock_config(spec, plan.num_layers, vocab_size)
     else:
         config = checkpoint_config(spec, checkpoint)
-        getattr(config, "encoder_config", config).num_hidden_layers = plan.num_layers
+        setattr(getattr(config, "encoder_config", config), FAMILIES[spec.family].depth_field, plan.num_layers)
         config.vocab_size = vocab_size
     try:
         return _costs(transformers_class(FAMILIES[spec.family].model), config, plan)

@@ -1,13 +1,12 @@
 """Model families: where the block stack, head and features of each stock transformers model are.
 
-A new family is a row in `FAMILIES`, and a branch in `output_frames` and in `pretrained` where its
-shapes are its own.
+A new family is a row in `FAMILIES`; what its shapes need beyond that is in the last section.
 """
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from foldray.errors import UserError
+from foldray.folding.private import settle_use
 from foldray.folding.stack import FoldedStack
 from foldray.plan import FoldPlan
 
@@ -26,10 +26,14 @@ MEL_BINS = 80
 class Family:
     """Where things are in one family of stock models.
 
-    model, config, extractor: class names in transformers; encoder: the attribute path from the CTC
-    model to the module whose `layers` are the blocks; head: prefix of the CTC head's keys;
-    inputs: the name of the model's audio input; surplus: key prefixes of pretraining heads that a
-    checkpoint may hold and recognition does not need.
+    model, config, extractor: class names in transformers; encoder: the attribute path from the model
+    to the module whose `layers` are the blocks; kind: what the model puts out (`ctc` logits, those of
+    a decoder's `attention`, or both); head: prefix of the output head's keys; inputs: the name of the
+    model's audio input; features: what that is; nested: whether the encoder's configuration lies in
+    `encoder_config`; depth_field: the field that counts the blocks; carried: what blocks hand on
+    besides hidden states; decoder: the attribute path to the decoder; surplus: key prefixes of
+    pretraining heads that a checkpoint may hold and recognition does not need; unused: key prefixes
+    of parameters that no forward pass reaches.
     """
 
     name: str
@@ -37,9 +41,25 @@ class Family:
     config: str
     extractor: str
     encoder: str
-    head: str
-    inputs: str
+    kind: Literal["ctc", "attention", "hybrid"] = "ctc"
+    head: str = "lm_head"
+    inputs: str = "input_values"
+    features: Literal["waveform", "mel", "stacked_mel", "thirty_seconds"] = "waveform"
+    nested: bool = False
+    depth_field: str = "num_hidden_layers"
+    carried: str | None = None
+    decoder: str | None = None
     surplus: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+_PRETRAINING = ("quantizer.", "project_hid.", "project_q.")
+
+
+def _on_waveforms(name: str, prefix: str, base: str, **more: Any) -> Family:
+    """wav2vec 2.0 and its descendants: the same layout under other names."""
+    extractor = "Wav2Vec2FeatureExtractor"
+    return Family(name, f"{prefix}ForCTC", f"{prefix}Config", extractor, f"{base}.encoder", **more)
 
 
 FAMILIES = {
@@ -47,33 +67,57 @@ FAMILIES = {
     for family in (
         Family(
             name="parakeet", model="ParakeetForCTC", config="ParakeetCTCConfig", extractor="ParakeetFeatureExtractor",
-            encoder="encoder", head="ctc_head", inputs="input_features",
+            encoder="encoder", head="ctc_head", inputs="input_features", features="mel", nested=True,
         ),
         Family(
             name="wav2vec2-bert", model="Wav2Vec2BertForCTC", config="Wav2Vec2BertConfig",
-            extractor="SeamlessM4TFeatureExtractor", encoder="wav2vec2_bert.encoder", head="lm_head",
-            inputs="input_features",
+            extractor="SeamlessM4TFeatureExtractor", encoder="wav2vec2_bert.encoder",
+            inputs="input_features", features="stacked_mel",
+        ),
+        _on_waveforms("wav2vec2", "Wav2Vec2", "wav2vec2", surplus=_PRETRAINING),
+        _on_waveforms("hubert", "Hubert", "hubert"),
+        _on_waveforms("wavlm", "WavLM", "wavlm", carried="position_bias", surplus=_PRETRAINING),
+        _on_waveforms("data2vec-audio", "Data2VecAudio", "data2vec_audio"),
+        _on_waveforms(
+            "unispeech-sat", "UniSpeechSat", "unispeech_sat",
+            surplus=(*_PRETRAINING, "speaker_proj.", "label_embeddings_concat", "layer_norm_for_extract."),
+        ),
+        _on_waveforms(
+            "wav2vec2-conformer", "Wav2Vec2Conformer", "wav2vec2_conformer", surplus=_PRETRAINING,
+            unused=("wav2vec2_conformer.encoder.pos_conv_embed.",),
+        ),
+        _on_waveforms("sew", "SEW", "sew"),
+        Family(
+            name="whisper", model="WhisperForConditionalGeneration", config="WhisperConfig",
+            extractor="WhisperFeatureExtractor", encoder="model.encoder", decoder="model.decoder", kind="attention",
+            head="proj_out", inputs="input_features", features="thirty_seconds", depth_field="encoder_layers",
         ),
         Family(
-            name="wav2vec2", model="Wav2Vec2ForCTC", config="Wav2Vec2Config", extractor="Wav2Vec2FeatureExtractor",
-            encoder="wav2vec2.encoder", head="lm_head", inputs="input_values",
-            surplus=("quantizer.", "project_hid.", "project_q."),
-        ),
-        Family(
-            name="hubert", model="HubertForCTC", config="HubertConfig", extractor="Wav2Vec2FeatureExtractor",
-            encoder="hubert.encoder", head="lm_head", inputs="input_values",
+            name="moonshine", model="MoonshineForConditionalGeneration", config="MoonshineConfig",
+            extractor="Wav2Vec2FeatureExtractor", encoder="model.encoder", decoder="model.decoder", kind="attention",
+            head="proj_out", depth_field="encoder_num_hidden_layers",
         ),
     )
 }  # fmt: skip
 
+REFUSED = {
+    "SEWDForCTC": "its blocks take query states from the block before and a convolution after the first one only",
+    "MoonshineStreamingForConditionalGeneration": "each of its blocks has an attention window of its own",
+    "ParakeetForRNNT": "foldray trains CTC and attention, not transducers; ParakeetForCTC folds",
+    "ParakeetForTDT": "foldray trains CTC and attention, not transducers; ParakeetForCTC folds",
+    "SpeechT5ForSpeechToText": "its blocks share one relative-position encoder with the text model",
+}
+"""Speech models whose blocks can't be repeated as they are, and why."""
+
 
 def family_of(model: nn.Module) -> Family:
-    """The family of a stock or folded CTC model. Raises UserError for a class that can't be folded."""
+    """The family of a stock or folded model. Raises UserError, with the reason, for a class that can't be folded."""
+    name = type(model).__name__
     for family in FAMILIES.values():
-        if type(model).__name__ == family.model:
+        if name == family.model:
             return family
     known = ", ".join(family.model for family in FAMILIES.values())
-    raise UserError(type(model).__name__, f"can't be folded; families are {known}")
+    raise UserError(name, f"can't be folded: {REFUSED.get(name, 'foldray does not know its layout')}; families: {known}")
 
 
 # --- Folding ---------------------------------------------------------------------------------------
@@ -82,34 +126,67 @@ def family_of(model: nn.Module) -> Family:
 def fold(model: PreTrainedModel, plan: FoldPlan) -> PreTrainedModel:
     """Make a stock model with `plan.num_layers` blocks foldable, in place, and return it.
 
-    The folded model runs every depth of the plan: logits (P*B, T, V), shallowest depth first. Its
-    state dict keeps the stock keys of the seed. Layer dropping is switched off (a dropped shared
-    layer would vanish from some uses only) and BatchNorm runs as a fixed affine (see `settle`).
+    The folded model runs every depth of the plan: logits (P*B, T, V), shallowest depth first; with a
+    decoder, its inputs are repeated for every depth and the logits are (P*B, U, V). Its state dict
+    keeps the stock keys of the seed, private parts beside them. Layer dropping is switched off (a
+    dropped shared layer would vanish from some uses only) and BatchNorm runs as a fixed affine (see
+    `settle`). Raises UserError for a model, ValueError for a plan that does not fit.
     """
+    family = family_of(model)
     encoder = _encoder(model)
     if isinstance(encoder.layers, FoldedStack):
         raise ValueError("the model is folded already; unroll() it first")
-    encoder.layers = FoldedStack(encoder.layers, plan)
-    encoder_config(model).layerdrop = 0.0
-    if hasattr(encoder, "layerdrop"):
-        encoder.layerdrop = 0.0
-    _rest_mask_vector(model)
-    return settle(model)
+    _refuse_layout(model, family, plan)
+    settle(model)
+    encoder.layers = FoldedStack(encoder.layers, plan, family.carried)
+    for holder in (encoder_config(model), encoder):
+        for name in ("layerdrop", "encoder_layerdrop"):
+            if hasattr(holder, name):
+                setattr(holder, name, 0.0)
+    _rest_unused(model, family)
+    if family.decoder:
+        model.get_submodule(family.decoder).register_forward_pre_hook(_repeat_for_depths, with_kwargs=True)
+    return model
+
+
+def _refuse_layout(model: PreTrainedModel, family: Family, plan: FoldPlan) -> None:
+    config: Any = model.config
+    if family.name == "wav2vec2-bert" and config.add_adapter:
+        raise UserError(type(model).__name__, "can't be folded with add_adapter: the adapter masks single utterances")
+    if family.carried and any(path[0] != 0 for path in plan.all_paths()):
+        raise ValueError(f"paths: {family.name}'s first layer makes the {family.carried}; begin every path with 0")
 
 
 def unroll(model: PreTrainedModel, depth: int) -> PreTrainedModel:
-    """A stock, unshared copy of one depth of a folded model; its output equals that depth's."""
-    path = stack_of(model).plan.path(depth)
-    blocks = stack_of(model).physical_layers()
+    """A stock, unshared copy of one depth of a folded model; its output equals that depth's.
+
+    Private parts are written into the copies. Raises KeyError for a depth that has no path.
+    """
+    family = family_of(model)
     encoder = _encoder(model)
     # The copy's blocks are copied one by one, so the shared originals need not be copied first.
     stock = copy.deepcopy(model, {id(encoder.layers): nn.ModuleList()})
-    _encoder(stock).layers = nn.ModuleList(copy.deepcopy(blocks[layer]) for layer in path)
-    encoder_config(stock).num_hidden_layers = depth
+    _encoder(stock).layers = nn.ModuleList(_unrolled_blocks(stack_of(model), depth))
+    setattr(encoder_config(stock), family.depth_field, depth)
     for module in stock.modules():
         if type(module) is FixedBatchNorm:
             module.__class__ = nn.BatchNorm1d  # type: ignore[assignment]
+    if family.decoder:
+        _drop_hook(stock.get_submodule(family.decoder))
     return stock
+
+
+def _unrolled_blocks(stack: FoldedStack, depth: int) -> list[nn.Module]:
+    path = stack.plan.path(depth)
+    blocks = []
+    for position, layer in enumerate(path):
+        block = copy.deepcopy(stack.physical_layers()[layer])
+        settle_use(block, path[:position].count(layer))
+        attention = getattr(block, "attention", None)
+        if position and hasattr(attention, "rel_attn_embed"):  # WavLM: stock models have it in the first block only
+            del attention.rel_attn_embed
+        blocks.append(block)
+    return blocks
 
 
 def stack_of(model: nn.Module) -> FoldedStack:
@@ -121,22 +198,53 @@ def stack_of(model: nn.Module) -> FoldedStack:
 
 
 def set_depths(model: nn.Module, depths: Sequence[int]) -> None:
-    """Choose which depths of its plan a folded model runs from now on. Raises UserError for one not planned."""
+    """Choose which depths a folded model runs from now on, trained or not. Raises UserError for one without a path."""
     stack = stack_of(model)
     for depth in depths:
-        if depth not in stack.plan.depths:
+        try:
+            stack.plan.path(depth)
+        except KeyError as error:
             trained = ", ".join(map(str, stack.plan.depths))
-            raise UserError("depth", f"{depth} was not trained; this model has {trained}")
+            raise UserError("depth", f"{error.args[0]} (trained: {trained})") from None
     stack.run_depths = tuple(depths)
 
 
-def _rest_mask_vector(model: PreTrainedModel) -> None:
-    """Stop training the vector that masked frames get where no frame is masked: DDP refuses unused parameters."""
+def _rest_unused(model: PreTrainedModel, family: Family) -> None:
+    """Stop training what no forward pass reaches: DDP refuses unused parameters.
+
+    The vector that masked frames get is one of them where no frame is masked.
+    """
     config: Any = model.config
     masks = getattr(config, "apply_spec_augment", True) and getattr(config, "mask_time_prob", 0.0) > 0
     for name, parameter in model.named_parameters():
-        if name.endswith("masked_spec_embed") and not masks:
+        if name.startswith(family.unused or ("\0",)) or (name.endswith("masked_spec_embed") and not masks):
             parameter.requires_grad_(False)
+
+
+PER_UTTERANCE = ("input_ids", "attention_mask", "encoder_attention_mask", "inputs_embeds")
+"""What a decoder is given for each utterance; the encoder's states are there for each depth as well."""
+
+
+def _repeat_for_depths(_decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Give the decoder its inputs once for every depth that the encoder has run."""
+    states, given = kwargs.get("encoder_hidden_states"), kwargs.get("input_ids")
+    given = kwargs.get("inputs_embeds") if given is None else given
+    if states is None or given is None or len(states) == len(given):
+        return args, kwargs
+    if kwargs.get("past_key_values") is not None:
+        raise UserError("depth", "generation runs one depth; choose it with set_depths(model, [depth])")
+    repeated = {
+        name: value.repeat(len(states) // len(value), *[1] * (value.ndim - 1))
+        for name in PER_UTTERANCE
+        if (value := kwargs.get(name)) is not None and len(value) < len(states)
+    }
+    return args, {**kwargs, **repeated}
+
+
+def _drop_hook(decoder: nn.Module) -> None:
+    for key, hook in list(decoder._forward_pre_hooks.items()):
+        if hook is _repeat_for_depths:
+            del decoder._forward_pre_hooks[key], decoder._forward_pre_hooks_with_kwargs[key]
 
 
 class FixedBatchNorm(nn.BatchNorm1d):
@@ -178,33 +286,51 @@ def output_frames(model: nn.Module, num_samples: Sequence[int]) -> list[int]:
     """Valid output frames of utterances of so many samples (16 kHz), as the model's own masks count them."""
     samples = torch.tensor(list(num_samples))
     stock: Any = getattr(model, "module", model)
-    name = family_of(stock).name
+    features = family_of(stock).features
     frames: Any
-    if name == "parakeet":
-        frames = stock._get_subsampling_output_length(samples // 160)
-    elif name == "wav2vec2-bert":
+    if features == "mel":
+        frames = _subsampler(stock)._get_subsampling_output_length(samples // 160)
+    elif features == "stacked_mel":
         frames = _windows(samples) // _stacked(stock)
+    elif features == "thirty_seconds":
+        frames = torch.full_like(samples, stock.config.max_source_positions)
     else:
         frames = stock._get_feat_extract_output_lengths(samples)
     return [int(count) for count in frames]
 
 
-def whole_frames(model: nn.Module, waveform_T: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The waveform without a rest that the extractor would keep or drop depending on the batch.
+def _subsampler(model: nn.Module) -> Any:
+    return model if hasattr(model, "_get_subsampling_output_length") else _encoder(model)
 
-    Wav2Vec2-BERT stacks windows; its extractor cuts an unfinished stack from the batch's longest
-    utterance only, so padding would change the shorter ones.
+
+def whole_frames(model: nn.Module, waveform_T: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The waveform without a rest that would be kept or dropped depending on the rest of the batch.
+
+    Wav2Vec2-BERT stacks windows and SEW squeezes frames; an unfinished group at the end is cut from
+    the batch's longest utterance only, so padding would change the shorter ones.
     """
-    if family_of(model).name != "wav2vec2-bert":
-        return waveform_T
-    windows = _windows(len(waveform_T)) // _stacked(model) * _stacked(model)
-    return waveform_T[: 400 + 160 * (windows - 1)]
+    family = family_of(model)
+    config: Any = model.config
+    if family.features == "stacked_mel":
+        windows = _windows(len(waveform_T)) // _stacked(model) * _stacked(model)
+        return waveform_T[: 400 + 160 * (windows - 1)]
+    if family.name == "sew":
+        frames = output_frames(model, [len(waveform_T)])[0] // config.squeeze_factor * config.squeeze_factor
+        return waveform_T[: _samples_for(config, frames)]
+    return waveform_T
+
+
+def _samples_for(config: Any, frames: int) -> int:
+    """The fewest samples that a stack of convolutions turns into so many frames."""
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        frames = (frames - 1) * stride + kernel
+    return frames
 
 
 def mel_bins(model: nn.Module) -> int:
     """Mel bins of one 10 ms window of a log-mel family."""
     config: Any = model.config
-    return int(config.encoder_config.num_mel_bins) if family_of(model).name == "parakeet" else MEL_BINS
+    return int(config.encoder_config.num_mel_bins) if family_of(model).features == "mel" else MEL_BINS
 
 
 def _windows(samples: Any) -> Any:

@@ -1,10 +1,45 @@
-"""Fold plans: which physical layer runs at each step of every logical depth. Pure Python."""
+"""Fold plans: which physical layer runs at each step of every logical depth, and what is private to a use. Pure Python."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Order = Literal["in_place", "cycle", "group"]
+
+
+@dataclass(frozen=True)
+class Private:
+    """The parts that every (layer, use) with use > 0 has for itself; use 0 is the seed and has none.
+
+    norms: scale and shift of every norm in the block.
+    lora_rank: rank of the low-rank term added to projections (arXiv 2106.09685); 0 for none.
+    lora_on: names of the projections, as in the block ("q_proj", "fc1"); empty for all of them.
+    film: a scale and, where the projection has a bias, a shift of what each branch adds to the
+        residual stream (arXiv 1709.07871).
+
+    Raises ValueError, naming the field.
+    """
+
+    norms: bool = False
+    lora_rank: int = 0
+    lora_on: tuple[str, ...] = ()
+    film: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lora_on", tuple(self.lora_on))
+        if self.lora_rank < 0:
+            raise ValueError("lora_rank: use 0 for none, or 1 or more")
+        if self.lora_on and not self.lora_rank:
+            raise ValueError("lora_on: without LoRA there is nothing to choose; add lora to private")
+
+    def __bool__(self) -> bool:
+        return self.norms or self.film or self.lora_rank > 0
+
+    def __str__(self) -> str:
+        """As in result rows: `norms+lora8+film`, or `none`."""
+        parts = {"norms": self.norms, f"lora{self.lora_rank}": self.lora_rank, "film": self.film}
+        return "+".join(name for name, there in parts.items() if there) or "none"
 
 
 @dataclass(frozen=True)
@@ -21,6 +56,7 @@ class FoldPlan:
     groups: for `group`: sizes of the consecutive groups that cycle, adding up to the shared layers.
     keep_first, keep_last: layers at either end that are used once at every depth.
     paths: explicit paths, one for each depth, instead of an order.
+    private: what each repeated use of a layer has for itself.
 
     Raises ValueError, naming the field, when no such plan exists.
     """
@@ -32,6 +68,7 @@ class FoldPlan:
     keep_last: int = 0
     groups: tuple[int, ...] = ()
     paths: tuple[tuple[int, ...], ...] = field(default=())
+    private: Private = field(default=Private())
 
     def __post_init__(self) -> None:
         for name in ("depths", "groups"):
@@ -77,15 +114,28 @@ class FoldPlan:
                 raise ValueError(f"paths: {list(path)} names a layer outside 0 to {self.num_layers - 1}")
 
     def path(self, depth: int) -> tuple[int, ...]:
-        """The physical layers of one depth, in running order. Raises KeyError for a depth not planned."""
-        if depth not in self.depths:
-            raise KeyError(f"depth {depth} is not in this plan; it has {list(self.depths)}")
+        """The physical layers of one depth, in running order.
+
+        The order's rule reaches every depth from `num_layers` on, trained or not; explicit paths
+        are all there is. Raises KeyError for a depth that has no path.
+        """
         if self.paths:
+            if depth not in self.depths:
+                raise KeyError(f"depth {depth} has no path; there are paths of {list(self.depths)}")
             return self.paths[self.depths.index(depth)]
+        if depth < self.num_layers:
+            raise KeyError(f"depth {depth} is shallower than the seed, {self.num_layers}")
+        if depth > self.num_layers and self.keep_first + self.keep_last >= self.num_layers:
+            raise KeyError(f"depth {depth} has no path; every layer is kept, none is shared")
         end = self.num_layers - self.keep_last
         shared = tuple(range(self.keep_first, end))
         middle = self._unfold(shared, depth - self.keep_first - self.keep_last)
         return (*range(self.keep_first), *middle, *range(end, self.num_layers))
+
+    def uses(self, depths: Sequence[int] | None = None) -> tuple[int, ...]:
+        """How often each physical layer runs on the path that runs it most; over the planned depths if none are named."""
+        counts = [Counter(self.path(depth)) for depth in depths or self.depths]
+        return tuple(max(count[layer] for count in counts) for layer in range(self.num_layers))
 
     def _unfold(self, layers: tuple[int, ...], length: int) -> tuple[int, ...]:
         if not layers:

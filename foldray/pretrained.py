@@ -28,22 +28,23 @@ def stock_config(spec: ModelSpec, num_layers: int, vocab_size: int) -> Any:
     """
     family = FAMILIES[spec.family]
     config_class = transformers_class(family.config)
-    nested = family.name == "parakeet"
-    shape_class = transformers_class("ParakeetEncoderConfig") if nested else config_class
-    _check_known(spec.config, shape_class())
-    shape = {**spec.config, "num_hidden_layers": num_layers}
+    shape_class = transformers_class("ParakeetEncoderConfig") if family.nested else config_class
+    _check_known(spec.config, shape_class(), family.depth_field)
+    shape = {**spec.config, family.depth_field: num_layers}
     tokens = {"vocab_size": vocab_size, "pad_token_id": 0}
+    if family.kind != "ctc":
+        tokens |= dict.fromkeys(("bos_token_id", "eos_token_id", "decoder_start_token_id"), vocab_size - 1)
     try:
-        return config_class(encoder_config=shape, **tokens) if nested else config_class(**shape, **tokens)
+        return config_class(encoder_config=shape, **tokens) if family.nested else config_class(**shape, **tokens)
     except Exception as error:
         raise UserError("model.config", f"transformers refuses it: {' '.join(str(error).split())[:160]}") from None
 
 
-def _check_known(fields: dict[str, Any], defaults: Any) -> None:
+def _check_known(fields: dict[str, Any], defaults: Any, depth_field: str) -> None:
     known = [name for name in vars(defaults) if not name.startswith("_")]
     for name in fields:
-        if name == "num_hidden_layers":
-            raise UserError("model.config.num_hidden_layers", "say fold.num_layers instead")
+        if name == depth_field:
+            raise UserError(f"model.config.{name}", "say fold.num_layers instead")
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
@@ -104,7 +105,8 @@ def check_model(spec: ModelSpec, num_layers: int) -> None:
     checkpoint = find_checkpoint(spec)
     if checkpoint:
         config = checkpoint_config(spec, checkpoint)
-        _choose_layers(getattr(config, "encoder_config", config).num_hidden_layers, num_layers, spec)
+        available = getattr(getattr(config, "encoder_config", config), FAMILIES[spec.family].depth_field)
+        _choose_layers(available, num_layers, spec)
 
 
 def find_checkpoint(spec: ModelSpec) -> str | None:
@@ -146,7 +148,7 @@ def checkpoint_config(spec: ModelSpec, checkpoint: str) -> Any:
     if type(config).__name__ != family.config:
         raise UserError("model.checkpoint", f"{checkpoint} is a {config.model_type}, not model.family={family.name}")
     encoder = getattr(config, "encoder_config", config)
-    _check_known(spec.config, encoder)
+    _check_known(spec.config, encoder, family.depth_field)
     for name, value in spec.config.items():
         setattr(encoder, name, value)
     return config
@@ -192,4 +194,4 @@ def _take_layers(model: PreTrainedModel, family: Family, spec: ModelSpec, num_la
     encoder: Any = model.get_submodule(family.encoder)
     chosen = _choose_layers(len(encoder.layers), num_layers, spec)
     encoder.layers = nn.ModuleList(encoder.layers[i] for i in chosen)
-    encoder_config(model).num_hidden_layers = num_layers
+    setattr(encoder_config(model), family.depth_field, num_layers)

@@ -35,15 +35,20 @@ def save_processor(model: nn.Module, vocabulary: Sequence[str], folder: Path) ->
 def build_extractor(model: nn.Module) -> Any:
     """The stock feature extractor whose features this model reads."""
     config: Any = model.config
-    name = next(f.name for f in FAMILIES.values() if f.config == type(config).__name__)
-    extractor = transformers_class(FAMILIES[name].extractor)
-    if name == "parakeet":
+    family = next(f for f in FAMILIES.values() if f.config == type(config).__name__)
+    extractor = transformers_class(family.extractor)
+    if family.features == "mel":
         return extractor(feature_size=config.encoder_config.num_mel_bins, sampling_rate=SAMPLE_RATE)
-    if name == "wav2vec2-bert":
+    if family.features == "thirty_seconds":
+        seconds = config.max_source_positions // 50  # windows every 10 ms, halved by the front end
+        return extractor(feature_size=config.num_mel_bins, chunk_length=seconds, sampling_rate=SAMPLE_RATE)
+    if family.features == "stacked_mel":
         stride = config.feature_projection_input_dim // MEL_BINS
         return extractor(num_mel_bins=MEL_BINS, feature_size=MEL_BINS, stride=stride, sampling_rate=SAMPLE_RATE)
+    if family.name == "moonshine":
+        return extractor(sampling_rate=SAMPLE_RATE, do_normalize=False, return_attention_mask=True)
     # A GroupNorm front end was trained without masks; its outputs change with padding by nature.
-    masks = config.feat_extract_norm == "layer"
+    masks = getattr(config, "feat_extract_norm", "layer") == "layer"
     return extractor(sampling_rate=SAMPLE_RATE, do_normalize=True, return_attention_mask=masks)
 
 

@@ -9,7 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from foldray.plan import FoldPlan, Order
 
-Family = Literal["parakeet", "wav2vec2-bert", "wav2vec2", "hubert"]
+Family = Literal[
+    "parakeet", "wav2vec2-bert", "wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech-sat",
+    "wav2vec2-conformer", "sew", "whisper", "moonshine", "conformer",
+]  # fmt: skip
 BUILTIN_CORPUS = "builtin"
 SAMPLE_RATE = 16_000
 """Samples a second of all prepared audio; every speech encoder here was trained at it."""

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from foldray import FoldPlan
+from foldray.plan import Private
 
 
 @pytest.mark.parametrize(
@@ -55,9 +56,35 @@ def test_impossible_plans_name_the_field(arguments: dict, message: str) -> None:
         FoldPlan(**arguments)
 
 
-def test_a_depth_that_is_not_planned_is_a_key_error() -> None:
-    with pytest.raises(KeyError, match="depth 5"):
-        FoldPlan(3, (3, 6)).path(5)
+def test_the_rule_reaches_depths_that_are_not_planned() -> None:
+    assert FoldPlan(3, (3, 6)).path(8) == (0, 0, 1, 1, 1, 2, 2, 2)
+    assert FoldPlan(3, (3, 6), order="cycle").path(7) == (0, 1, 2, 0, 1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("plan", "depth"),
+    [
+        (FoldPlan(3, (3, 6)), 2),
+        (FoldPlan(2, (2, 3), paths=((0, 1), (1, 0, 1))), 4),
+        (FoldPlan(2, (2,), keep_first=1, keep_last=1), 3),
+    ],
+)
+def test_a_depth_without_a_path_is_a_key_error(plan: FoldPlan, depth: int) -> None:
+    with pytest.raises(KeyError, match=f"depth {depth}"):
+        plan.path(depth)
+
+
+def test_uses_are_counted_over_the_deepest_need() -> None:
+    plan = FoldPlan(3, (3, 4, 6), paths=((0, 1, 2), (0, 0, 0, 1), (0, 1, 1, 2, 2, 2)))
+    assert plan.uses() == (3, 2, 3)
+    assert plan.uses([3]) == (1, 1, 1)
+
+
+def test_private_parts_have_one_text_each() -> None:
+    assert str(Private()) == "none"
+    assert str(Private(norms=True, lora_rank=8, film=True)) == "norms+lora8+film"
+    with pytest.raises(ValueError, match="lora_on"):
+        Private(lora_on=("q_proj",))
 
 
 def test_plans_specs_and_rows_import_neither_torch_nor_ray() -> None:

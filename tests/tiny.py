@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from foldray.models import FAMILIES, output_frames, whole_frames
+from foldray.models import FAMILIES, family_of, output_frames, whole_frames
 from foldray.pretrained import stock_config
 from foldray.processor import build_extractor, transformers_class
 from foldray.spec import SAMPLE_RATE, ModelSpec
@@ -17,6 +17,7 @@ _WAVEFORM = {
     "conv_kernel": [10, 8, 4], "conv_stride": [5, 8, 8], "num_feat_extract_layers": 3,
     "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
 }  # fmt: skip
+_STABLE = {**_WAVEFORM, "do_stable_layer_norm": True, "feat_extract_norm": "layer"}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "parakeet": ("parakeet", {
         "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "conv_kernel_size": 9,
@@ -27,9 +28,34 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "conv_depthwise_kernel_size": 9, "apply_spec_augment": False,
     }),
     "wav2vec2": ("wav2vec2", _WAVEFORM),
-    "wav2vec2-stable": ("wav2vec2", {**_WAVEFORM, "do_stable_layer_norm": True, "feat_extract_norm": "layer"}),
+    "wav2vec2-stable": ("wav2vec2", _STABLE),
     "hubert": ("hubert", _WAVEFORM),
-    "hubert-stable": ("hubert", {**_WAVEFORM, "do_stable_layer_norm": True, "feat_extract_norm": "layer"}),
+    "hubert-stable": ("hubert", _STABLE),
+    "wavlm": ("wavlm", _WAVEFORM),
+    "wavlm-stable": ("wavlm", _STABLE),
+    "data2vec-audio": ("data2vec-audio", {
+        **{key: value for key, value in _WAVEFORM.items() if key != "num_conv_pos_embeddings"},
+        "num_conv_pos_embeddings": 2, "conv_pos_kernel_size": 5,
+    }),
+    "unispeech-sat": ("unispeech-sat", _WAVEFORM),
+    "unispeech-sat-stable": ("unispeech-sat", _STABLE),
+    "wav2vec2-conformer": ("wav2vec2-conformer", {
+        **_WAVEFORM, "feat_extract_norm": "layer", "conv_depthwise_kernel_size": 9,
+    }),
+    "wav2vec2-conformer-rotary": ("wav2vec2-conformer", {
+        **_WAVEFORM, "feat_extract_norm": "layer", "conv_depthwise_kernel_size": 9, "position_embeddings_type": "rotary",
+    }),
+    "sew": ("sew", _WAVEFORM),
+    "sew-layer-norm": ("sew", {**_WAVEFORM, "feat_extract_norm": "layer"}),
+    "whisper": ("whisper", {
+        "d_model": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64, "decoder_layers": 2, "num_mel_bins": 80, "max_source_positions": 150,
+        "max_target_positions": 20, "begin_suppress_tokens": None, "suppress_tokens": None,
+    }),
+    "moonshine": ("moonshine", {
+        "hidden_size": 32, "intermediate_size": 64, "decoder_num_hidden_layers": 2,
+        "encoder_num_attention_heads": 2, "decoder_num_attention_heads": 2, "max_position_embeddings": 128,
+    }),
 }  # fmt: skip
 
 
@@ -50,15 +76,19 @@ def noise(seconds: float, seed: int = 0) -> torch.Tensor:
 
 
 def inputs_for(model: PreTrainedModel, waveforms: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the stock extractor makes of the waveforms, padded to the longest."""
+    """What the stock extractor makes of the waveforms, padded to the longest; with a decoder, tokens for it."""
     extractor = build_extractor(model)
+    family = family_of(model)
     made = extractor(
         [whole_frames(model, w.numpy()) for w in waveforms],
         sampling_rate=SAMPLE_RATE,
-        padding=True,
+        padding="max_length" if family.features == "thirty_seconds" else True,
         return_tensors="pt",
     )
-    return {key: value for key, value in made.items() if key in ("input_values", "input_features", "attention_mask")}
+    inputs = {key: made[key] for key in (family.inputs, "attention_mask") if key in made}
+    if family.decoder:
+        inputs["decoder_input_ids"] = torch.tensor([[9, 3, 4, 5], [9, 6, 7, 8]] * len(waveforms))[: len(waveforms)]
+    return inputs
 
 
 def frames_for(model: PreTrainedModel, waveforms: list[torch.Tensor]) -> list[int]:

@@ -12,22 +12,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foldray.folding.private import USE, add_private_parts, projection_names
 from foldray.plan import FoldPlan
 
 
 class FoldedStack(nn.ModuleList):
     """Physical layers under their stock names ("0", "1", …), run along the paths of a plan.
 
-    Because the names are the stock ones, the state dict of a folded model is a valid stock
-    checkpoint of its seed. `run_depths` chooses which depths a forward pass runs; all by default.
+    Because the names are the stock ones, the state dict of a folded model without its private parts
+    is a valid stock checkpoint of its seed. `run_depths` chooses which depths a forward pass runs;
+    all by default. carried: the keyword in which blocks hand something on besides the hidden states.
     """
 
-    def __init__(self, layers: Iterable[nn.Module], plan: FoldPlan) -> None:
+    def __init__(self, layers: Iterable[nn.Module], plan: FoldPlan, carried: str | None = None) -> None:
         super().__init__(layers)
         if len(self) != plan.num_layers:
             raise ValueError(f"the plan folds {plan.num_layers} layers, the model has {len(self)}")
         self.plan = plan
         self.run_depths = plan.depths
+        self.keep_output = False
+        self.output: Tensor | None = None
+        self._carried = carried
+        for name in plan.private.lora_on:
+            if name not in (known := projection_names(self[0])):
+                raise ValueError(f"lora_on: a block has no projection '{name}'; it has {', '.join(known)}")
+        for block, uses in zip(self.physical_layers(), plan.uses(), strict=True):
+            add_private_parts(block, plan.private, uses)
 
     def __iter__(self) -> Iterator[nn.Module]:
         yield self
@@ -39,26 +49,41 @@ class FoldedStack(nn.ModuleList):
         """The stored blocks, in order."""
         return [self[i] for i in range(len(self))]
 
-    def forward(self, hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run each depth of `run_depths`; a prefix that two paths share is computed once.
 
         hidden_BTD: (B, T, D). Returns (P*B, T, D): all of the first depth's utterances, then the
-        next depth's. Further arguments (masks, positions) go to every block as they are.
+        next depth's; and what the blocks carry, where they do. Further arguments (masks, positions)
+        go to every block as they are. `output` holds the stacked states where `keep_output` asks.
         """
         paths = [self.plan.path(depth) for depth in self.run_depths]
-        reached: dict[tuple[int, ...], Tensor] = {(): hidden_BTD}
-        outputs = []
+        reached: dict[tuple[int, ...], tuple[Tensor, Any]] = {(): (hidden_BTD, kwargs.get(self._carried or ""))}
+        ends = []
         for i, path in enumerate(paths):
             for length in range(1, len(path) + 1):
                 prefix = path[:length]
                 if prefix not in reached:
-                    reached[prefix] = self[prefix[-1]](reached[prefix[:-1]], *args, **kwargs)
-            outputs.append(reached[path])
+                    reached[prefix] = self._advance(prefix, reached[prefix[:-1]], args, kwargs)
+            ends.append(reached[path])
             # Only what a later path starts from stays, so that inference holds few activations.
             later = paths[i + 1 :]
             reached = {
-                prefix: hidden
-                for prefix, hidden in reached.items()
+                prefix: state
+                for prefix, state in reached.items()
                 if any(other[: len(prefix)] == prefix for other in later)
             }
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        hidden_NTD = torch.cat([hidden for hidden, _ in ends]) if len(ends) > 1 else ends[0][0]
+        self.output = hidden_NTD if self.keep_output else None
+        return (hidden_NTD, ends[-1][1]) if self._carried else hidden_NTD
+
+    def _advance(self, prefix: tuple[int, ...], state: tuple[Tensor, Any], args: Any, kwargs: Any) -> tuple[Tensor, Any]:
+        """One application of the prefix's last layer."""
+        layer = prefix[-1]
+        hidden_BTD, carried = state
+        if self.plan.private and (uses := self.plan.uses()[layer]) > 1:
+            # A depth deeper than the trained ones has no parts for its further uses: the last ones serve.
+            kwargs = {**kwargs, USE: min(prefix[:-1].count(layer), uses - 1)}
+        if self._carried is None:
+            return self[layer](hidden_BTD, *args, **kwargs), None
+        hidden_BTD, carried = self[layer](hidden_BTD, *args, **{**kwargs, self._carried: carried})
+        return hidden_BTD, carried

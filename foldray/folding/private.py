@@ -1,0 +1,176 @@
+"""Private parts: what each repeated use of a physical layer has for itself.
+
+Every private part is a function of a stock module's own tensors: a norm's scale and shift are
+replaced, a projection gets a low-rank term, a branch's last projection is scaled and shifted. So the
+tensors of any (layer, use) can be written out as a stock module's, and a folded model computes with
+exactly those: no difference to an unrolled copy, and none to the seed while the parts are fresh.
+
+The class of a stock module is swapped for one whose `weight` and `bias` are those of the running
+use. The parameters keep their stock names; private ones stand beside them as `private.<use>.<part>`.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foldray.plan import Private
+
+USE = "fold_use"
+"""Keyword by which the stack tells a block its use. It travels with the call, so that activation
+checkpointing, which runs the block again during backward, runs it as the same use."""
+
+NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.GroupNorm, nn.RMSNorm)
+BRANCH_ENDS = ("out_proj", "o_proj", "linear_out", "output_dense", "linear2", "fc2", "pointwise_conv2")
+"""Names of the projections that write to the residual stream, in the blocks of transformers."""
+
+
+class _Use:
+    """Which use of a block is running; shared by the private modules of that block."""
+
+    number = 0
+
+
+class PrivateModule(nn.Module):
+    """What a stock module with private parts is besides. `weight` and `bias` are those of the running use."""
+
+    stock: type[nn.Module]
+    private: nn.ModuleDict
+    running: _Use
+
+    @property
+    def weight(self) -> Tensor | None:  # type: ignore[override]
+        """The stock weight at use 0, this use's own else."""
+        return self.at_use("weight", self.running.number)
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        """The stock bias at use 0, this use's own else."""
+        return self.at_use("bias", self.running.number)
+
+    def at_use(self, name: str, use: int) -> Tensor | None:
+        """`weight` or `bias` of one use; None where the module has none."""
+        stock = self._parameters.get(name)
+        if stock is None or not use:
+            return stock
+        parts = self.private[str(use)]._parameters
+        tensor: Tensor = parts.get(name, stock)  # type: ignore[assignment]
+        if name == "weight" and "lora_a" in parts:
+            # Merged, not applied beside: one more product of small matrices, and equal to the unrolled model.
+            tensor = tensor + (parts["lora_b"] @ parts["lora_a"]).view_as(tensor)  # type: ignore[operator]
+        if "scale" in parts:
+            scale: Tensor = 1 + parts["scale"]  # type: ignore[operator]
+            tensor = tensor * scale.view(-1, *[1] * (tensor.ndim - 1))
+            if name == "bias":
+                tensor = tensor + parts["shift"]
+        if not torch.is_grad_enabled() and tensor is not stock:
+            # torch.matmul chooses its kernel by this flag; without it inference rounds unlike the unrolled model.
+            tensor.requires_grad_(stock.requires_grad)
+        return tensor
+
+
+@functools.cache
+def _private_class(stock: type[nn.Module]) -> type[PrivateModule]:
+    return type(f"Private{stock.__name__}", (PrivateModule, stock), {"stock": stock})
+
+
+def add_private_parts(block: nn.Module, private: Private, uses: int) -> None:
+    """Give a block private parts for its uses 1 to `uses` - 1, without any effect yet. Raises ValueError."""
+    if not private or uses < 2:
+        return
+    running = _Use()
+    made = 0
+    for path, module in list(block.named_modules()):
+        parts = [_fresh_parts(path, module, private) for _ in range(1, uses)]
+        if parts[0]:
+            module.__class__ = _private_class(type(module))
+            module.private = nn.ModuleDict({str(use): _Parts(p) for use, p in enumerate(parts, 1)})
+            module.running = running  # type: ignore[assignment]
+            made += 1
+    if not made:
+        raise ValueError(f"private: {type(block).__name__} has nothing that '{private}' could be private in")
+    block.register_forward_pre_hook(functools.partial(_enter, running), with_kwargs=True)
+
+
+class _Parts(nn.Module):
+    """The private parameters of one module at one use."""
+
+    def __init__(self, parameters: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in parameters.items():
+            self.register_parameter(name, nn.Parameter(tensor))
+
+
+def _enter(running: _Use, _block: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    running.number = kwargs.pop(USE, 0)
+    return args, kwargs
+
+
+def _fresh_parts(path: str, module: nn.Module, private: Private) -> dict[str, Tensor]:
+    parts: dict[str, Tensor] = {}
+    name = path.rsplit(".", 1)[-1]
+    if private.norms and isinstance(module, NORMS):
+        # Copies: a norm of its own starts as the seed's.
+        parts.update({key: tensor.detach().clone() for key, tensor in module.named_parameters(recurse=False)})
+    if private.lora_rank and _takes_lora(name, module, private):
+        outputs, inputs = module.weight.shape[:2]  # type: ignore[union-attr,index]
+        parts["lora_a"] = _like(module, private.lora_rank, inputs)
+        nn.init.kaiming_uniform_(parts["lora_a"], a=5**0.5)  # as arXiv 2106.09685, section 4.1: B is zero
+        parts["lora_b"] = _like(module, outputs, private.lora_rank)
+    if private.film and name in BRANCH_ENDS and is_projection(module):
+        parts["scale"] = _like(module, module.weight.shape[0])  # type: ignore[union-attr,index]
+        if module.bias is not None:
+            parts["shift"] = _like(module, module.weight.shape[0])  # type: ignore[union-attr,index]
+    return parts
+
+
+def _like(module: nn.Module, *shape: int) -> Tensor:
+    weight: Any = module.weight
+    return torch.zeros(*shape, dtype=weight.dtype, device=weight.device)
+
+
+def is_projection(module: nn.Module) -> bool:
+    """Whether a module is a matrix product: linear, or a convolution over single frames."""
+    pointwise = isinstance(module, nn.Conv1d) and module.kernel_size == (1,) and module.groups == 1
+    return isinstance(module, nn.Linear) or pointwise
+
+
+def _takes_lora(name: str, module: nn.Module, private: Private) -> bool:
+    if not is_projection(module):
+        return False
+    if private.lora_on:
+        return name in private.lora_on
+    # A rank that is no lower than the matrix's own would cost more than a private matrix.
+    return private.lora_rank < min(module.weight.shape[:2])  # type: ignore[union-attr,index,arg-type]
+
+
+def projection_names(block: nn.Module) -> list[str]:
+    """What `lora_on` can name in a block."""
+    return sorted({path.rsplit(".", 1)[-1] for path, module in block.named_modules() if is_projection(module)})
+
+
+def private_modules(module: nn.Module) -> list[PrivateModule]:
+    """The modules in `module` that have private parts."""
+    return [each for each in module.modules() if isinstance(each, PrivateModule)]
+
+
+@torch.no_grad()
+def settle_use(block: nn.Module, use: int) -> None:
+    """Turn a copy of a block into the stock block that it is at one use, in place."""
+    for module in private_modules(block):
+        chosen = min(use, len(module.private))
+        tensors = {name: module.at_use(name, chosen) for name in ("weight", "bias")}
+        del module.private, module.running
+        module.__class__ = module.stock
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                getattr(module, name).copy_(tensor)
+    for key, hook in list(block._forward_pre_hooks.items()):
+        if isinstance(hook, functools.partial) and hook.func is _enter:
+            del block._forward_pre_hooks[key], block._forward_pre_hooks_with_kwargs[key]
+
+
+def is_private_key(key: str) -> bool:
+    """Whether a key of a folded model's state dict names a private part."""
+    return ".private." in key
