@@ -1,15 +1,16 @@
 """What each depth of a model costs, from its configuration alone."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from foldray.errors import UserError
-from foldray.folding.account import DepthCost, depth_costs
-from foldray.models import FAMILIES, encoder_config, family_of, fold, output_frames, stack_of
+from foldray.folding.account import PRECISIONS, DepthCost, count_bytes, depth_costs
+from foldray.models import FAMILIES, encoder_config, family_of, fold, output_frames, set_depths, stack_of, unroll
 from foldray.plan import FoldPlan
 from foldray.pretrained import checkpoint_config, find_checkpoint, is_hub_name, stock_config
 from foldray.processor import transformers_class
@@ -17,6 +18,9 @@ from foldray.spec import SAMPLE_RATE, ModelSpec
 
 MACS_SECONDS = 10.0
 """Length of the utterance whose MACs are counted; attention's share grows with it, ten seconds is usual."""
+TOKENS_PER_SECOND = 3
+"""Tokens that a decoder writes for a second of audio, about what read English has in sub-words."""
+ModelClass = Callable[[Any], PreTrainedModel]
 
 
 def plan_costs(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> list[DepthCost]:
@@ -24,29 +28,46 @@ def plan_costs(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> list[DepthCo
 
     The shape is that of the checkpoint if it lies in a folder or bucket, else the one the spec states.
     """
-    checkpoint = find_checkpoint(spec)
-    if checkpoint is None or is_hub_name(checkpoint):
-        config = stock_config(spec, plan.num_layers, vocab_size)
-    else:
-        config = checkpoint_config(spec, checkpoint)
-        setattr(getattr(config, "encoder_config", config), FAMILIES[spec.family].depth_field, plan.num_layers)
-        config.vocab_size = vocab_size
+    config = _config(spec, plan, vocab_size)
     try:
         return _costs(transformers_class(FAMILIES[spec.family].model), config, plan)
     except (RuntimeError, ValueError) as error:
         raise UserError("model.config", f"no model has this shape: {' '.join(str(error).split())[:160]}") from None
 
 
-def costs_of(model: PreTrainedModel) -> list[DepthCost]:
-    """The cost of every depth of a folded model."""
-    return _costs(type(model), copy.deepcopy(model.config), stack_of(model).plan)
+def _config(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> Any:
+    checkpoint = find_checkpoint(spec)
+    if checkpoint is None or is_hub_name(checkpoint):
+        return stock_config(spec, plan.num_layers, vocab_size)
+    config = checkpoint_config(spec, checkpoint)
+    setattr(getattr(config, "encoder_config", config), FAMILIES[spec.family].depth_field, plan.num_layers)
+    config.vocab_size = vocab_size
+    return config
 
 
-def _costs(model_class: Callable[[Any], PreTrainedModel], config: Any, plan: FoldPlan) -> list[DepthCost]:
-    with torch.device("meta"):  # shapes without memory behind them
+def costs_of(model: PreTrainedModel, depths: Sequence[int] = ()) -> list[DepthCost]:
+    """The cost of some depths of a folded model, of all planned ones by default."""
+    return _costs(type(model), copy.deepcopy(model.config), stack_of(model).plan, depths)
+
+
+def bytes_at_precisions(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> dict[str, int]:
+    """Bytes of the stored weights at each precision."""
+    model = _on_meta(transformers_class(FAMILIES[spec.family].model), _config(spec, plan, vocab_size), plan)
+    return {precision: count_bytes(model, precision) for precision in PRECISIONS}
+
+
+def _costs(model_class: ModelClass, config: Any, plan: FoldPlan, depths: Sequence[int] = ()) -> list[DepthCost]:
+    model = _on_meta(model_class, config, plan)
+    set_depths(model, depths or plan.depths)
+    return depth_costs(model, stack_of(model), partial(unroll, model), _meta_inputs(model), MACS_SECONDS)
+
+
+def _on_meta(model_class: ModelClass, config: Any, plan: FoldPlan) -> PreTrainedModel:
+    """A folded model without memory behind its shapes."""
+    with torch.device("meta"):
         model = fold(model_class(config), plan)
     model.eval()
-    return depth_costs(model, stack_of(model), _meta_inputs(model), MACS_SECONDS)
+    return model
 
 
 def _meta_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -54,8 +75,13 @@ def _meta_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     config: Any = model.config
     family = family_of(model)
     shape: tuple[int, ...] = (1, samples)
-    if family.name == "parakeet":
+    if family.features == "mel":
         shape = (1, samples // 160, encoder_config(model).num_mel_bins)
-    elif family.name == "wav2vec2-bert":
+    elif family.features == "stacked_mel":
         shape = (1, output_frames(model, [samples])[0], config.feature_projection_input_dim)
-    return {family.inputs: torch.empty(shape, device="meta")}
+    elif family.features == "thirty_seconds":
+        shape = (1, config.num_mel_bins, 2 * config.max_source_positions)
+    inputs = {family.inputs: torch.empty(shape, device="meta")}
+    if family.decoder:
+        inputs["decoder_input_ids"] = torch.zeros(1, TOKENS_PER_SECOND * int(MACS_SECONDS), device="meta").long()
+    return inputs

@@ -1,4 +1,4 @@
-"""Foldable models as folders: a stock checkpoint of the seed, and `fold.json` that says how to unfold it."""
+"""Foldable models as folders: a stock checkpoint of the seed, `fold.json` that says how to unfold it, private parts."""
 
 import json
 import tempfile
@@ -6,23 +6,27 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from foldray import storage
 from foldray.errors import UserError
+from foldray.folding.private import split_state
 from foldray.models import FAMILIES, fold, set_depths, stack_of
-from foldray.plan import FoldPlan
+from foldray.plan import FoldPlan, Private
 from foldray.pretrained import from_pretrained
 from foldray.processor import save_processor, transformers_class
 
 FOLD_FILE = "fold.json"
+PRIVATE_FILE = "private.safetensors"
 
 
 def load_model(uri: str, depth: int | None = None) -> PreTrainedModel:
     """A foldable model from a model folder or a run's checkpoint (local or in a bucket), in evaluation mode.
 
-    With `depth` it runs that depth alone: logits (B, T, V). Raises UserError for a folder that holds
-    no foldable model, an incomplete one, or a depth it was not trained for.
+    With `depth` it runs that depth alone, trained or not: logits (B, T, V). Raises UserError for a
+    folder that holds no foldable model, an incomplete one, or a depth that has no path.
     """
     plan = read_plan(uri)
     with storage.local_folder(uri) as folder:
@@ -31,10 +35,12 @@ def load_model(uri: str, depth: int | None = None) -> PreTrainedModel:
         if family is None:
             raise UserError(uri, f"holds a {config.model_type}, which foldray does not fold")
         model, report = from_pretrained(family, str(folder), config)
+        private = _read_private(folder)
     problems = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if problems:
         raise UserError(uri, f"the weights do not match the configuration: {', '.join(map(str, problems[:3]))}")
     fold(model, plan)
+    load_private(model, private, uri)
     if depth is not None:
         set_depths(model, [depth])
     model.eval()
@@ -46,13 +52,31 @@ def read_plan(uri: str) -> FoldPlan:
     if not storage.exists(storage.join(uri, FOLD_FILE)):
         raise UserError(uri, f"holds no foldable model ({FOLD_FILE} is missing); give a run's model/ folder")
     values = storage.read_json(storage.join(uri, FOLD_FILE))
-    values.pop("private", None)
-    return FoldPlan(**values)
+    private = values.pop("private", "none")
+    return FoldPlan(**values, private=Private() if private == "none" else Private(**private))
+
+
+def _read_private(folder: Path) -> dict[str, Tensor]:
+    file = folder / PRIVATE_FILE
+    return load_file(file) if file.exists() else {}
+
+
+def load_private(model: PreTrainedModel, private: dict[str, Tensor], origin: str) -> None:
+    """Put saved private parts into a folded model. Raises UserError for missing, surplus or misshapen ones."""
+    expected = split_state(model.state_dict())[1]
+    wrong = set(expected) ^ set(private)
+    wrong |= {key for key in expected.keys() & private.keys() if expected[key].shape != private[key].shape}
+    if wrong:
+        raise UserError(origin, f"{PRIVATE_FILE} does not match {FOLD_FILE}: {', '.join(sorted(wrong)[:3])}")
+    model.load_state_dict(private, strict=False)
 
 
 def save_model(model: PreTrainedModel, vocabulary: Sequence[str], folder: Path) -> None:
-    """A folder that stock transformers opens as the seed, with `fold.json` beside the weights."""
-    model.save_pretrained(folder)
+    """A folder that stock transformers opens as the seed; `fold.json` and the private parts stand beside the weights."""
+    stock, private = split_state(model.state_dict())
+    model.save_pretrained(folder, state_dict=stock)
+    if private:
+        save_file({name: tensor.contiguous() for name, tensor in private.items()}, folder / PRIVATE_FILE)
     _describe(model, vocabulary, folder)
 
 
@@ -68,4 +92,4 @@ def describe_model(model: PreTrainedModel, vocabulary: Sequence[str]) -> dict[st
 def _describe(model: PreTrainedModel, vocabulary: Sequence[str], folder: Path) -> None:
     save_processor(model, vocabulary, folder)
     plan = asdict(stack_of(model).plan)
-    (folder / FOLD_FILE).write_text(json.dumps({**plan, "private": "none"}, indent=1) + "\n")
+    (folder / FOLD_FILE).write_text(json.dumps(plan, indent=1) + "\n")

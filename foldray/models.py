@@ -295,7 +295,9 @@ def output_frames(model: nn.Module, num_samples: Sequence[int]) -> list[int]:
     elif features == "thirty_seconds":
         frames = torch.full_like(samples, stock.config.max_source_positions)
     else:
-        frames = stock._get_feat_extract_output_lengths(samples)
+        # SEW squeezes frames in groups and widens them again; only whole groups count (see whole_frames).
+        group = getattr(stock.config, "squeeze_factor", 1)
+        frames = stock._get_feat_extract_output_lengths(samples) // group * group
     return [int(count) for count in frames]
 
 
@@ -315,8 +317,7 @@ def whole_frames(model: nn.Module, waveform_T: npt.NDArray[np.float32]) -> npt.N
         windows = _windows(len(waveform_T)) // _stacked(model) * _stacked(model)
         return waveform_T[: 400 + 160 * (windows - 1)]
     if family.name == "sew":
-        frames = output_frames(model, [len(waveform_T)])[0] // config.squeeze_factor * config.squeeze_factor
-        return waveform_T[: _samples_for(config, frames)]
+        return waveform_T[: _samples_for(config, output_frames(model, [len(waveform_T)])[0])]
     return waveform_T
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from foldray.plan import FoldPlan, Order
+from foldray.plan import FoldPlan, Order, Private
 
 Family = Literal[
     "parakeet", "wav2vec2-bert", "wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech-sat",
@@ -118,12 +118,28 @@ class FoldSpec(_Section):
     )
     keep_first: int = Field(0, description="Layers at the start that are used once at every depth.")
     keep_last: int = Field(0, description="Layers at the end that are used once at every depth.")
-    private: Literal["none"] = Field("none", description="Parts of their own for each use of a layer.")
+    private: str = Field(
+        "none",
+        description="What each repeated use of a layer has for itself: none, or norms, lora and film joined by '+'.",
+    )
+    lora_rank: int = Field(8, ge=1, description="Rank of the private low-rank terms, where private has lora.")
+    lora_on: tuple[str, ...] = Field(
+        (), description="Projections with a low-rank term, such as [q_proj, v_proj]; empty for all of a block."
+    )
 
     @model_validator(mode="after")
     def _is_a_plan(self) -> "FoldSpec":
         self.plan()
         return self
+
+    def private_parts(self) -> Private:
+        """What `private`, `lora_rank` and `lora_on` say together."""
+        parts = [] if self.private == "none" else self.private.split("+")
+        for part in parts:
+            if part not in ("norms", "lora", "film"):
+                raise ValueError(f"private: '{part}' is none of norms, lora, film; join them by '+', such as norms+lora")
+        rank = self.lora_rank if "lora" in parts else 0
+        return Private(norms="norms" in parts, lora_rank=rank, lora_on=self.lora_on, film="film" in parts)
 
     def plan(self) -> FoldPlan:
         """The fold plan these fields describe."""
@@ -135,6 +151,7 @@ class FoldSpec(_Section):
             keep_last=self.keep_last,
             groups=self.groups,
             paths=self.paths,
+            private=self.private_parts(),
         )
 
 

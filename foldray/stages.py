@@ -194,7 +194,7 @@ def _result_rows(
         "run_id": found.name,
         "kind": "fold" if len(plan.depths) > 1 else "baseline",
         "family": family_of(model).name,
-        "private": "none",
+        "private": str(plan.private),
         "num_layers": plan.num_layers,
         "order": "paths" if plan.paths else plan.order,
         "corpus": manifest.corpus_id,

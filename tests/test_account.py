@@ -5,6 +5,7 @@ import torch
 
 from foldray import FoldPlan, fold, unroll
 from foldray.costs import costs_of, plan_costs
+from foldray.plan import Private
 from foldray.recipes import load_recipe
 from tests.tiny import CONFIGS, tiny_model
 
@@ -26,13 +27,17 @@ def test_savings_of_the_paper(recipe: str, fold_fields: dict, unshared: float, s
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_counts_are_those_of_the_real_models(name: str) -> None:
-    model = fold(tiny_model(name), FoldPlan(3, (3, 5)))
+@pytest.mark.parametrize("private", [Private(), Private(norms=True, lora_rank=4, film=True)], ids=str)
+def test_counts_are_those_of_the_real_models(name: str, private: Private) -> None:
+    model = fold(tiny_model(name), FoldPlan(3, (3, 5), order="cycle", private=private))
+    tensors = {t.data_ptr(): t for t in model.state_dict().values()}.values()
     for cost in costs_of(model):
         stock = unroll(model, cost.depth)
         assert cost.params_unrolled == sum(p.numel() for p in stock.parameters())
         assert cost.params_stored == sum(p.numel() for p in model.parameters())
-        assert cost.bytes_stored == sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        assert cost.bytes_stored == sum(t.numel() * t.element_size() for t in tensors)
+        own = sum(p.numel() for key, p in model.named_parameters() if ".private." in key)
+        assert cost.params_private == (own if cost.depth == 5 else 0)
 
 
 def test_macs_of_a_block_by_hand() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from foldray.data.stream import extract_features
 from foldray.models import FAMILIES, family_of, output_frames, whole_frames
 from foldray.pretrained import stock_config
 from foldray.processor import build_extractor, transformers_class
@@ -77,15 +78,8 @@ def noise(seconds: float, seed: int = 0) -> torch.Tensor:
 
 def inputs_for(model: PreTrainedModel, waveforms: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """What the stock extractor makes of the waveforms, padded to the longest; with a decoder, tokens for it."""
-    extractor = build_extractor(model)
     family = family_of(model)
-    made = extractor(
-        [whole_frames(model, w.numpy()) for w in waveforms],
-        sampling_rate=SAMPLE_RATE,
-        padding="max_length" if family.features == "thirty_seconds" else True,
-        return_tensors="pt",
-    )
-    inputs = {key: made[key] for key in (family.inputs, "attention_mask") if key in made}
+    inputs = extract_features(model, build_extractor(model), [whole_frames(model, w.numpy()) for w in waveforms])
     if family.decoder:
         inputs["decoder_input_ids"] = torch.tensor([[9, 3, 4, 5], [9, 6, 7, 8]] * len(waveforms))[: len(waveforms)]
     return inputs

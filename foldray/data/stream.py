@@ -157,9 +157,24 @@ class BatchLoader:
 def extract_features(
     model: PreTrainedModel, extractor: Any, waveforms: list[npt.NDArray[np.float32]]
 ) -> dict[str, Tensor]:
-    """The stock model's keyword arguments for a batch of 16 kHz waveforms, padded to the longest."""
-    made = extractor(waveforms, sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt")
-    return {name: made[name] for name in (family_of(model).inputs, "attention_mask") if name in made}
+    """The stock model's keyword arguments for a batch of 16 kHz waveforms, padded to the longest.
+
+    The extractor always makes a mask, also where the model was trained without: it would else
+    normalise an utterance together with its padding.
+    """
+    family = family_of(model)
+    whole = family.features == "thirty_seconds"
+    made = extractor(
+        waveforms,
+        sampling_rate=SAMPLE_RATE,
+        padding="max_length" if whole else True,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    inputs = {family.inputs: made[family.inputs]}
+    if extractor.return_attention_mask and not whole:
+        inputs["attention_mask"] = made["attention_mask"]
+    return inputs
 
 
 WINDOWS_PER_SECOND = 100

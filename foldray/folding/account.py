@@ -1,22 +1,32 @@
 """What a fold costs: stored and unrolled parameters, bytes, multiply-accumulates. Shapes only, nothing runs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from foldray.folding.private import is_private_key
 from foldray.folding.stack import FoldedStack
+
+PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True)
 class DepthCost:
-    """One depth of a fold. params_stored: what must be stored to run it, the same at every depth;
-    params_unrolled: an unshared model of that depth."""
+    """One depth of a fold.
+
+    params_stored: what must be stored to run every depth, private parts included, the same for each;
+    params_private: those of the private parts that this depth runs; params_unrolled: an unshared
+    model of that depth; bytes_stored: of all stored weights as they are.
+    """
 
     depth: int
     path: tuple[int, ...]
+    trained: bool
     params_stored: int
+    params_private: int
     params_unrolled: int
     bytes_stored: int
     macs_per_audio_second: float
@@ -27,28 +37,65 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_bytes(model: nn.Module) -> int:
-    """Bytes of the weights as stored, buffers included, each tensor once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+def count_bytes(model: nn.Module, precision: str | None = None) -> int:
+    """Bytes of the weights, buffers included, each tensor once: as they are, or stored at a precision.
 
-
-def depth_costs(model: nn.Module, stack: FoldedStack, inputs: dict[str, Tensor], seconds: float) -> list[DepthCost]:
-    """The cost of every depth of a folded model on the meta device.
-
-    inputs: one utterance of `seconds` on the meta device. MACs are half the floating-point
-    operations that torch's own counter finds in matrix products and convolutions.
+    `int8` stores matrices and convolutions as one byte a weight and a float32 scale for each output
+    channel (symmetric, as in torch's and ONNX Runtime's weight quantisation), everything else in float32.
     """
-    block_params = [sum(p.numel() for p in block.parameters()) for block in stack.physical_layers()]
-    stored = count_parameters(model)
+    distinct = {tensor.data_ptr() or id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
+    return sum(_bytes_at(tensor, precision) for tensor in distinct.values())
+
+
+def _bytes_at(tensor: Tensor, precision: str | None) -> int:
+    if precision is None or not tensor.is_floating_point():
+        return tensor.numel() * tensor.element_size()
+    if precision == "int8":
+        return tensor.numel() + 4 * tensor.shape[0] if tensor.ndim > 1 else 4 * tensor.numel()
+    return tensor.numel() * {"float32": 4, "bfloat16": 2}[precision]
+
+
+def count_private(stack: FoldedStack, depth: int) -> int:
+    """Parameters of the private parts that one depth runs."""
+    uses = stack.plan.uses([depth])
+    return sum(
+        parameter.numel()
+        for block, count in zip(stack.physical_layers(), uses, strict=True)
+        for key, parameter in block.named_parameters()
+        if is_private_key(key) and int(key.split(".private.")[1].split(".")[0]) < count
+    )
+
+
+def depth_costs(
+    model: nn.Module,
+    stack: FoldedStack,
+    unroll: Callable[[int], nn.Module],
+    inputs: dict[str, Tensor],
+    seconds: float,
+) -> list[DepthCost]:
+    """The cost of every depth that `stack` is set to run, of a folded model on the meta device.
+
+    unroll: gives the unshared model of a depth; inputs: one utterance of `seconds` on the meta
+    device. MACs are half the floating-point operations that torch's own counter finds in matrix
+    products and convolutions.
+    """
     before = stack.run_depths
     costs = []
-    for depth in stack.plan.depths:
+    for depth in before:
         stack.run_depths = (depth,)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(**inputs)
-        path = stack.plan.path(depth)
-        unrolled = stored - sum(block_params) + sum(block_params[layer] for layer in path)
-        macs = counter.get_total_flops() / 2 / seconds
-        costs.append(DepthCost(depth, path, stored, unrolled, count_bytes(model), macs))
+        costs.append(
+            DepthCost(
+                depth=depth,
+                path=stack.plan.path(depth),
+                trained=depth in stack.plan.depths,
+                params_stored=count_parameters(model),
+                params_private=count_private(stack, depth),
+                params_unrolled=count_parameters(unroll(depth)),
+                bytes_stored=count_bytes(model),
+                macs_per_audio_second=counter.get_total_flops() / 2 / seconds,
+            )
+        )
     stack.run_depths = before
     return costs

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from foldray.plan import Private
 
 USE = "fold_use"
-"""Keyword by which the stack tells a block its use. It travels with the call, so that activation
-checkpointing, which runs the block again during backward, runs it as the same use."""
+"""Keyword by which the stack tells a block its use. It travels with the call of `forward`, so that
+activation checkpointing, which runs that again during backward, runs it as the same use; a hook
+would be left out there."""
 
 NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.GroupNorm, nn.RMSNorm)
 BRANCH_ENDS = ("out_proj", "o_proj", "linear_out", "output_dense", "linear2", "fc2", "pointwise_conv2")
@@ -70,9 +71,21 @@ class PrivateModule(nn.Module):
         return tensor
 
 
+class PrivateBlock(nn.Module):
+    """What a stock block with private modules is besides."""
+
+    stock: type[nn.Module]
+    running: _Use
+
+    def forward(self, *args: Any, fold_use: int = 0, **kwargs: Any) -> Any:
+        """Run the stock block as one use of it."""
+        self.running.number = fold_use
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
 @functools.cache
-def _private_class(stock: type[nn.Module]) -> type[PrivateModule]:
-    return type(f"Private{stock.__name__}", (PrivateModule, stock), {"stock": stock})
+def _own_class(kind: type[nn.Module], stock: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Private{stock.__name__}", (kind, stock), {"stock": stock})
 
 
 def add_private_parts(block: nn.Module, private: Private, uses: int) -> None:
@@ -84,13 +97,14 @@ def add_private_parts(block: nn.Module, private: Private, uses: int) -> None:
     for path, module in list(block.named_modules()):
         parts = [_fresh_parts(path, module, private) for _ in range(1, uses)]
         if parts[0]:
-            module.__class__ = _private_class(type(module))
+            module.__class__ = _own_class(PrivateModule, type(module))
             module.private = nn.ModuleDict({str(use): _Parts(p) for use, p in enumerate(parts, 1)})
             module.running = running  # type: ignore[assignment]
             made += 1
     if not made:
         raise ValueError(f"private: {type(block).__name__} has nothing that '{private}' could be private in")
-    block.register_forward_pre_hook(functools.partial(_enter, running), with_kwargs=True)
+    block.__class__ = _own_class(PrivateBlock, type(block))
+    block.running = running  # type: ignore[assignment]
 
 
 class _Parts(nn.Module):
@@ -100,11 +114,6 @@ class _Parts(nn.Module):
         super().__init__()
         for name, tensor in parameters.items():
             self.register_parameter(name, nn.Parameter(tensor))
-
-
-def _enter(running: _Use, _block: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    running.number = kwargs.pop(USE, 0)
-    return args, kwargs
 
 
 def _fresh_parts(path: str, module: nn.Module, private: Private) -> dict[str, Tensor]:
@@ -166,9 +175,15 @@ def settle_use(block: nn.Module, use: int) -> None:
         for name, tensor in tensors.items():
             if tensor is not None:
                 getattr(module, name).copy_(tensor)
-    for key, hook in list(block._forward_pre_hooks.items()):
-        if isinstance(hook, functools.partial) and hook.func is _enter:
-            del block._forward_pre_hooks[key], block._forward_pre_hooks_with_kwargs[key]
+    if isinstance(block, PrivateBlock):
+        del block.running
+        block.__class__ = block.stock
+
+
+def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A folded model's state dict as the stock one of its seed, and the private parts."""
+    own = {key: tensor for key, tensor in state.items() if is_private_key(key)}
+    return {key: tensor for key, tensor in state.items() if key not in own}, own
 
 
 def is_private_key(key: str) -> bool:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from foldray import storage
 from foldray.errors import UserError
+from foldray.folding.private import split_state
+from foldray.model_folder import PRIVATE_FILE
 
 MANIFEST = "manifest.json"
 
@@ -27,10 +29,11 @@ def save_checkpoint(
     position: `step` and what the loop needs to go on; described: the files that make the checkpoint
     a model folder, which opens like a finished model.
     """
-    tensors = {name: _plain(tensor) for name, tensor in model.state_dict().items()}
+    stock, private = split_state({name: _plain(tensor) for name, tensor in model.state_dict().items()})
     files = {
         **described,
-        "model.safetensors": save(tensors, metadata={"format": "pt"}),
+        "model.safetensors": save(stock, metadata={"format": "pt"}),
+        **({PRIVATE_FILE: save(private)} if private else {}),
         "optimizer.safetensors": save(_optimizer_tensors(model, optimizer)),
         "state.json": json.dumps(position).encode(),
     }
@@ -60,7 +63,8 @@ def load_checkpoint(run: str, step: int, model: nn.Module, optimizer: torch.opti
     Raises UserError when a file is damaged.
     """
     files = _read_verified(_folder(run, step))
-    model.load_state_dict(load(files["model.safetensors"]))
+    private = load(files[PRIVATE_FILE]) if PRIVATE_FILE in files else {}
+    model.load_state_dict({**load(files["model.safetensors"]), **private})
     _restore_optimizer(model, optimizer, load(files["optimizer.safetensors"]))
     position: dict[str, int] = json.loads(files["state.json"])
     return position

@@ -109,7 +109,9 @@ def build_model(job: TrainJob, vocabulary: list[str]) -> PreTrainedModel:
     """The folded model at its initial weights, the same in every process."""
     spec = job.spec
     model, _ = load_seed(spec.model, job.init, spec.fold.num_layers, vocabulary, spec.seed)
-    return fold(model, spec.fold.plan())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)  # private low-rank terms begin at random: the same in every process
+        return fold(model, spec.fold.plan())
 
 
 def _resume(job: TrainJob, worker: Worker, model: nn.Module, optimizer: torch.optim.Optimizer) -> _Position:
