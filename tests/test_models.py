@@ -270,6 +270,10 @@ def test_where_padding_matters_by_nature_the_loader_sees_to_the_rest(name: str) 
 
 
 def without_dropout(model: torch.nn.Module) -> None:
+    """No dropout and no masks; so no gradient for the vector that masked frames get."""
+    for key, parameter in model.named_parameters():
+        if key.endswith("masked_spec_embed"):
+            parameter.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
