@@ -26,6 +26,8 @@ from transformers.models.parakeet.modeling_parakeet import ParakeetEncoderSubsam
 from transformers.models.speech_to_text.modeling_speech_to_text import Speech2TextDecoder
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+__all__ = ["ConformerConfig", "ConformerEncoderConfig", "ConformerForSpeech", "ConformerOutput", "check_one_depth"]
+
 # --- Configuration ---------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from foldray.errors import UserError
 from foldray.folding.account import PRECISIONS, DepthCost, count_bytes, depth_costs
 from foldray.models import FAMILIES, encoder_config, family_of, fold, output_frames, set_depths, stack_of, unroll
 from foldray.plan import FoldPlan
-from foldray.pretrained import checkpoint_config, find_checkpoint, is_hub_name, stock_config
+from foldray.pretrained import checkpoint_config, find_checkpoint, is_hub_name, stock_config, with_vocabulary
 from foldray.processor import transformers_class
 from foldray.spec import SAMPLE_RATE, ModelSpec
 
@@ -41,8 +41,7 @@ def _config(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> Any:
         return stock_config(spec, plan.num_layers, vocab_size)
     config = checkpoint_config(spec, checkpoint)
     setattr(getattr(config, "encoder_config", config), FAMILIES[spec.family].depth_field, plan.num_layers)
-    config.vocab_size = vocab_size
-    return config
+    return with_vocabulary(config, vocab_size)
 
 
 def costs_of(model: PreTrainedModel, depths: Sequence[int] = ()) -> list[DepthCost]:
@@ -82,6 +81,6 @@ def _meta_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     elif family.features == "thirty_seconds":
         shape = (1, config.num_mel_bins, 2 * config.max_source_positions)
     inputs = {family.inputs: torch.empty(shape, device="meta")}
-    if family.decoder:
+    if family.kind != "ctc":
         inputs["decoder_input_ids"] = torch.zeros(1, TOKENS_PER_SECOND * int(MACS_SECONDS), device="meta").long()
     return inputs

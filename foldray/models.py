@@ -28,10 +28,10 @@ class Family:
 
     model, config, extractor: class names in transformers; encoder: the attribute path from the model
     to the module whose `layers` are the blocks; kind: what the model puts out (`ctc` logits, those of
-    a decoder's `attention`, or both); head: prefix of the output head's keys; inputs: the name of the
-    model's audio input; features: what that is; nested: whether the encoder's configuration lies in
-    `encoder_config`; depth_field: the field that counts the blocks; carried: what blocks hand on
-    besides hidden states; decoder: the attribute path to the decoder; surplus: key prefixes of
+    a decoder's `attention`, or both); head: prefixes of the keys that depend on the vocabulary; inputs:
+    the name of the model's audio input; features: what that is; nested: the class of the encoder's
+    configuration where it lies in `encoder_config`; depth_field: the field that counts the blocks; carried: what blocks hand on
+    besides hidden states; decoder: the attribute path to a decoder that does not know of depths; surplus: key prefixes of
     pretraining heads that a checkpoint may hold and recognition does not need; unused: key prefixes
     of parameters that no forward pass reaches.
     """
@@ -42,10 +42,10 @@ class Family:
     extractor: str
     encoder: str
     kind: Literal["ctc", "attention", "hybrid"] = "ctc"
-    head: str = "lm_head"
+    head: tuple[str, ...] = ("lm_head.",)
     inputs: str = "input_values"
     features: Literal["waveform", "mel", "stacked_mel", "thirty_seconds"] = "waveform"
-    nested: bool = False
+    nested: str | None = None
     depth_field: str = "num_hidden_layers"
     carried: str | None = None
     decoder: str | None = None
@@ -67,7 +67,7 @@ FAMILIES = {
     for family in (
         Family(
             name="parakeet", model="ParakeetForCTC", config="ParakeetCTCConfig", extractor="ParakeetFeatureExtractor",
-            encoder="encoder", head="ctc_head", inputs="input_features", features="mel", nested=True,
+            encoder="encoder", head=("ctc_head.",), inputs="input_features", features="mel", nested="ParakeetEncoderConfig",
         ),
         Family(
             name="wav2vec2-bert", model="Wav2Vec2BertForCTC", config="Wav2Vec2BertConfig",
@@ -90,12 +90,17 @@ FAMILIES = {
         Family(
             name="whisper", model="WhisperForConditionalGeneration", config="WhisperConfig",
             extractor="WhisperFeatureExtractor", encoder="model.encoder", decoder="model.decoder", kind="attention",
-            head="proj_out", inputs="input_features", features="thirty_seconds", depth_field="encoder_layers",
+            head=("proj_out.",), inputs="input_features", features="thirty_seconds", depth_field="encoder_layers",
         ),
         Family(
             name="moonshine", model="MoonshineForConditionalGeneration", config="MoonshineConfig",
             extractor="Wav2Vec2FeatureExtractor", encoder="model.encoder", decoder="model.decoder", kind="attention",
-            head="proj_out", depth_field="encoder_num_hidden_layers",
+            head=("proj_out.",), depth_field="encoder_num_hidden_layers",
+        ),
+        Family(
+            name="conformer", model="ConformerForSpeech", config="ConformerConfig", extractor="ParakeetFeatureExtractor",
+            encoder="encoder", kind="hybrid", head=("ctc_head.", "lm_head.", "decoder.embed_tokens."),
+            inputs="input_features", features="mel", nested="ConformerEncoderConfig",
         ),
     )
 }  # fmt: skip
@@ -303,6 +308,12 @@ def output_frames(model: nn.Module, num_samples: Sequence[int]) -> list[int]:
 
 def _subsampler(model: nn.Module) -> Any:
     return model if hasattr(model, "_get_subsampling_output_length") else _encoder(model)
+
+
+def ctc_logits(output: Any) -> torch.Tensor:
+    """The CTC logits (P*B, T, V) in what a model puts out."""
+    logits: torch.Tensor = output.ctc_logits if "ctc_logits" in output else output.logits
+    return logits
 
 
 def whole_frames(model: nn.Module, waveform_T: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -28,27 +28,39 @@ def stock_config(spec: ModelSpec, num_layers: int, vocab_size: int) -> Any:
     """
     family = FAMILIES[spec.family]
     config_class = transformers_class(family.config)
-    shape_class = transformers_class("ParakeetEncoderConfig") if family.nested else config_class
-    _check_known(spec.config, shape_class(), family.depth_field)
-    shape = {**spec.config, family.depth_field: num_layers}
-    tokens = {"vocab_size": vocab_size, "pad_token_id": 0}
+    fields = _place(family, spec.config, config_class())
+    (fields.get("encoder_config", fields))[family.depth_field] = num_layers
+    fields |= {"vocab_size": vocab_size, "pad_token_id": 0}
     if family.kind != "ctc":
-        tokens |= dict.fromkeys(("bos_token_id", "eos_token_id", "decoder_start_token_id"), vocab_size - 1)
+        fields |= dict.fromkeys(("bos_token_id", "eos_token_id", "decoder_start_token_id"), vocab_size - 1)
     try:
-        return config_class(encoder_config=shape, **tokens) if family.nested else config_class(**shape, **tokens)
+        return config_class(**fields)
     except Exception as error:
         raise UserError("model.config", f"transformers refuses it: {' '.join(str(error).split())[:160]}") from None
 
 
-def _check_known(fields: dict[str, Any], defaults: Any, depth_field: str) -> None:
-    known = [name for name in vars(defaults) if not name.startswith("_")]
+def _place(family: Family, fields: dict[str, Any], like: Any) -> dict[str, Any]:
+    """Fields where the configuration has them; in a nested one the encoder's go inside, a decoder's beside it.
+
+    Raises UserError for a field that is unknown, or that counts the blocks.
+    """
+    inner = _known(like.encoder_config) if family.nested else []
+    outer = _known(like) if not family.nested or family.kind == "hybrid" else []
     for name in fields:
-        if name == depth_field:
+        if name == family.depth_field:
             raise UserError(f"model.config.{name}", "say fold.num_layers instead")
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+        if name not in (*inner, *outer):
+            close = difflib.get_close_matches(name, [*inner, *outer], n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise UserError(f"model.config.{name}", f"{type(defaults).__name__} has no such field{hint}")
+            raise UserError(f"model.config.{name}", f"{type(like).__name__} has no such field{hint}")
+    placed: dict[str, Any] = {name: value for name, value in fields.items() if name in outer}
+    if family.nested:
+        placed["encoder_config"] = {name: value for name, value in fields.items() if name in inner}
+    return placed
+
+
+def _known(config: Any) -> list[str]:
+    return [name for name in vars(config) if not name.startswith("_") and name != "encoder_config"]
 
 
 def write_random_checkpoint(
@@ -88,8 +100,7 @@ def load_seed(
     raises UserError. `checkpoint`: as `find_checkpoint` gives it.
     """
     family = FAMILIES[spec.family]
-    config = checkpoint_config(spec, checkpoint)
-    config.vocab_size, config.pad_token_id = len(vocabulary), 0
+    config = with_vocabulary(checkpoint_config(spec, checkpoint), len(vocabulary))
     opened = nullcontext(checkpoint) if is_hub_name(checkpoint) else storage.local_folder(checkpoint)
     with opened as source, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a head that starts anew starts the same in every process
@@ -147,11 +158,17 @@ def checkpoint_config(spec: ModelSpec, checkpoint: str) -> Any:
         raise UserError("model.checkpoint", f"{checkpoint} does not open: {_one_line(error)}") from None
     if type(config).__name__ != family.config:
         raise UserError("model.checkpoint", f"{checkpoint} is a {config.model_type}, not model.family={family.name}")
-    encoder = getattr(config, "encoder_config", config)
-    _check_known(spec.config, encoder, family.depth_field)
-    for name, value in spec.config.items():
-        setattr(encoder, name, value)
+    fields = _place(family, spec.config, config)
+    for name, value in fields.pop("encoder_config", {}).items():
+        setattr(config.encoder_config, name, value)
+    for name, value in fields.items():
+        setattr(config, name, value)
     return config
+
+
+def with_vocabulary(config: Any, vocab_size: int) -> Any:
+    """The same configuration with so many tokens; where the last one ends a sentence, it still does."""
+    return type(config)(**{**config.to_dict(), "vocab_size": vocab_size, "pad_token_id": 0})
 
 
 def from_pretrained(family: Family, folder: str, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -180,7 +197,7 @@ def _check_report(family: Family, report: dict[str, Any], checkpoint: str) -> li
     misshapen = {str(entry[0]) for entry in report["mismatched_keys"]}
     missing = {str(key) for key in report["missing_keys"]} | misshapen
     surplus = {str(key) for key in report["unexpected_keys"] if not str(key).startswith(family.surplus)}
-    head = {key for key in missing if key.startswith(f"{family.head}.")}
+    head = {key for key in missing if key.startswith(family.head)}
     # The mask vector is only used in training and has no weights worth keeping.
     masks = {key for key in missing if key.endswith("masked_spec_embed")}
     for kind, keys in (("missing or misshapen", missing - head - masks), ("surplus", surplus)):

@@ -16,10 +16,11 @@ VOCABULARY_FILE = "vocab.json"
 
 
 def transformers_class(name: str) -> Any:
-    """A class of transformers by name; its own progress bars stay off."""
+    """A class of transformers, or of foldray's own hybrid, by name; the library's progress bars stay off."""
     library = importlib.import_module("transformers")
     library.logging.disable_progress_bar()
-    return getattr(library, name)
+    own = importlib.import_module("foldray.conformer")  # before any AutoConfig: it registers its configuration there
+    return getattr(own if name in own.__all__ else library, name)
 
 
 def save_processor(model: nn.Module, vocabulary: Sequence[str], folder: Path) -> None:

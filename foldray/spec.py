@@ -156,19 +156,41 @@ class FoldSpec(_Section):
 
 
 class LossSpec(_Section):
-    """CTC(deepest) + alpha * CTC(shallower) + beta * KL(deepest || shallower), arXiv 2505.21237."""
+    """CTC(deepest) + alpha * CTC(shallower) + beta * KL(deepest || shallower), arXiv 2505.21237.
 
-    alpha: float = Field(1.0, ge=0, description="Weight of the CTC loss of each shallower depth.")
+    With a decoder, the same with its cross-entropy, and both with a model that has both.
+    """
+
+    alpha: float = Field(1.0, ge=0, description="Weight of the loss of the seed, the shallowest depth.")
+    alpha_between: float | None = Field(
+        None, ge=0, description="Weight of the loss of each depth between seed and deepest; default: alpha."
+    )
     beta: float = Field(
         1.0,
         ge=0,
         description="Weight of the self-distillation KL from the deepest path to each shallower depth.",
+    )
+    beta_warmup: float = Field(
+        0.0, ge=0, le=1, description="Share of the run over which beta and hidden rise from zero: a teacher learns first."
     )
     temperature: float = Field(
         1.0,
         gt=0,
         description="Softens both distributions of the KL; its gradient is scaled back by the square.",
     )
+    direction: Literal["forward", "reverse"] = Field(
+        "forward", description="forward: KL(deepest || shallower); reverse: KL(shallower || deepest)."
+    )
+    hidden: float = Field(
+        0.0, ge=0, description="Weight of the squared distance between last hidden states, deepest to each shallower depth."
+    )
+    sampled: int | None = Field(
+        None,
+        ge=0,
+        description="Depths drawn anew for each step from those between seed and deepest; default: all of them.",
+    )
+    ctc: float = Field(0.3, ge=0, le=1, description="Share of CTC beside attention, in a model that has both.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Label smoothing of the attention loss.")
 
 
 class OptimSpec(_Section):

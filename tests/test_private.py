@@ -9,7 +9,7 @@ from foldray.costs import costs_of
 from foldray.folding.private import NORMS, is_projection
 from foldray.models import set_depths, stack_of
 from foldray.plan import Private
-from tests.tiny import CONFIGS, inputs_for, noise, tiny_model
+from tests.tiny import CONFIGS, inputs_for, noise, run, tiny_model
 
 KINDS = [Private(norms=True), Private(lora_rank=4), Private(film=True), Private(norms=True, lora_rank=4, film=True)]
 DEPTHS = (3, 5, 8)
@@ -22,12 +22,12 @@ def test_fresh_private_parts_change_nothing_and_the_seed_never_meets_them(name: 
     own = fold(tiny_model(name), FoldPlan(3, DEPTHS, order="cycle", private=private))
     inputs = inputs_for(own, [noise(0.8), noise(0.5, seed=1)])
     with torch.no_grad():
-        shared_PBTV = plain(**inputs).logits.unflatten(0, (3, 2))
-        assert torch.equal(own(**inputs).logits.unflatten(0, (3, 2)), shared_PBTV)
+        shared_PBTV = run(plain, inputs).unflatten(0, (3, 2))
+        assert torch.equal(run(own, inputs).unflatten(0, (3, 2)), shared_PBTV)
         for key, parameter in own.named_parameters():
             if ".private." in key:
                 parameter.fill_(float("nan"))
-        poisoned_PBTV = own(**inputs).logits.unflatten(0, (3, 2))
+        poisoned_PBTV = run(own, inputs).unflatten(0, (3, 2))
     assert torch.equal(poisoned_PBTV[0], shared_PBTV[0])
     assert poisoned_PBTV[1].isnan().any()
 
@@ -41,7 +41,7 @@ def test_each_use_has_parts_of_its_own(private: Private) -> None:
     for depth in DEPTHS:
         set_depths(model, [depth])
         model.zero_grad()
-        model(**inputs).logits.square().mean().backward()
+        run(model, inputs).square().mean().backward()
         own = [key for key, p in model.named_parameters() if ".private." in key and p.grad is not None]
         reached[depth] = {(int(k.split("layers.")[1][0]), int(k.split("private.")[1][0])) for k in own}
     assert reached == {3: set(), 5: {(0, 1), (1, 1)}, 8: {(0, 1), (1, 1), (2, 1), (0, 2), (1, 2)}}

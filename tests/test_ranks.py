@@ -15,7 +15,7 @@ from foldray import FoldPlan
 from foldray.models import stack_of
 from foldray.plan import Private
 from tests.test_models import folded, without_dropout
-from tests.tiny import CONFIGS, inputs_for, noise
+from tests.tiny import CONFIGS, inputs_for, noise, run
 
 PLAN = FoldPlan(3, (3, 4, 7), order="cycle", private=Private(norms=True, lora_rank=4, film=True))
 Gradients = dict[str, torch.Tensor]
@@ -35,7 +35,7 @@ def share(model: PreTrainedModel, rank: int, world: int) -> dict[str, torch.Tens
 
 
 def backward(model: Any, inputs: dict[str, torch.Tensor], divisor: int) -> None:
-    logits = model(**inputs).logits
+    logits = run(model, inputs)
     steps = torch.arange(logits[0].numel(), dtype=torch.float64).view_as(logits[0]).sin()
     (logits.square() * steps).sum().div(divisor).backward()
 

@@ -206,8 +206,8 @@ def test_the_finished_model_is_the_trained_one_and_opens_in_stock_transformers(
         assert torch.equal(logits_PBTV[2], load_model(f"{job.run}/model", depth=4)(**batch.inputs).logits)
         newest = load_model(whole_checkpoints(job.run)[-1][1])
         assert torch.equal(logits_PBTV, newest(**batch.inputs).logits.unflatten(0, (3, -1)))
-    with pytest.raises(UserError, match="5 was not trained; this model has 2, 3, 4"):
-        load_model(f"{job.run}/model", depth=5)
+    with pytest.raises(UserError, match=r"depth 1 is shallower than the seed, 2 \(trained: 2, 3, 4\)"):
+        load_model(f"{job.run}/model", depth=1)
 
 
 def test_batches_are_the_same_whoever_loads_them(prepared: tuple[str, Manifest], tmp_path: Path) -> None:

@@ -57,6 +57,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "hidden_size": 32, "intermediate_size": 64, "decoder_num_hidden_layers": 2,
         "encoder_num_attention_heads": 2, "decoder_num_attention_heads": 2, "max_position_embeddings": 128,
     }),
+    "conformer": ("conformer", {
+        "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "conv_kernel_size": 9,
+        "num_mel_bins": 40, "subsampling_conv_channels": 8, "decoder_layers": 2, "decoder_ffn_dim": 64,
+        "decoder_attention_heads": 2, "max_target_positions": 50,
+    }),
 }  # fmt: skip
 
 
@@ -80,9 +85,17 @@ def inputs_for(model: PreTrainedModel, waveforms: list[torch.Tensor]) -> dict[st
     """What the stock extractor makes of the waveforms, padded to the longest; with a decoder, tokens for it."""
     family = family_of(model)
     inputs = extract_features(model, build_extractor(model), [whole_frames(model, w.numpy()) for w in waveforms])
-    if family.decoder:
+    if family.kind != "ctc":
         inputs["decoder_input_ids"] = torch.tensor([[9, 3, 4, 5], [9, 6, 7, 8]] * len(waveforms))[: len(waveforms)]
     return inputs
+
+
+def run(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """All logits of a model, (P*B, …); a hybrid's two kinds side by side."""
+    output = model(**inputs)
+    if "ctc_logits" not in output:
+        return output.logits
+    return torch.cat([output.logits.flatten(1), output.ctc_logits.flatten(1)], 1)
 
 
 def frames_for(model: PreTrainedModel, waveforms: list[torch.Tensor]) -> list[int]:

@@ -26,6 +26,7 @@ from foldray.spec import SAMPLE_RATE, AugmentSpec
 
 CACHE_BYTES = 512 * 2**20
 AHEAD = 4
+DECODER_INPUTS = "decoder_input_ids"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Batch:
     """One micro-batch, ready for the model.
 
     inputs: keyword arguments of the stock model; frames_B: valid output frames; labels_BU, padded
-    with 0; num_labels_B; seconds: audio without padding.
+    with 0; num_labels_B; seconds: audio without padding; targets_BU: for a decoder, the labels and
+    an end token.
     """
 
     inputs: dict[str, Tensor]
@@ -43,12 +45,19 @@ class Batch:
     ids: list[str]
     texts: list[str]
     seconds: float
+    targets_BU: Tensor | None = None
+
+    @property
+    def encoder_inputs(self) -> dict[str, Tensor]:
+        """`inputs` without those of a decoder."""
+        return {name: tensor for name, tensor in self.inputs.items() if name != DECODER_INPUTS}
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
         lengths = (self.frames_B.to(device), self.labels_BU.to(device), self.num_labels_B.to(device))
-        return Batch(inputs, *lengths, self.ids, self.texts, self.seconds)
+        targets_BU = None if self.targets_BU is None else self.targets_BU.to(device)
+        return Batch(inputs, *lengths, self.ids, self.texts, self.seconds, targets_BU)
 
 
 class RowReader:
@@ -123,14 +132,21 @@ class BatchLoader:
                 windows_TF = inputs["input_features"][i, :valid].view(-1, mel_bins(self._model))
                 mask_features(windows_TF, self._augment, self._generator(epoch, row["id"]))
         labels = [torch.tensor(encode(row["text"], self._vocabulary)) for row in rows]
+        targets_BU = None
+        if family_of(self._model).kind != "ctc":
+            config: Any = self._model.config
+            start, end = torch.tensor([config.decoder_start_token_id]), torch.tensor([config.eos_token_id])
+            inputs[DECODER_INPUTS] = _pad([torch.cat([start, label]) for label in labels])
+            targets_BU = _pad([torch.cat([label, end]) for label in labels])
         return Batch(
             inputs=inputs,
             frames_B=torch.tensor(output_frames(self._model, [len(w) for w in waveforms])),
-            labels_BU=torch.nn.utils.rnn.pad_sequence(labels, batch_first=True),
+            labels_BU=_pad(labels),
             num_labels_B=torch.tensor([len(label) for label in labels]),
             ids=[row["id"] for row in rows],
             texts=[row["text"] for row in rows],
             seconds=sum(map(len, waveforms)) / SAMPLE_RATE,
+            targets_BU=targets_BU,
         )
 
     def _generator(self, epoch: int, utterance: str) -> np.random.Generator:
@@ -152,6 +168,10 @@ class BatchLoader:
                     yield waiting.pop(0).result()
             for future in waiting:
                 yield future.result()
+
+
+def _pad(sequences: list[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
 
 
 def extract_features(

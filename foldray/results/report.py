@@ -132,29 +132,31 @@ def _wer_by_depth(runs: dict[str, list[dict[str, Any]]]) -> go.Figure:
 
 
 def _training_curves(metrics: list[Record]) -> go.Figure:
+    """Every part of the loss for every depth, over the steps that ran it."""
     figure = go.Figure()
-    steps = [record["step"] for record in metrics]
-    for depth in metrics[0]["ctc"]:
-        figure.add_scatter(
-            x=steps, y=_smooth([r["ctc"][depth] for r in metrics]), mode="lines", name=f"CTC, depth {depth}"
-        )
-        if any(r["kl"][depth] for r in metrics):
-            figure.add_scatter(
-                x=steps,
-                y=_smooth([r["kl"][depth] for r in metrics]),
-                mode="lines",
-                line_dash="dot",
-                name=f"KL, depth {depth}",
-            )
-    for depth in metrics[0]["ctc"]:
-        checked = [r for r in metrics if "valid_ctc" in r]
-        if checked:
-            figure.add_scatter(
-                x=[r["step"] for r in checked], y=[r["valid_ctc"][depth] for r in checked],
-                mode="lines+markers", line_dash="dash", name=f"validation CTC, depth {depth}",
-            )  # fmt: skip
-    figure.update_layout(xaxis_title="step", yaxis_title="CTC per label, KL per frame (nats)", yaxis_type="log")
+    for part, (title, dash) in CURVES.items():
+        for depth in sorted({depth for record in metrics for depth in record.get(part, {})}, key=int):
+            points = [(r["step"], r[part][depth]) for r in metrics if depth in r.get(part, {})]
+            values = [value for _, value in points]
+            if any(values):
+                figure.add_scatter(
+                    x=[step for step, _ in points],
+                    y=values if part == "valid_ctc" else _smooth(values),
+                    mode="lines+markers" if part == "valid_ctc" else "lines",
+                    line_dash=dash,
+                    name=f"{title}, depth {depth}",
+                )
+    figure.update_layout(xaxis_title="step", yaxis_title="per label; KL and hidden per frame", yaxis_type="log")
     return figure
+
+
+CURVES = {
+    "ctc": ("CTC", "solid"),
+    "attention": ("attention", "longdash"),
+    "kl": ("KL", "dot"),
+    "hidden": ("hidden states", "dashdot"),
+    "valid_ctc": ("validation CTC", "dash"),
+}
 
 
 def _smooth(values: list[float]) -> list[float]:

@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from foldray.data.epoch import EpochPlan, MicroBatch
 from foldray.data.manifest import SplitIndex
 from foldray.data.stream import Batch, BatchLoader
 from foldray.errors import UserError
-from foldray.folding.loss import StepCounts, joint_loss
-from foldray.models import output_frames
+from foldray.folding.loss import StepCounts
+from foldray.models import output_frames, set_depths
 from foldray.results.metrics import Record
 from foldray.spec import SAMPLE_RATE, OptimSpec, RunSpec
 from foldray.training.job import TrainJob, Worker
+from foldray.training.objective import Objective
 from foldray.training.schedule import learning_rate
 
 
@@ -41,12 +43,14 @@ class Cycle:
         self._optimizer = optimizer
         self._loader = loader
         self._index = index
-        self._paths = len(job.spec.fold.depths)
         self._dtype = autocast_dtype(job.spec, worker.device)
         # The frames of every utterance once, not at every step.
         self._frames = np.array(output_frames(model, index.num_samples.tolist()))
         _check_masks(model, int(self._frames.min()))
-        self._model = DistributedDataParallel(model, broadcast_buffers=False) if worker.world > 1 else model
+        self._objective = Objective(job.spec, model)
+        unused = self._objective.may_skip_parts
+        ddp = partial(DistributedDataParallel, broadcast_buffers=False, find_unused_parameters=unused)
+        self._model = ddp(model) if worker.world > 1 else model
 
     def run_epoch(self, plan: EpochPlan, epoch: int, first: int, step: int) -> Iterator[tuple[int, Record]]:
         """Run the steps from `first` on; yields each one's number in the epoch and its metrics."""
@@ -68,13 +72,15 @@ class Cycle:
         numbers = range(self._worker.rank, len(whole), self._worker.world) or [0]
         idle = self._worker.rank >= len(whole)
         rate = self._spec.optim.lr * learning_rate(progress, self._spec.optim.warmup, self._spec.optim.final_lr)
-        sums_2P = torch.zeros(2, self._paths, device=self._worker.device)
+        depths = self._objective.draw_depths(epoch, epoch_step)
+        set_depths(self._model, depths)
+        sums_LP = torch.zeros(len(self._objective.parts), len(depths), device=self._worker.device)
         self._model.train()
         for i, number in enumerate(numbers):
             waited = next(batches).to(self._worker.device)
             seed_everything(self._spec.seed, epoch, epoch_step * self._spec.batch.per_step + number)
             last = i + 1 == len(numbers)
-            sums_2P += self._backward(waited, counts, 0.0 if idle else 1.0, synchronise=last)
+            sums_LP += self._backward(waited, counts, progress, 0.0 if idle else 1.0, synchronise=last)
         norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._spec.optim.clip_norm)
         if not torch.isfinite(norm):
             ids = [self._index.ids[position] for batch in whole for position in batch]
@@ -86,58 +92,38 @@ class Cycle:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self._worker.world > 1:
-            dist.all_reduce(sums_2P)
-        return self._record(sums_2P, whole, rate, float(norm), progress, time.perf_counter() - began)
+            dist.all_reduce(sums_LP)
+        losses = {
+            part: dict(zip(map(str, depths), values, strict=True))
+            for part, values in zip(self._objective.parts, sums_LP.tolist(), strict=True)
+        }
+        seconds = time.perf_counter() - began
+        return {**losses, "grad_norm": float(norm), "lr": rate, "progress": progress, **self._speed(whole, seconds)}
 
     def _counts(self, batches: list[MicroBatch]) -> StepCounts:
         members = np.concatenate(batches)
-        return StepCounts(int(self._index.num_labels[members].sum()), int(self._frames[members].sum()))
+        labels, frames = self._index.num_labels[members].sum(), self._frames[members].sum()
+        return StepCounts(int(labels), int(frames), len(members))
 
-    def _backward(self, batch: Batch, counts: StepCounts, weight: float, *, synchronise: bool) -> Tensor:
-        """Add one micro-batch's gradients; returns its share of the losses, (2, P): CTC and KL."""
-        spec = self._spec.loss
+    def _backward(
+        self, batch: Batch, counts: StepCounts, progress: float, weight: float, *, synchronise: bool
+    ) -> Tensor:
+        """Add one micro-batch's gradients; returns its share of the parts of the loss, (L, P)."""
         ddp: Any = self._model
         waiting = isinstance(ddp, DistributedDataParallel) and not synchronise
         with ddp.no_sync() if waiting else nullcontext():
             with torch.autocast(self._worker.device.type, self._dtype, enabled=self._dtype is not None):
-                logits = ddp(**batch.inputs).logits
-            loss = joint_loss(
-                logits.unflatten(0, (self._paths, -1)),
-                batch.frames_B,
-                batch.labels_BU,
-                batch.num_labels_B,
-                counts,
-                alpha=spec.alpha,
-                beta=spec.beta,
-                temperature=spec.temperature,
-            )
+                output = ddp(**batch.inputs)
+            total, parts_LP = self._objective(output, batch, counts, progress)
             # DistributedDataParallel averages over workers; the loss is already the step's share.
-            (loss.total * weight * self._worker.world).backward()
-        return torch.stack([loss.ctc_P, loss.kl_P]) * weight
+            (total * weight * self._worker.world).backward()
+        return parts_LP * weight
 
-    def _record(
-        self,
-        sums_2P: Tensor,
-        batches: list[MicroBatch],
-        rate: float,
-        norm: float,
-        progress: float,
-        seconds: float,
-    ) -> Record:
-        depths = self._spec.fold.depths
-        ctc_P, kl_P = sums_2P.tolist()
+    def _speed(self, batches: list[MicroBatch], seconds: float) -> Record:
         samples = [self._index.num_samples[batch] for batch in batches]
+        heard = sum(int(each.sum()) for each in samples)
         padded = sum(int(each.max()) * len(each) for each in samples)
-        return {
-            "ctc": dict(zip(map(str, depths), ctc_P, strict=True)),
-            "kl": dict(zip(map(str, depths), kl_P, strict=True)),
-            "grad_norm": norm,
-            "lr": rate,
-            "progress": progress,
-            "seconds": seconds,
-            "audio_seconds": sum(int(each.sum()) for each in samples) / SAMPLE_RATE,
-            "padding": 1 - sum(int(each.sum()) for each in samples) / padded,
-        }
+        return {"seconds": seconds, "audio_seconds": heard / SAMPLE_RATE, "padding": 1 - heard / padded}
 
 
 def _check_masks(model: nn.Module, fewest_frames: int) -> None:

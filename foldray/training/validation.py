@@ -8,6 +8,7 @@ from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import BatchLoader
 from foldray.folding.loss import ctc_per_path
+from foldray.models import ctc_logits, set_depths
 from foldray.results.metrics import Record
 from foldray.training.job import TrainJob, Worker
 
@@ -28,10 +29,11 @@ class Validation:
         """`{"valid_ctc": {depth: loss}}`, the same on every rank."""
         total_P = torch.zeros(len(self._depths), device=self._worker.device)
         self._model.eval()
+        set_depths(self._model, self._depths)
         for batch in self._loader.ahead(self._batches, epoch=0):
             moved = batch.to(self._worker.device)
-            logits_PBTV = self._model(**moved.inputs).logits.float().unflatten(0, (len(self._depths), -1))
-            log_probs = logits_PBTV.log_softmax(-1)
+            logits_PBTV = ctc_logits(self._model(**moved.encoder_inputs)).unflatten(0, (len(self._depths), -1))
+            log_probs = logits_PBTV.float().log_softmax(-1)
             total_P += ctc_per_path(log_probs, moved.frames_B, moved.labels_BU, moved.num_labels_B, blank=0)
         if self._worker.world > 1:
             dist.all_reduce(total_P)

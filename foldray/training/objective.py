@@ -1,0 +1,96 @@
+"""What a step trains: which depths run, and the weights of the joint loss's terms."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foldray.data.stream import Batch
+from foldray.folding.loss import (
+    JointLoss,
+    StepCounts,
+    joint_attention_loss,
+    joint_loss,
+    matching_per_path,
+)
+from foldray.models import ctc_logits, family_of, stack_of
+from foldray.spec import RunSpec
+
+
+class Objective:
+    """The joint loss of a spec for one folded model.
+
+    parts: names of what is logged for each depth; may_skip_parts: whether a step may leave private
+    parts out, because a depth that runs them is not drawn.
+    """
+
+    def __init__(self, spec: RunSpec, model: nn.Module) -> None:
+        self._seed, self._loss = spec.seed, spec.loss
+        self._kind = family_of(model).kind
+        self._stack = stack_of(model)
+        self._stack.keep_output = spec.loss.hidden > 0
+        plan = self._stack.plan
+        self._depths = plan.depths
+        self.parts = [
+            *(["ctc"] if self._kind != "attention" else []),
+            *(["attention"] if self._kind != "ctc" else []),
+            "kl",
+            *(["hidden"] if spec.loss.hidden else []),
+        ]
+        self.may_skip_parts = bool(plan.private) and plan.uses() != plan.uses(plan.depths[-1:])
+
+    def draw_depths(self, epoch: int, epoch_step: int) -> tuple[int, ...]:
+        """Seed, deepest, and what is drawn between them (the sandwich of arXiv 1903.05134); the same on every rank."""
+        between = self._depths[1:-1]
+        if self._loss.sampled is None or self._loss.sampled >= len(between):
+            return self._depths
+        rng = np.random.default_rng([self._seed, epoch, epoch_step])
+        drawn = rng.choice(between, self._loss.sampled, replace=False).tolist()
+        return (self._depths[0], *sorted(drawn), *self._depths[-1:])
+
+    def __call__(self, output: Any, batch: Batch, counts: StepCounts, progress: float) -> tuple[Tensor, Tensor]:
+        """The loss to go backward from, and its parts for each depth that ran, detached, (L, P)."""
+        ran = len(self._stack.run_depths)
+        ramp = min(1.0, progress / self._loss.beta_warmup) if self._loss.beta_warmup else 1.0
+        terms: dict[str, JointLoss] = {}
+        if self._kind != "attention":
+            terms["ctc"] = self._ctc(ctc_logits(output).unflatten(0, (ran, -1)), batch, counts, ramp)
+        if self._kind != "ctc":
+            terms["attention"] = self._attention(output.logits.unflatten(0, (ran, -1)), batch, counts, ramp)
+        share = {"ctc": self._loss.ctc, "attention": 1 - self._loss.ctc} if self._kind == "hybrid" else {}
+        total = torch.stack([share.get(name, 1.0) * term.total for name, term in terms.items()]).sum()
+        kl_P = torch.stack([share.get(name, 1.0) * term.kl_P for name, term in terms.items()]).sum(0)
+        parts = [*(term.task_P for term in terms.values()), kl_P]
+        if self._loss.hidden:
+            hidden_P = self._matching(batch, counts)
+            total = total + ramp * self._loss.hidden * hidden_P.sum()
+            parts.append(hidden_P.detach())
+        return total, torch.stack(parts)
+
+    def _weights(self, ramp: float) -> dict[str, Any]:
+        shallower = len(self._stack.run_depths) - 1
+        between = self._loss.alpha if self._loss.alpha_between is None else self._loss.alpha_between
+        return {
+            "alpha": [self._loss.alpha, *[between] * (shallower - 1)] if shallower else [],
+            "beta": ramp * self._loss.beta,
+            "temperature": self._loss.temperature,
+            "direction": self._loss.direction,
+        }
+
+    def _ctc(self, logits_PBTV: Tensor, batch: Batch, counts: StepCounts, ramp: float) -> JointLoss:
+        labels = (batch.frames_B, batch.labels_BU, batch.num_labels_B)
+        return joint_loss(logits_PBTV, *labels, counts, **self._weights(ramp))
+
+    def _attention(self, logits_PBUV: Tensor, batch: Batch, counts: StepCounts, ramp: float) -> JointLoss:
+        assert batch.targets_BU is not None
+        smoothing = self._loss.label_smoothing
+        targets = (batch.targets_BU, batch.num_labels_B + 1, counts.targets)
+        return joint_attention_loss(logits_PBUV, *targets, smoothing=smoothing, **self._weights(ramp))
+
+    def _matching(self, batch: Batch, counts: StepCounts) -> Tensor:
+        hidden: Any = self._stack.output
+        hidden_PBTD = hidden.unflatten(0, (len(self._stack.run_depths), -1))
+        # SEW's blocks run on squeezed frames, fewer than come out.
+        squeezed = min(1.0, hidden_PBTD.shape[2] / int(batch.frames_B.max()))
+        return matching_per_path(hidden_PBTD, (batch.frames_B * squeezed).long()) / counts.frames
