@@ -4,15 +4,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foldray.model_folder import load_model
-    from foldray.models import fold, unroll
-    from foldray.plan import FoldPlan
+    from foldray.models import fold, set_depths, unroll
+    from foldray.plan import FoldPlan, Private
+    from foldray.seeding import fold_checkpoint
 
 __version__ = "0.1.0"
-__all__ = ["FoldPlan", "__version__", "fold", "load_model", "unroll"]
+__all__ = ["FoldPlan", "Private", "__version__", "fold", "fold_checkpoint", "load_model", "set_depths", "unroll"]
 
 _HOMES = {
     "FoldPlan": "foldray.plan",
+    "Private": "foldray.plan",
     "fold": "foldray.models",
+    "fold_checkpoint": "foldray.seeding",
+    "set_depths": "foldray.models",
     "unroll": "foldray.models",
     "load_model": "foldray.model_folder",
 }

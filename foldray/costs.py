@@ -36,7 +36,7 @@ def plan_costs(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> list[DepthCo
 
 
 def _config(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> Any:
-    checkpoint = find_checkpoint(spec)
+    checkpoint = find_checkpoint(spec.checkpoint)
     if checkpoint is None or is_hub_name(checkpoint):
         return stock_config(spec, plan.num_layers, vocab_size)
     config = checkpoint_config(spec, checkpoint)

@@ -72,7 +72,7 @@ def load_private(model: PreTrainedModel, private: dict[str, Tensor], origin: str
 
 
 def save_model(model: PreTrainedModel, vocabulary: Sequence[str], folder: Path) -> None:
-    """A folder that stock transformers opens as the seed; `fold.json` and the private parts stand beside the weights."""
+    """A folder that stock transformers opens as the seed, with `fold.json` and the private parts beside the weights."""
     stock, private = split_state(model.state_dict())
     model.save_pretrained(folder, state_dict=stock)
     if private:

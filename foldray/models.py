@@ -6,7 +6,7 @@ A new family is a row in `FAMILIES`; what its shapes need beyond that is in the 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +26,17 @@ MEL_BINS = 80
 class Family:
     """Where things are in one family of stock models.
 
-    model, config, extractor: class names in transformers; encoder: the attribute path from the model
-    to the module whose `layers` are the blocks; kind: what the model puts out (`ctc` logits, those of
-    a decoder's `attention`, or both); head: prefixes of the keys that depend on the vocabulary; inputs:
-    the name of the model's audio input; features: what that is; nested: the class of the encoder's
-    configuration where it lies in `encoder_config`; depth_field: the field that counts the blocks; carried: what blocks hand on
-    besides hidden states; decoder: the attribute path to a decoder that does not know of depths; surplus: key prefixes of
-    pretraining heads that a checkpoint may hold and recognition does not need; unused: key prefixes
-    of parameters that no forward pass reaches.
+    model, config, extractor: class names in transformers.
+    encoder: the attribute path from the model to the module whose `layers` are the blocks.
+    kind: what the model puts out: `ctc` logits, those of a decoder (`attention`), or both (`hybrid`).
+    head: prefixes of the keys that depend on the vocabulary.
+    inputs, features: the name of the model's audio input, and what that is.
+    nested: the class of the encoder's configuration, where it lies in `encoder_config`.
+    depth_field: the field of the configuration that counts the blocks.
+    carried: what blocks hand on besides hidden states.
+    decoder: the attribute path to a decoder that does not know of depths.
+    surplus: prefixes of keys that a checkpoint may hold and recognition does not need.
+    unused: prefixes of parameters that no forward pass reaches.
     """
 
     name: str
@@ -67,7 +70,8 @@ FAMILIES = {
     for family in (
         Family(
             name="parakeet", model="ParakeetForCTC", config="ParakeetCTCConfig", extractor="ParakeetFeatureExtractor",
-            encoder="encoder", head=("ctc_head.",), inputs="input_features", features="mel", nested="ParakeetEncoderConfig",
+            encoder="encoder", head=("ctc_head.",), inputs="input_features", features="mel",
+            nested="ParakeetEncoderConfig",
         ),
         Family(
             name="wav2vec2-bert", model="Wav2Vec2BertForCTC", config="Wav2Vec2BertConfig",
@@ -98,8 +102,8 @@ FAMILIES = {
             head=("proj_out.",), depth_field="encoder_num_hidden_layers",
         ),
         Family(
-            name="conformer", model="ConformerForSpeech", config="ConformerConfig", extractor="ParakeetFeatureExtractor",
-            encoder="encoder", kind="hybrid", head=("ctc_head.", "lm_head.", "decoder.embed_tokens."),
+            name="conformer", model="ConformerForSpeech", config="ConformerConfig",
+            extractor="ParakeetFeatureExtractor", encoder="encoder", kind="hybrid", head=("ctc_head.", "lm_head.", "decoder.embed_tokens."),
             inputs="input_features", features="mel", nested="ConformerEncoderConfig",
         ),
     )
@@ -122,7 +126,9 @@ def family_of(model: nn.Module) -> Family:
         if name == family.model:
             return family
     known = ", ".join(family.model for family in FAMILIES.values())
-    raise UserError(name, f"can't be folded: {REFUSED.get(name, 'foldray does not know its layout')}; families: {known}")
+    raise UserError(
+        name, f"can't be folded: {REFUSED.get(name, 'foldray does not know its layout')}; families: {known}"
+    )
 
 
 # --- Folding ---------------------------------------------------------------------------------------
@@ -187,7 +193,7 @@ def _unrolled_blocks(stack: FoldedStack, depth: int) -> list[nn.Module]:
     for position, layer in enumerate(path):
         block = copy.deepcopy(stack.physical_layers()[layer])
         settle_use(block, path[:position].count(layer))
-        attention = getattr(block, "attention", None)
+        attention: Any = getattr(block, "attention", None)
         if position and hasattr(attention, "rel_attn_embed"):  # WavLM: stock models have it in the first block only
             del attention.rel_attn_embed
         blocks.append(block)
@@ -252,6 +258,9 @@ def _drop_hook(decoder: nn.Module) -> None:
             del decoder._forward_pre_hooks[key], decoder._forward_pre_hooks_with_kwargs[key]
 
 
+Settled = TypeVar("Settled", bound=nn.Module)
+
+
 class FixedBatchNorm(nn.BatchNorm1d):
     """A BatchNorm whose statistics never move, in training too; its scale and shift still learn."""
 
@@ -261,7 +270,7 @@ class FixedBatchNorm(nn.BatchNorm1d):
         return self
 
 
-def settle(model: PreTrainedModel) -> PreTrainedModel:
+def settle(model: Settled) -> Settled:
     """Fix the statistics of every BatchNorm, in place: the loaded ones, or mean 0 and variance 1 from scratch.
 
     Batch statistics would mix the depths and make padding and the number of workers change the

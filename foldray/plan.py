@@ -1,4 +1,4 @@
-"""Fold plans: which physical layer runs at each step of every logical depth, and what is private to a use. Pure Python."""
+"""Fold plans: which physical layer runs at each step of a depth, and what a use has for itself. Pure Python."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -133,7 +133,7 @@ class FoldPlan:
         return (*range(self.keep_first), *middle, *range(end, self.num_layers))
 
     def uses(self, depths: Sequence[int] | None = None) -> tuple[int, ...]:
-        """How often each physical layer runs on the path that runs it most; over the planned depths if none are named."""
+        """How often each physical layer runs on the path that runs it most; of the planned depths if none are named."""
         counts = [Counter(self.path(depth)) for depth in depths or self.depths]
         return tuple(max(count[layer] for count in counts) for layer in range(self.num_layers))
 

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from foldray import storage
 from foldray.errors import UserError
-from foldray.folding.seed import seed_layers
-from foldray.models import FAMILIES, Family, encoder_config
+from foldray.models import FAMILIES, Family
+from foldray.plan import FoldPlan
 from foldray.processor import save_processor, transformers_class
 from foldray.spec import ModelSpec
 
@@ -91,45 +91,42 @@ def initialise_for_width(model: nn.Module) -> None:
 # --- Loading ---------------------------------------------------------------------------------------
 
 
-def load_seed(
-    spec: ModelSpec, checkpoint: str, num_layers: int, vocabulary: Sequence[str], seed: int
-) -> tuple[PreTrainedModel, list[str]]:
-    """A stock model with `num_layers` blocks out of a stock checkpoint, and the keys that start anew.
-
-    Only a CTC head of another vocabulary may start anew; any other missing, surplus or misshapen key
-    raises UserError. `checkpoint`: as `find_checkpoint` gives it.
-    """
-    family = FAMILIES[spec.family]
-    config = with_vocabulary(checkpoint_config(spec, checkpoint), len(vocabulary))
+def load_stock(family: Family, checkpoint: str, config: Any, seed: int) -> tuple[PreTrainedModel, list[str]]:
+    """A stock model, and the keys of its head (and mask vector) that start anew; others missing or surplus raise."""
     opened = nullcontext(checkpoint) if is_hub_name(checkpoint) else storage.local_folder(checkpoint)
     with opened as source, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a head that starts anew starts the same in every process
         model, report = from_pretrained(family, str(source), config)
-    fresh = _check_report(family, report, checkpoint)
-    _take_layers(model, family, spec, num_layers)
-    return model, fresh
+    return model, _check_report(family, report, checkpoint)
 
 
-def check_model(spec: ModelSpec, num_layers: int) -> None:
+def check_model(spec: ModelSpec, plan: FoldPlan) -> None:
     """Raise UserError for a configuration transformers refuses or a checkpoint that does not open; loads no weights."""
-    stock_config(spec, num_layers, vocab_size=1)
-    checkpoint = find_checkpoint(spec)
+    stock_config(spec, plan.num_layers, vocab_size=1)
+    checkpoint = find_checkpoint(spec.checkpoint)
     if checkpoint:
         config = checkpoint_config(spec, checkpoint)
         available = getattr(getattr(config, "encoder_config", config), FAMILIES[spec.family].depth_field)
-        _choose_layers(available, num_layers, spec)
+        if available < plan.num_layers:
+            raise UserError(
+                "fold.num_layers", f"the checkpoint has {available} layers, the fold wants {plan.num_layers}"
+            )
 
 
-def find_checkpoint(spec: ModelSpec) -> str | None:
-    """Where `model.checkpoint` is: an absolute folder, a URI or a hub name. Raises UserError for a folder not there."""
-    if not spec.checkpoint or "://" in spec.checkpoint:
-        return spec.checkpoint
-    local = Path(spec.checkpoint).expanduser()
+@overload
+def find_checkpoint(checkpoint: str) -> str: ...
+@overload
+def find_checkpoint(checkpoint: None) -> None: ...
+def find_checkpoint(checkpoint: str | None) -> str | None:
+    """Where a checkpoint is: an absolute folder, a URI or a hub name. Raises UserError for a folder not there."""
+    if not checkpoint or "://" in checkpoint:
+        return checkpoint
+    local = Path(checkpoint).expanduser()
     if local.is_dir():
         return str(local.absolute())
-    if spec.checkpoint.startswith(("/", ".", "~")):
-        raise UserError("model.checkpoint", f"{spec.checkpoint} is not there; give a folder, a URI or a hub name")
-    return spec.checkpoint
+    if checkpoint.startswith(("/", ".", "~")):
+        raise UserError("model.checkpoint", f"{checkpoint} is not there; give a folder, a URI or a hub name")
+    return checkpoint
 
 
 def is_hub_name(checkpoint: str) -> bool:
@@ -137,25 +134,10 @@ def is_hub_name(checkpoint: str) -> bool:
     return "://" not in checkpoint and not checkpoint.startswith("/")
 
 
-def _choose_layers(available: int, num_layers: int, spec: ModelSpec) -> list[int]:
-    try:
-        return seed_layers(available, num_layers, spec.seed_layers)
-    except ValueError as error:
-        raise UserError("fold.num_layers", str(error)) from None
-
-
 def checkpoint_config(spec: ModelSpec, checkpoint: str) -> Any:
     """The configuration of a stock checkpoint with the fields of `model.config` set in it. Raises UserError."""
     family = FAMILIES[spec.family]
-    try:
-        with tempfile.TemporaryDirectory() as copied:
-            source = checkpoint
-            if "://" in checkpoint:
-                source = copied
-                Path(copied, "config.json").write_bytes(storage.read_bytes(storage.join(checkpoint, "config.json")))
-            config = transformers_class("AutoConfig").from_pretrained(source, trust_remote_code=False)
-    except Exception as error:
-        raise UserError("model.checkpoint", f"{checkpoint} does not open: {_one_line(error)}") from None
+    config = read_config(checkpoint)
     if type(config).__name__ != family.config:
         raise UserError("model.checkpoint", f"{checkpoint} is a {config.model_type}, not model.family={family.name}")
     fields = _place(family, spec.config, config)
@@ -164,6 +146,19 @@ def checkpoint_config(spec: ModelSpec, checkpoint: str) -> Any:
     for name, value in fields.items():
         setattr(config, name, value)
     return config
+
+
+def read_config(checkpoint: str) -> Any:
+    """The configuration of a stock checkpoint, as it is. Raises UserError."""
+    try:
+        with tempfile.TemporaryDirectory() as copied:
+            source = checkpoint
+            if "://" in checkpoint:
+                source = copied
+                Path(copied, "config.json").write_bytes(storage.read_bytes(storage.join(checkpoint, "config.json")))
+            return transformers_class("AutoConfig").from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        raise UserError("model.checkpoint", f"{checkpoint} does not open: {_one_line(error)}") from None
 
 
 def with_vocabulary(config: Any, vocab_size: int) -> Any:
@@ -205,10 +200,3 @@ def _check_report(family: Family, report: dict[str, Any], checkpoint: str) -> li
             shown = ", ".join(sorted(keys)[:3])
             raise UserError("model.checkpoint", f"{checkpoint} has {len(keys)} {kind} keys, such as {shown}")
     return sorted(head | masks)
-
-
-def _take_layers(model: PreTrainedModel, family: Family, spec: ModelSpec, num_layers: int) -> None:
-    encoder: Any = model.get_submodule(family.encoder)
-    chosen = _choose_layers(len(encoder.layers), num_layers, spec)
-    encoder.layers = nn.ModuleList(encoder.layers[i] for i in chosen)
-    setattr(encoder_config(model), family.depth_field, num_layers)

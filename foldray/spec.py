@@ -95,9 +95,10 @@ class ModelSpec(_Section):
     config: dict[str, Any] = Field(
         default_factory=dict, description="Fields of the model's transformers configuration."
     )
-    seed_layers: Literal["stepwise", "first"] = Field(
+    seed_layers: Literal["stepwise", "first", "average", "svd"] = Field(
         "stepwise",
-        description="Which layers of a deeper checkpoint become the seed: evenly spaced, or the first ones.",
+        description="How a deeper checkpoint becomes the seed: evenly spaced layers, the first ones, the mean of "
+        "those a layer stands for, or that and private low-rank parts for what it leaves out (svd, with lora).",
     )
 
 
@@ -137,7 +138,9 @@ class FoldSpec(_Section):
         parts = [] if self.private == "none" else self.private.split("+")
         for part in parts:
             if part not in ("norms", "lora", "film"):
-                raise ValueError(f"private: '{part}' is none of norms, lora, film; join them by '+', such as norms+lora")
+                raise ValueError(
+                    f"private: '{part}' is none of norms, lora, film; join them by '+', such as norms+lora"
+                )
         rank = self.lora_rank if "lora" in parts else 0
         return Private(norms="norms" in parts, lora_rank=rank, lora_on=self.lora_on, film="film" in parts)
 
@@ -171,7 +174,10 @@ class LossSpec(_Section):
         description="Weight of the self-distillation KL from the deepest path to each shallower depth.",
     )
     beta_warmup: float = Field(
-        0.0, ge=0, le=1, description="Share of the run over which beta and hidden rise from zero: a teacher learns first."
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the run over which beta and hidden rise from zero: a teacher learns first.",
     )
     temperature: float = Field(
         1.0,
@@ -182,7 +188,9 @@ class LossSpec(_Section):
         "forward", description="forward: KL(deepest || shallower); reverse: KL(shallower || deepest)."
     )
     hidden: float = Field(
-        0.0, ge=0, description="Weight of the squared distance between last hidden states, deepest to each shallower depth."
+        0.0,
+        ge=0,
+        description="Weight of the squared distance between last hidden states, deepest to each shallower depth.",
     )
     sampled: int | None = Field(
         None,

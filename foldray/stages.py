@@ -65,7 +65,7 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
     found = _find(spec.corpus, spec.storage.root)
     run = run_uri(spec, spec.run_id(found.corpus_id))
     if not is_finished(run):
-        check_model(spec.model, spec.fold.num_layers)
+        check_model(spec.model, spec.fold.plan())
     corpus, _ = _prepare(found, spec.corpus, spec.storage.root, cpus_needed(spec))
     if not is_finished(run):
         say(f"training  {run}, {spec.scale.workers} workers{_newest(run, ', going on from')}")
@@ -75,6 +75,7 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
     except KeyboardInterrupt:
         say(f"training  interrupted{_newest(run, ', newest checkpoint:') or ', no checkpoint yet'}")
         raise
+    _say_distances(trained.run)
     say(f"trained   {trained.step} steps{_resumed(trained.step, trained.resumed_from_step)}: {trained.run}")
     return {
         "run_id": trained.run_id,
@@ -82,6 +83,16 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
         "step": trained.step,
         "resumed_from_step": trained.resumed_from_step,
     }
+
+
+def _say_distances(run: str) -> None:
+    from foldray.training.loop import SEED_FILE
+
+    file = storage.join(run, SEED_FILE)
+    if storage.exists(file):
+        seed = storage.read_json(file)
+        listed = ", ".join(f"{distance:.2f} at depth {depth}" for depth, distance in seed["distances"].items())
+        say(f"seed      {seed['method']}, began at a relative distance of {listed} from {seed['checkpoint']}")
 
 
 def _newest(run: str, words: str) -> str:

@@ -73,7 +73,9 @@ class _Tracker:
             self._began = now, record["progress"]
         speed = record["audio_seconds"] / max(record["seconds"], 1e-9)
         self._speed = speed if not self._speed else 0.9 * self._speed + 0.1 * speed
-        losses = "  ".join(f"{depth}: {loss:.2f}" for depth, loss in record.get("ctc", record.get("attention", {})).items())
+        losses = "  ".join(
+            f"{depth}: {loss:.2f}" for depth, loss in record.get("ctc", record.get("attention", {})).items()
+        )
         return f"step {record['step']}  loss by depth  {losses}  {self._speed:.0f} audio s/s  {self._left(now, record)}"
 
     def _left(self, now: float, record: dict[str, Any]) -> str:

@@ -124,9 +124,7 @@ def test_reverse_kl_against_a_slow_reference() -> None:
 def test_attention_against_a_slow_reference(smoothing: float) -> None:
     logits_PBUV, lengths_B, _, _ = example()
     targets_BU = torch.tensor([[1, 2, 3, 0, 2], [3, 1, 2, 99, 99]])
-    loss = joint_attention_loss(
-        logits_PBUV, targets_BU, lengths_B, 8, alpha=[0.5, 0.25], beta=0.3, smoothing=smoothing
-    )
+    loss = joint_attention_loss(logits_PBUV, targets_BU, lengths_B, 8, alpha=[0.5, 0.25], beta=0.3, smoothing=smoothing)
     log_probs = logits_PBUV.log_softmax(-1)
     slow = []
     for p in range(3):
@@ -148,7 +146,9 @@ def test_matching_pulls_students_to_the_teacher_and_ignores_padding_and_scale() 
     hidden_PBTD.requires_grad_()
     distance_P = matching_per_path(hidden_PBTD, torch.tensor([5, 3]))
     normal = torch.nn.functional.layer_norm(hidden_PBTD.detach(), (4,))
-    by_hand = sum(float((normal[0, b, t] - normal[2, b, t]).square().mean()) for b, n in ((0, 5), (1, 3)) for t in range(n))
+    by_hand = sum(
+        float((normal[0, b, t] - normal[2, b, t]).square().mean()) for b, n in ((0, 5), (1, 3)) for t in range(n)
+    )
     assert distance_P.tolist() == pytest.approx([by_hand, 0.0, 0.0], rel=1e-5, abs=1e-4)
     distance_P.sum().backward()
     assert hidden_PBTD.grad is not None

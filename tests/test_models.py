@@ -85,7 +85,9 @@ def test_unrolled_is_stock_and_shares_nothing(name: str, plan: FoldPlan) -> None
     stock = unroll(model, plan.depths[-1])
     fresh = type(stock)(stock.config)
     assert list(stock.state_dict()) == list(fresh.state_dict())
-    assert [type(module).__name__ for module in stock.modules()] == [type(module).__name__ for module in fresh.modules()]
+    assert [type(module).__name__ for module in stock.modules()] == [
+        type(module).__name__ for module in fresh.modules()
+    ]
     own = {p.data_ptr() for p in stock.parameters() if p.numel()}
     assert len(own) == len([p for p in stock.parameters() if p.numel()])
     assert not own & {p.data_ptr() for p in model.parameters() if p.numel()}

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from transformers import HubertForCTC, Wav2Vec2ForCTC
 
 from foldray.data.manifest import read_manifest
-from foldray.pretrained import load_seed, write_random_checkpoint
+from foldray.pretrained import write_random_checkpoint
 from foldray.recipes import load_recipe
 from foldray.results.metrics import read_metrics
+from foldray.seeding import load_folded
 from tests.conftest import AN4
 from tests.test_prepare import damage, ids_in, ids_out
 
@@ -112,7 +113,7 @@ def test_waveform_families_from_a_stock_checkpoint_on_disk(family: str, own_corp
     stock = tmp_path / "stock"
     vocabulary = ["<pad>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
     write_random_checkpoint(spec.model, spec.fold.num_layers, vocabulary, 7, stock)
-    assert load_seed(spec.model, str(stock), spec.fold.num_layers, vocabulary, 0)[1] == [], "nothing starts anew"
+    assert load_folded(spec.model, str(stock), spec.fold.plan(), vocabulary, 0)[2] == [], "nothing starts anew"
     arguments = [
         f"{family}-tiny", f"corpus.path={own_corpus}", f"model.checkpoint={stock}",
         f"storage.root={tmp_path / 'store'}", "optim.steps=40", "optim.lr=2e-3", "checkpoint.every_steps=10",

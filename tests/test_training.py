@@ -122,7 +122,7 @@ def test_a_run_killed_after_its_last_checkpoint_takes_no_further_step(
 
 def test_masks_do_not_depend_on_the_batch(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     job = job_for("parakeet", prepared, tmp_path)
-    model = build_model(job, prepared[1].vocabulary)
+    model = build_model(job, prepared[1].vocabulary)[0]
     index = read_index(*prepared, "train")
     loader = BatchLoader(index, model, prepared[1].vocabulary, job.spec.augment, 0)
     order = np.argsort(index.num_samples)
@@ -212,7 +212,7 @@ def test_the_finished_model_is_the_trained_one_and_opens_in_stock_transformers(
 
 def test_batches_are_the_same_whoever_loads_them(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     job = job_for("parakeet", prepared, tmp_path)
-    model = build_model(job, prepared[1].vocabulary)
+    model = build_model(job, prepared[1].vocabulary)[0]
     index = read_index(*prepared, "train")
     loaders = [BatchLoader(index, model, prepared[1].vocabulary, job.spec.augment, 0) for _ in range(2)]
     batches = [b for step in plan_epoch(index, seed=0, epoch=0, max_duration=12, per_step=1).steps for b in step]

@@ -142,8 +142,7 @@ def distillation_per_path(
     forgives what the teacher knows and the student leaves out. Multiplied by temperature squared,
     which keeps the gradient's size when the temperature changes (arXiv 1503.02531, section 2).
     """
-    paths, _, frames, _ = logits_PBTV.shape
-    if paths == 1:
+    if len(logits_PBTV) == 1:
         return logits_PBTV.new_zeros(1)
     student = (logits_PBTV[:-1] / temperature).log_softmax(-1)
     teacher = (logits_PBTV[-1:].detach() / temperature).log_softmax(-1)

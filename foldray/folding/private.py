@@ -41,12 +41,12 @@ class PrivateModule(nn.Module):
     running: _Use
 
     @property
-    def weight(self) -> Tensor | None:  # type: ignore[override]
+    def weight(self) -> Tensor | None:
         """The stock weight at use 0, this use's own else."""
         return self.at_use("weight", self.running.number)
 
     @property
-    def bias(self) -> Tensor | None:  # type: ignore[override]
+    def bias(self) -> Tensor | None:
         """The stock bias at use 0, this use's own else."""
         return self.at_use("bias", self.running.number)
 
@@ -55,14 +55,13 @@ class PrivateModule(nn.Module):
         stock = self._parameters.get(name)
         if stock is None or not use:
             return stock
-        parts = self.private[str(use)]._parameters
-        tensor: Tensor = parts.get(name, stock)  # type: ignore[assignment]
+        parts: dict[str, Any] = self.private[str(use)]._parameters
+        tensor: Tensor = parts.get(name, stock)
         if name == "weight" and "lora_a" in parts:
             # Merged, not applied beside: one more product of small matrices, and equal to the unrolled model.
-            tensor = tensor + (parts["lora_b"] @ parts["lora_a"]).view_as(tensor)  # type: ignore[operator]
+            tensor = tensor + (parts["lora_b"] @ parts["lora_a"]).view_as(tensor)
         if "scale" in parts:
-            scale: Tensor = 1 + parts["scale"]  # type: ignore[operator]
-            tensor = tensor * scale.view(-1, *[1] * (tensor.ndim - 1))
+            tensor = tensor * (1 + parts["scale"]).view(-1, *[1] * (tensor.ndim - 1))
             if name == "bias":
                 tensor = tensor + parts["shift"]
         if not torch.is_grad_enabled() and tensor is not stock:
@@ -84,7 +83,7 @@ class PrivateBlock(nn.Module):
 
 
 @functools.cache
-def _own_class(kind: type[nn.Module], stock: type[nn.Module]) -> type[nn.Module]:
+def _own_class(kind: Any, stock: Any) -> Any:
     return type(f"Private{stock.__name__}", (kind, stock), {"stock": stock})
 
 
@@ -97,14 +96,16 @@ def add_private_parts(block: nn.Module, private: Private, uses: int) -> None:
     for path, module in list(block.named_modules()):
         parts = [_fresh_parts(path, module, private) for _ in range(1, uses)]
         if parts[0]:
-            module.__class__ = _own_class(PrivateModule, type(module))
-            module.private = nn.ModuleDict({str(use): _Parts(p) for use, p in enumerate(parts, 1)})
-            module.running = running  # type: ignore[assignment]
+            own: Any = module
+            own.__class__ = _own_class(PrivateModule, type(module))  # type: ignore[arg-type]
+            own.private = nn.ModuleDict({str(use): _Parts(p) for use, p in enumerate(parts, 1)})
+            own.running = running
             made += 1
     if not made:
         raise ValueError(f"private: {type(block).__name__} has nothing that '{private}' could be private in")
-    block.__class__ = _own_class(PrivateBlock, type(block))
-    block.running = running  # type: ignore[assignment]
+    user: Any = block
+    user.__class__ = _own_class(PrivateBlock, type(block))  # type: ignore[arg-type]
+    user.running = running
 
 
 class _Parts(nn.Module):
@@ -116,27 +117,26 @@ class _Parts(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor))
 
 
-def _fresh_parts(path: str, module: nn.Module, private: Private) -> dict[str, Tensor]:
+def _fresh_parts(path: str, module: Any, private: Private) -> dict[str, Tensor]:
     parts: dict[str, Tensor] = {}
     name = path.rsplit(".", 1)[-1]
     if private.norms and isinstance(module, NORMS):
         # Copies: a norm of its own starts as the seed's.
         parts.update({key: tensor.detach().clone() for key, tensor in module.named_parameters(recurse=False)})
     if private.lora_rank and _takes_lora(name, module, private):
-        outputs, inputs = module.weight.shape[:2]  # type: ignore[union-attr,index]
+        outputs, inputs = module.weight.shape[:2]
         parts["lora_a"] = _like(module, private.lora_rank, inputs)
         nn.init.kaiming_uniform_(parts["lora_a"], a=5**0.5)  # as arXiv 2106.09685, section 4.1: B is zero
         parts["lora_b"] = _like(module, outputs, private.lora_rank)
     if private.film and name in BRANCH_ENDS and is_projection(module):
-        parts["scale"] = _like(module, module.weight.shape[0])  # type: ignore[union-attr,index]
+        parts["scale"] = _like(module, module.weight.shape[0])
         if module.bias is not None:
-            parts["shift"] = _like(module, module.weight.shape[0])  # type: ignore[union-attr,index]
+            parts["shift"] = _like(module, module.weight.shape[0])
     return parts
 
 
-def _like(module: nn.Module, *shape: int) -> Tensor:
-    weight: Any = module.weight
-    return torch.zeros(*shape, dtype=weight.dtype, device=weight.device)
+def _like(module: Any, *shape: int) -> Tensor:
+    return torch.zeros(*shape, dtype=module.weight.dtype, device=module.weight.device)
 
 
 def is_projection(module: nn.Module) -> bool:
@@ -145,13 +145,13 @@ def is_projection(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or pointwise
 
 
-def _takes_lora(name: str, module: nn.Module, private: Private) -> bool:
+def _takes_lora(name: str, module: Any, private: Private) -> bool:
     if not is_projection(module):
         return False
     if private.lora_on:
         return name in private.lora_on
     # A rank that is no lower than the matrix's own would cost more than a private matrix.
-    return private.lora_rank < min(module.weight.shape[:2])  # type: ignore[union-attr,index,arg-type]
+    return bool(private.lora_rank < min(module.weight.shape[:2]))
 
 
 def projection_names(block: nn.Module) -> list[str]:
@@ -171,13 +171,13 @@ def settle_use(block: nn.Module, use: int) -> None:
         chosen = min(use, len(module.private))
         tensors = {name: module.at_use(name, chosen) for name in ("weight", "bias")}
         del module.private, module.running
-        module.__class__ = module.stock
+        module.__class__ = module.stock  # type: ignore[assignment]
         for name, tensor in tensors.items():
             if tensor is not None:
                 getattr(module, name).copy_(tensor)
     if isinstance(block, PrivateBlock):
         del block.running
-        block.__class__ = block.stock
+        block.__class__ = block.stock  # type: ignore[assignment]
 
 
 def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -76,7 +76,9 @@ class FoldedStack(nn.ModuleList):
         self.output = hidden_NTD if self.keep_output else None
         return (hidden_NTD, ends[-1][1]) if self._carried else hidden_NTD
 
-    def _advance(self, prefix: tuple[int, ...], state: tuple[Tensor, Any], args: Any, kwargs: Any) -> tuple[Tensor, Any]:
+    def _advance(
+        self, prefix: tuple[int, ...], state: tuple[Tensor, Any], args: Any, kwargs: Any
+    ) -> tuple[Tensor, Any]:
         """One application of the prefix's last layer."""
         layer = prefix[-1]
         hidden_BTD, carried = state

@@ -76,7 +76,7 @@ def cpus_needed(spec: RunSpec) -> float:
 
 def _initial_weights(spec: RunSpec, run: str, corpus: str) -> str:
     """The stock checkpoint to start from: the recipe's, or a random one written beside the run."""
-    checkpoint = find_checkpoint(spec.model)
+    checkpoint = find_checkpoint(spec.model.checkpoint)
     if checkpoint:
         return checkpoint
     init = storage.join(run, "init")

@@ -13,19 +13,21 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
+from foldray import storage
 from foldray.data.epoch import EpochPlan, plan_epoch
 from foldray.data.manifest import SplitIndex, read_index, read_manifest
-from foldray.data.stream import BatchLoader
+from foldray.data.stream import Batch, BatchLoader
 from foldray.model_folder import describe_model
-from foldray.models import fold
-from foldray.pretrained import load_seed
 from foldray.results.metrics import Record, write_metrics
+from foldray.seeding import initial_distances, load_folded
 from foldray.spec import RunSpec
 from foldray.training.checkpoint import load_checkpoint, save_checkpoint, whole_checkpoints
 from foldray.training.cycle import Cycle
 from foldray.training.job import TrainJob, Worker
 from foldray.training.schedule import parameter_groups
 from foldray.training.validation import Validation
+
+SEED_FILE = "seed.json"
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,15 @@ def train_model(job: TrainJob, worker: Worker, on_record: Callable[[Record], Non
     spec = job.spec
     manifest = read_manifest(job.corpus)
     index = read_index(job.corpus, manifest, "train")
-    model = build_model(job, manifest.vocabulary)
+    model, sources = build_model(job, manifest.vocabulary)
     nn.Module.to(model, worker.device)
     groups = parameter_groups(model, spec.optim.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=spec.optim.lr, betas=spec.optim.betas)
     resumed = _resume(job, worker, model, optimizer)
     loader = BatchLoader(index, model, manifest.vocabulary, spec.augment, spec.seed)
+    if sources and worker.rank == 0 and not resumed.step:
+        first = _plan(spec, index, 0).steps[0][0]
+        _report_distances(job, worker, model, sources, loader.load(first, epoch=0))
     cycle = Cycle(job, worker, model, optimizer, loader, index)
     has_valid = any(shard.split == "valid" and shard.rows for shard in manifest.shards)
     validate = Validation(job, worker, model, manifest) if has_valid else dict
@@ -105,13 +110,22 @@ def _plan(spec: RunSpec, index: SplitIndex, epoch: int) -> EpochPlan:
     )
 
 
-def build_model(job: TrainJob, vocabulary: list[str]) -> PreTrainedModel:
-    """The folded model at its initial weights, the same in every process."""
+def build_model(job: TrainJob, vocabulary: list[str]) -> tuple[PreTrainedModel, list[nn.Module]]:
+    """The folded model at its initial weights, the same in every process, and a deeper checkpoint's own layers."""
     spec = job.spec
-    model, _ = load_seed(spec.model, job.init, spec.fold.num_layers, vocabulary, spec.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)  # private low-rank terms begin at random: the same in every process
-        return fold(model, spec.fold.plan())
+    model, sources, _ = load_folded(spec.model, job.init, spec.fold.plan(), vocabulary, spec.seed)
+    return model, sources
+
+
+def _report_distances(
+    job: TrainJob, worker: Worker, model: PreTrainedModel, sources: list[nn.Module], batch: Batch
+) -> None:
+    """Write `seed.json`: how far each depth begins from the checkpoint that it was made of, on one batch."""
+    moved = batch.to(worker.device)
+    layers = [layer.to(worker.device) for layer in sources]
+    distances = initial_distances(model, layers, moved.inputs, moved.frames_B)
+    values = {"checkpoint": job.init, "method": job.spec.model.seed_layers, "distances": distances}
+    storage.write_json(storage.join(job.run, SEED_FILE), values)
 
 
 def _resume(job: TrainJob, worker: Worker, model: nn.Module, optimizer: torch.optim.Optimizer) -> _Position:

@@ -1,0 +1,148 @@
+"""Seeds from deeper checkpoints: which layers, their means, what low-rank parts make up for; strict loading."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from foldray import FoldPlan, fold_checkpoint
+from foldray.errors import UserError
+from foldray.folding.seed import low_rank, seed_blocks, seed_layers, sources_of
+from foldray.models import FAMILIES, set_depths, stack_of
+from foldray.plan import Private
+from foldray.processor import transformers_class
+from foldray.seeding import initial_distances
+from tests.tiny import CONFIGS, frames_for, inputs_for, noise, run, tiny_model
+
+
+def saved(name: str, folder: Path, num_layers: int = 6) -> tuple[torch.nn.Module, Path]:
+    """A stock checkpoint whose layers differ like a trained model's: around a common start."""
+    model = tiny_model(name, num_layers)
+    with torch.no_grad():
+        for i, layer in enumerate(model.get_submodule(FAMILIES[CONFIGS[name][0]].encoder).layers):
+            for key, parameter in layer.named_parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)) * 0.05)
+    model.save_pretrained(folder)
+    return model, folder
+
+
+def test_layers_taken() -> None:
+    assert seed_layers(12, 8, "stepwise") == [0, 2, 3, 5, 6, 8, 9, 11]
+    assert seed_layers(12, 3, "first") == [0, 1, 2]
+    assert sources_of(FoldPlan(3, (3, 6)), 6) == {(0, 0): 0, (0, 1): 1, (1, 0): 2, (1, 1): 3, (2, 0): 4, (2, 1): 5}
+    cycle = sources_of(FoldPlan(3, (3, 5), order="cycle"), 5)
+    assert cycle == {(0, 0): 0, (1, 0): 1, (2, 0): 2, (0, 1): 3, (1, 1): 4}
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_the_average_is_the_mean_of_the_layers_stood_for(name: str, tmp_path: Path) -> None:
+    stock, folder = saved(name, tmp_path)
+    model = fold_checkpoint(str(folder), FoldPlan(3, (3, 6)), "average")
+    layers = stock.get_submodule(FAMILIES[CONFIGS[name][0]].encoder).layers
+    for number, block in enumerate(stack_of(model).physical_layers()):
+        for key, parameter in block.named_parameters():
+            pair = [
+                p
+                for i in (2 * number, 2 * number + 1)
+                if (p := dict(layers[i].named_parameters()).get(key)) is not None
+            ]
+            torch.testing.assert_close(parameter, torch.stack(pair).mean(0), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("method", ["stepwise", "first", "average", "svd"])
+def test_a_seed_of_all_layers_is_the_checkpoint(name: str, method: str, tmp_path: Path) -> None:
+    stock, folder = saved(name, tmp_path)
+    model = fold_checkpoint(str(folder), FoldPlan(6, (6, 9), private=Private(lora_rank=2)), method)
+    inputs = inputs_for(stock, [noise(0.9), noise(0.6, seed=1)])
+    set_depths(model, [6])
+    with torch.no_grad():
+        assert torch.equal(run(model, inputs), run(stock.eval(), inputs))
+
+
+def test_low_rank_is_the_best_of_its_rank() -> None:
+    matrix = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(matrix)
+    for rank in range(1, 9):
+        b, a = low_rank(matrix, rank)
+        assert (b.shape, a.shape) == ((8, rank), (rank, 12))
+        assert float((b @ a - matrix).norm()) == pytest.approx(float(values[rank:].norm()), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["wav2vec2-stable", "hubert", "parakeet"])
+def test_low_rank_parts_bring_the_deepest_path_closer_to_the_checkpoint(name: str, tmp_path: Path) -> None:
+    """At full rank every repeated use is the layer it stands for, norms included."""
+    stock, folder = saved(name, tmp_path)
+    inputs = inputs_for(stock, [noise(0.9)])
+    frames_B = torch.tensor(frames_for(stock, [noise(0.9)]))
+    layers = list(stock.get_submodule(FAMILIES[CONFIGS[name][0]].encoder).layers)
+    distances = []
+    for private, method in (
+        (Private(), "average"),
+        (Private(norms=True, lora_rank=4), "svd"),
+        (Private(norms=True, lora_rank=31), "svd"),
+    ):
+        plan = FoldPlan(3, (3, 6), private=private)
+        model = fold_checkpoint(str(folder), plan, method)
+        distances.append(initial_distances(model, layers, inputs, frames_B)[6])
+        with torch.no_grad():
+            block = stack_of(model).physical_layers()[1]
+            for path, module in block.named_modules():
+                if private.lora_rank == 31 and path.endswith(("q_proj", "out_proj", "norm", "o_proj")):
+                    wanted = layers[3].get_submodule(path).weight
+                    torch.testing.assert_close(module.at_use("weight", 1), wanted, rtol=0, atol=2e-2)
+    assert distances[0] > distances[1] > distances[2]
+
+
+def test_distance_to_itself_is_zero(tmp_path: Path) -> None:
+    stock, folder = saved("wavlm", tmp_path)
+    model = fold_checkpoint(str(folder), FoldPlan(6, (6, 8), order="cycle"))
+    distances = initial_distances(
+        model,
+        list(stock.wavlm.encoder.layers),
+        inputs_for(stock, [noise(0.9)]),
+        torch.tensor(frames_for(stock, [noise(0.9)])),
+    )
+    assert distances[6] == 0
+    assert distances[8] > 0.01
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "wav2vec2-bert", "whisper", "conformer"])
+def test_incomplete_and_surplus_checkpoints_are_refused_by_key(name: str, tmp_path: Path) -> None:
+    _, folder = saved(name, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    key = next(key for key in weights if "layers.1." in key and "encoder" in key)
+    save_file({k: v for k, v in weights.items() if k != key}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"1 missing or misshapen keys, such as {key}"):
+        fold_checkpoint(str(folder), FoldPlan(3, (3, 6)))
+    save_file({**weights, "ornament.weight": torch.ones(2)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="1 surplus keys, such as ornament.weight"):
+        fold_checkpoint(str(folder), FoldPlan(3, (3, 6)))
+    transposed = {**weights, key: torch.ones(3, 5)}
+    save_file(transposed, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"1 missing or misshapen keys, such as {key}"):
+        fold_checkpoint(str(folder), FoldPlan(3, (3, 6)))
+
+
+def test_seeds_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    _, folder = saved("hubert", tmp_path)
+    with pytest.raises(UserError, match="the checkpoint has 6 layers, the fold wants 8"):
+        fold_checkpoint(str(folder), FoldPlan(8, (8, 12)))
+    with pytest.raises(UserError, match="add lora to private"):
+        fold_checkpoint(str(folder), FoldPlan(3, (3, 6)), "svd")
+    with pytest.raises(UserError, match="the checkpoint has 6 layers: depth 6 has no path"):
+        fold_checkpoint(str(folder), FoldPlan(2, (2, 3), paths=((0, 1), (0, 1, 1))), "average")
+    with pytest.raises(UserError, match="is not there; give a folder, a URI or a hub name"):
+        fold_checkpoint(str(tmp_path / "nowhere"), FoldPlan(2, (2, 3)))
+    transformers_class("BertConfig")(num_hidden_layers=1).save_pretrained(tmp_path / "bert")
+    with pytest.raises(UserError, match="is a bert, which foldray does not fold"):
+        fold_checkpoint(str(tmp_path / "bert"), FoldPlan(2, (2, 3)))
+
+
+def test_blocks_of_an_average_are_copies() -> None:
+    sources = [torch.nn.Linear(2, 2) for _ in range(4)]
+    blocks = seed_blocks(sources, FoldPlan(2, (2, 4)), "average")
+    assert not {p.data_ptr() for b in blocks for p in b.parameters()} & {
+        p.data_ptr() for s in sources for p in s.parameters()
+    }
