@@ -59,49 +59,47 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
     Example: foldray plan wav2vec2-base-8 fold.depths=[8,12]
     """
     spec = load_recipe(recipe, overrides)
-    from foldray.costs import plan_costs
+    from foldray.costs import bytes_at_precisions, plan_costs
 
-    costs = plan_costs(spec.model, spec.fold.plan(), PLAN_VOCABULARY)
+    num_units = PLAN_UNITS if spec.corpus.units == "characters" else spec.corpus.vocab_size
+    costs = plan_costs(spec.model, spec.fold.plan(), num_units)
+    sizes = bytes_at_precisions(spec.model, spec.fold.plan(), num_units)
     deepest = costs[-1]
     saved = 100 * (1 - deepest.params_stored / deepest.params_unrolled)
     if as_json:
-        _emit(_plan_object(spec, costs, saved))
+        _emit(_plan_object(spec, costs, sizes, saved))
         return
     rows = [
         [
             str(cost.depth),
             " ".join(map(str, cost.path)),
             f"{cost.params_stored:,}",
+            f"{cost.params_private:,}",
             f"{cost.params_unrolled:,}",
             f"{cost.bytes_stored / 1e6:,.1f}",
             f"{cost.macs_per_audio_second / 1e6:,.0f}",
         ]
         for cost in costs
     ]
-    print_table("", ["depth", "path", "stored params", "unshared params", "stored MB", "MMACs/s of audio"], rows)
+    columns = ["depth", "path", "stored params", "private", "unshared params", "stored MB", "MMACs/s of audio"]
+    print_table("", columns, rows)
     output.print(f"{saved:.1f} % fewer stored parameters than an unshared model of depth {deepest.depth}")
+    output.print("stored weights: " + ", ".join(f"{size / 1e6:,.1f} MB as {name}" for name, size in sizes.items()))
 
 
-PLAN_VOCABULARY = 32
+PLAN_UNITS = 32
 """Tokens assumed before a corpus is known: English characters, as in wav2vec 2.0's own heads."""
 
 
-def _plan_object(spec: RunSpec, costs: Sequence[Any], saved: float) -> dict[str, Any]:
+def _plan_object(spec: RunSpec, costs: Sequence[Any], sizes: dict[str, int], saved: float) -> dict[str, Any]:
     return {
         "num_layers": spec.fold.num_layers,
-        "depths": [
-            {
-                "depth": cost.depth,
-                "path": list(cost.path),
-                "params_stored": cost.params_stored,
-                "params_unrolled": cost.params_unrolled,
-                "bytes_stored": cost.bytes_stored,
-                "macs_per_audio_second": cost.macs_per_audio_second,
-            }
-            for cost in costs
-        ],
+        "private": str(spec.fold.plan().private),
+        "depths": [{**vars(cost), "path": list(cost.path)} for cost in costs],
         "params_stored": costs[-1].params_stored,
+        "params_private": max(cost.params_private for cost in costs),
         "params_unrolled": costs[-1].params_unrolled,
+        "bytes": sizes,
         "saved_percent": round(saved, 2),
     }
 

@@ -12,7 +12,7 @@ from foldray.errors import UserError
 from foldray.folding.account import PRECISIONS, DepthCost, count_bytes, depth_costs
 from foldray.models import FAMILIES, encoder_config, family_of, fold, output_frames, set_depths, stack_of, unroll
 from foldray.plan import FoldPlan
-from foldray.pretrained import checkpoint_config, find_checkpoint, is_hub_name, stock_config, with_vocabulary
+from foldray.pretrained import checkpoint_config, find_checkpoint, is_hub_name, stock_config, with_units
 from foldray.processor import transformers_class
 from foldray.spec import SAMPLE_RATE, ModelSpec
 
@@ -23,25 +23,25 @@ TOKENS_PER_SECOND = 3
 ModelClass = Callable[[Any], PreTrainedModel]
 
 
-def plan_costs(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> list[DepthCost]:
+def plan_costs(spec: ModelSpec, plan: FoldPlan, num_units: int) -> list[DepthCost]:
     """The cost of every depth of a fold that no one has trained yet.
 
     The shape is that of the checkpoint if it lies in a folder or bucket, else the one the spec states.
     """
-    config = _config(spec, plan, vocab_size)
+    config = _config(spec, plan, num_units)
     try:
         return _costs(transformers_class(FAMILIES[spec.family].model), config, plan)
     except (RuntimeError, ValueError) as error:
         raise UserError("model.config", f"no model has this shape: {' '.join(str(error).split())[:160]}") from None
 
 
-def _config(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> Any:
+def _config(spec: ModelSpec, plan: FoldPlan, num_units: int) -> Any:
     checkpoint = find_checkpoint(spec.checkpoint)
     if checkpoint is None or is_hub_name(checkpoint):
-        return stock_config(spec, plan.num_layers, vocab_size)
+        return stock_config(spec, plan.num_layers, num_units)
     config = checkpoint_config(spec, checkpoint)
     setattr(getattr(config, "encoder_config", config), FAMILIES[spec.family].depth_field, plan.num_layers)
-    return with_vocabulary(config, vocab_size)
+    return with_units(config, num_units)
 
 
 def costs_of(model: PreTrainedModel, depths: Sequence[int] = ()) -> list[DepthCost]:
@@ -49,9 +49,9 @@ def costs_of(model: PreTrainedModel, depths: Sequence[int] = ()) -> list[DepthCo
     return _costs(type(model), copy.deepcopy(model.config), stack_of(model).plan, depths)
 
 
-def bytes_at_precisions(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> dict[str, int]:
+def bytes_at_precisions(spec: ModelSpec, plan: FoldPlan, num_units: int) -> dict[str, int]:
     """Bytes of the stored weights at each precision."""
-    model = _on_meta(transformers_class(FAMILIES[spec.family].model), _config(spec, plan, vocab_size), plan)
+    model = _on_meta(transformers_class(FAMILIES[spec.family].model), _config(spec, plan, num_units), plan)
     return {precision: count_bytes(model, precision) for precision in PRECISIONS}
 
 

@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from foldray import storage
+from foldray.data.text import Units
 from foldray.errors import UserError
 from foldray.folding.private import split_state
 from foldray.models import FAMILIES, fold, set_depths, stack_of
@@ -71,25 +71,25 @@ def load_private(model: PreTrainedModel, private: dict[str, Tensor], origin: str
     model.load_state_dict(private, strict=False)
 
 
-def save_model(model: PreTrainedModel, vocabulary: Sequence[str], folder: Path) -> None:
+def save_model(model: PreTrainedModel, units: Units, folder: Path) -> None:
     """A folder that stock transformers opens as the seed, with `fold.json` and the private parts beside the weights."""
     stock, private = split_state(model.state_dict())
     model.save_pretrained(folder, state_dict=stock)
     if private:
         save_file({name: tensor.contiguous() for name, tensor in private.items()}, folder / PRIVATE_FILE)
-    _describe(model, vocabulary, folder)
+    _describe(model, units, folder)
 
 
-def describe_model(model: PreTrainedModel, vocabulary: Sequence[str]) -> dict[str, bytes]:
+def describe_model(model: PreTrainedModel, units: Units) -> dict[str, bytes]:
     """The files of `save_model` except the weights, by name."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         model.config.save_pretrained(folder)
-        _describe(model, vocabulary, folder)
+        _describe(model, units, folder)
         return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-def _describe(model: PreTrainedModel, vocabulary: Sequence[str], folder: Path) -> None:
-    save_processor(model, vocabulary, folder)
+def _describe(model: PreTrainedModel, units: Units, folder: Path) -> None:
+    save_processor(model, units, folder)
     plan = asdict(stack_of(model).plan)
     (folder / FOLD_FILE).write_text(json.dumps(plan, indent=1) + "\n")

@@ -2,7 +2,6 @@
 
 import difflib
 import tempfile
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, overload
@@ -12,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from foldray import storage
+from foldray.data.text import Units
 from foldray.errors import UserError
 from foldray.models import FAMILIES, Family
 from foldray.plan import FoldPlan
@@ -21,7 +21,7 @@ from foldray.spec import ModelSpec
 # --- Building --------------------------------------------------------------------------------------
 
 
-def stock_config(spec: ModelSpec, num_layers: int, vocab_size: int) -> Any:
+def stock_config(spec: ModelSpec, num_layers: int, num_units: int) -> Any:
     """The transformers configuration of the seed, from the family's defaults and `model.config`.
 
     Raises UserError naming the field that transformers does not know or refuses.
@@ -30,13 +30,19 @@ def stock_config(spec: ModelSpec, num_layers: int, vocab_size: int) -> Any:
     config_class = transformers_class(family.config)
     fields = _place(family, spec.config, config_class())
     (fields.get("encoder_config", fields))[family.depth_field] = num_layers
-    fields |= {"vocab_size": vocab_size, "pad_token_id": 0}
-    if family.kind != "ctc":
-        fields |= dict.fromkeys(("bos_token_id", "eos_token_id", "decoder_start_token_id"), vocab_size - 1)
+    fields |= _tokens(family, num_units)
     try:
         return config_class(**fields)
     except Exception as error:
         raise UserError("model.config", f"transformers refuses it: {' '.join(str(error).split())[:160]}") from None
+
+
+def _tokens(family: Family, num_units: int) -> dict[str, int]:
+    """Blank comes first; behind a decoder's units stands one token more, which starts and ends a sentence."""
+    if family.kind == "ctc":
+        return {"vocab_size": num_units, "pad_token_id": 0}
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "decoder_start_token_id"), num_units)
+    return {"vocab_size": num_units + 1, "pad_token_id": 0, **ends}
 
 
 def _place(family: Family, fields: dict[str, Any], like: Any) -> dict[str, Any]:
@@ -64,16 +70,16 @@ def _known(config: Any) -> list[str]:
 
 
 def write_random_checkpoint(
-    spec: ModelSpec, num_layers: int, vocabulary: Sequence[str], seed: int, folder: Path
+    spec: ModelSpec, num_layers: int, units: Units, seed: int, folder: Path
 ) -> None:
     """A complete stock checkpoint with random weights: model, feature extractor and tokenizer."""
-    config = stock_config(spec, num_layers, len(vocabulary))
+    config = stock_config(spec, num_layers, len(units))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers_class(FAMILIES[spec.family].model)(config)
         initialise_for_width(model)
     model.save_pretrained(folder)
-    save_processor(model, vocabulary, folder)
+    save_processor(model, units, folder)
 
 
 def initialise_for_width(model: nn.Module) -> None:
@@ -102,7 +108,7 @@ def load_stock(family: Family, checkpoint: str, config: Any, seed: int) -> tuple
 
 def check_model(spec: ModelSpec, plan: FoldPlan) -> None:
     """Raise UserError for a configuration transformers refuses or a checkpoint that does not open; loads no weights."""
-    stock_config(spec, plan.num_layers, vocab_size=1)
+    stock_config(spec, plan.num_layers, num_units=1)
     checkpoint = find_checkpoint(spec.checkpoint)
     if checkpoint:
         config = checkpoint_config(spec, checkpoint)
@@ -161,9 +167,10 @@ def read_config(checkpoint: str) -> Any:
         raise UserError("model.checkpoint", f"{checkpoint} does not open: {_one_line(error)}") from None
 
 
-def with_vocabulary(config: Any, vocab_size: int) -> Any:
-    """The same configuration with so many tokens; where the last one ends a sentence, it still does."""
-    return type(config)(**{**config.to_dict(), "vocab_size": vocab_size, "pad_token_id": 0})
+def with_units(config: Any, num_units: int) -> Any:
+    """The same configuration for a model that writes so many units."""
+    family = next(f for f in FAMILIES.values() if f.config == type(config).__name__)
+    return type(config)(**{**config.to_dict(), **_tokens(family, num_units)})
 
 
 def from_pretrained(family: Family, folder: str, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -2,17 +2,17 @@
 
 import importlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from foldray import storage
-from foldray.models import FAMILIES, MEL_BINS
+from foldray.data.text import END, PAD, UNKNOWN, Units
+from foldray.models import FAMILIES, MEL_BINS, family_of
 from foldray.spec import SAMPLE_RATE
 
-VOCABULARY_FILE = "vocab.json"
+VOCABULARY_FILE, BPE_FILE = "vocab.json", "bpe.json"
 
 
 def transformers_class(name: str) -> Any:
@@ -23,13 +23,20 @@ def transformers_class(name: str) -> Any:
     return getattr(own if name in own.__all__ else library, name)
 
 
-def save_processor(model: nn.Module, vocabulary: Sequence[str], folder: Path) -> None:
+def save_processor(model: nn.Module, units: Units, folder: Path) -> None:
     """The stock feature extractor and tokenizer beside the weights, so that stock code runs the model."""
     folder.mkdir(parents=True, exist_ok=True)
     build_extractor(model).save_pretrained(folder)
+    end = END if family_of(model).kind != "ctc" else None
+    tokens = {"unk_token": UNKNOWN, "pad_token": PAD, "bos_token": end, "eos_token": end}
+    if units.bpe is not None:
+        tokenizer = importlib.import_module("tokenizers").Tokenizer.from_str(units.bpe)
+        transformers_class("ParakeetTokenizer")(tokenizer_object=tokenizer, **tokens).save_pretrained(folder)
+        (folder / BPE_FILE).write_text(units.bpe)
+        return
     vocab = folder / VOCABULARY_FILE
+    vocabulary = [*units.vocabulary, *([end] if end else [])]
     vocab.write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}, ensure_ascii=False))
-    tokens = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": None, "eos_token": None}
     transformers_class("Wav2Vec2CTCTokenizer")(str(vocab), **tokens).save_pretrained(folder)
 
 
@@ -53,7 +60,11 @@ def build_extractor(model: nn.Module) -> Any:
     return extractor(sampling_rate=SAMPLE_RATE, do_normalize=True, return_attention_mask=masks)
 
 
-def read_vocabulary(uri: str) -> list[str]:
-    """The tokens of a saved model, by id."""
+def read_units(uri: str) -> Units:
+    """What a saved model writes in."""
+    if storage.exists(storage.join(uri, BPE_FILE)):
+        bpe = storage.read_bytes(storage.join(uri, BPE_FILE)).decode()
+        vocabulary: dict[str, int] = json.loads(bpe)["model"]["vocab"]
+        return Units(sorted(vocabulary, key=lambda token: vocabulary[token]), bpe)
     ids: dict[str, int] = storage.read_json(storage.join(uri, VOCABULARY_FILE))
-    return sorted(ids, key=lambda token: ids[token])
+    return Units([token for token in sorted(ids, key=lambda token: ids[token]) if token != END])

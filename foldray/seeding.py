@@ -12,7 +12,7 @@ from foldray.errors import UserError
 from foldray.folding.seed import Method, fit_private, seed_blocks
 from foldray.models import FAMILIES, Family, encoder_config, family_of, fold, settle, stack_of
 from foldray.plan import FoldPlan
-from foldray.pretrained import checkpoint_config, find_checkpoint, load_stock, read_config, with_vocabulary
+from foldray.pretrained import checkpoint_config, find_checkpoint, load_stock, read_config, with_units
 from foldray.spec import ModelSpec
 
 
@@ -37,7 +37,7 @@ def fold_checkpoint(checkpoint: str, plan: FoldPlan, method: Method = "stepwise"
 
 
 def load_folded(
-    spec: ModelSpec, checkpoint: str, plan: FoldPlan, vocabulary: Sequence[str], seed: int
+    spec: ModelSpec, checkpoint: str, plan: FoldPlan, num_units: int, seed: int
 ) -> tuple[PreTrainedModel, list[nn.Module], list[str]]:
     """A folded model out of a stock checkpoint, the checkpoint's own layers, and the keys that start anew.
 
@@ -45,7 +45,7 @@ def load_folded(
     raises UserError. `checkpoint`: as `find_checkpoint` gives it.
     """
     family = FAMILIES[spec.family]
-    config = with_vocabulary(checkpoint_config(spec, checkpoint), len(vocabulary))
+    config = with_units(checkpoint_config(spec, checkpoint), num_units)
     model, fresh = load_stock(family, checkpoint, config, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # private low-rank parts begin at random: the same in every process

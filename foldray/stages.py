@@ -180,14 +180,14 @@ def _evaluate(found: FoundModel, corpus: str, depths: tuple[int, ...], split: st
     from foldray.evaluation.score import score_depths
     from foldray.model_folder import load_model
     from foldray.models import stack_of
-    from foldray.processor import read_vocabulary
+    from foldray.processor import read_units
 
     manifest = read_manifest(corpus)
     model = load_model(found.uri)
     with counting("scoring") as on_progress:
         chosen = depths or stack_of(model).plan.depths
-        vocabulary = read_vocabulary(found.uri)
-        scores = score_depths(model, vocabulary, corpus, manifest, split, chosen, on_progress=on_progress)
+        units = read_units(found.uri)
+        scores = score_depths(model, units, corpus, manifest, split, chosen, on_progress=on_progress)
     rows, hypotheses = _result_rows(found, model, manifest, split, scores)
     write_rows(found.store, rows, hypotheses)
     return [row.model_dump() for row in rows]

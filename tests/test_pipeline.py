@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import HubertForCTC, Wav2Vec2ForCTC
 
 from foldray.data.manifest import read_manifest
+from foldray.data.text import Units
 from foldray.pretrained import write_random_checkpoint
 from foldray.recipes import load_recipe
 from foldray.results.metrics import read_metrics
@@ -111,9 +112,9 @@ def test_waveform_families_from_a_stock_checkpoint_on_disk(family: str, own_corp
     """Two workers, killed once, resumed: the loss falls at every depth, and stock transformers opens the result."""
     spec = load_recipe(f"{family}-tiny")
     stock = tmp_path / "stock"
-    vocabulary = ["<pad>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
-    write_random_checkpoint(spec.model, spec.fold.num_layers, vocabulary, 7, stock)
-    assert load_folded(spec.model, str(stock), spec.fold.plan(), vocabulary, 0)[2] == [], "nothing starts anew"
+    units = Units(["<pad>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"])
+    write_random_checkpoint(spec.model, spec.fold.num_layers, units, 7, stock)
+    assert load_folded(spec.model, str(stock), spec.fold.plan(), len(units), 0)[2] == [], "nothing starts anew"
     arguments = [
         f"{family}-tiny", f"corpus.path={own_corpus}", f"model.checkpoint={stock}",
         f"storage.root={tmp_path / 'store'}", "optim.steps=40", "optim.lr=2e-3", "checkpoint.every_steps=10",

@@ -6,12 +6,13 @@ import torch
 from transformers import PreTrainedModel
 
 from foldray.data.stream import extract_features
+from foldray.data.text import Units
 from foldray.models import FAMILIES, family_of, output_frames, whole_frames
 from foldray.pretrained import stock_config
 from foldray.processor import build_extractor, transformers_class
 from foldray.spec import SAMPLE_RATE, ModelSpec
 
-VOCABULARY = ["<pad>", "<unk>", "|", *"ABCDEFG"]
+UNITS = Units(["<pad>", "<unk>", "|", *"ABCDEF"])
 
 _WAVEFORM = {
     "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "conv_dim": [16, 16, 16],
@@ -73,7 +74,7 @@ def tiny_spec(name: str) -> ModelSpec:
 def tiny_model(name: str, num_layers: int = 3) -> PreTrainedModel:
     spec = tiny_spec(name)
     torch.manual_seed(0)
-    model = transformers_class(FAMILIES[spec.family].model)(stock_config(spec, num_layers, len(VOCABULARY)))
+    model = transformers_class(FAMILIES[spec.family].model)(stock_config(spec, num_layers, len(UNITS)))
     return model.eval()
 
 

@@ -93,7 +93,10 @@ def _slug(name: str) -> str:
 
 def _identity(utterances: list[Utterance], folder: str, spec: CorpusSpec) -> str:
     digest = hashlib.sha256(f"{PREPARE_VERSION}".encode())
-    fields = spec.model_dump(mode="json", exclude={"path", "layout", "max_quarantine"})
+    left_out = {"path", "layout", "max_quarantine"}
+    # Characters were there first: a corpus of them keeps its name.
+    left_out |= {"units", "vocab_size"} if spec.units == "characters" else set()
+    fields = spec.model_dump(mode="json", exclude=left_out)
     digest.update(json.dumps(fields, sort_keys=True).encode())
     for utterance in utterances:
         # Where the corpus lies is not what it is: the same files under another root are the same corpus.

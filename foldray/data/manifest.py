@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from foldray import storage
+from foldray.data.text import Units
 from foldray.errors import UserError
 
 MANIFEST_FILE, INDEX_FILE, QUARANTINE_FILE = "manifest.json", "index.parquet", "quarantine.parquet"
@@ -77,7 +78,13 @@ class Manifest(BaseModel):
     reasons: dict[str, int]
     hours: float
     vocabulary: list[str]
+    bpe: str | None = None
     shards: list[Shard]
+
+    @property
+    def units(self) -> Units:
+        """What the transcripts are written in."""
+        return Units(self.vocabulary, self.bpe)
 
 
 @dataclass(frozen=True)

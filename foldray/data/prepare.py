@@ -28,7 +28,7 @@ from foldray.data.manifest import (
     read_manifest,
 )
 from foldray.data.shard import ShardTask, index_of_shards, quarantine_entry, write_shard
-from foldray.data.text import character_vocabulary, normalise
+from foldray.data.text import bpe_units, character_units, normalise
 from foldray.errors import UserError
 from foldray.session import start_ray
 from foldray.spec import CorpusSpec
@@ -60,7 +60,7 @@ def prepare(
     manifest = _describe(corpus, spec, tasks, summaries, quarantine)
     _write_table(storage.join(folder, QUARANTINE_FILE), pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA))
     _refuse_too_bad(manifest, spec, folder)
-    _write_table(storage.join(folder, INDEX_FILE), index_of_shards(summaries))
+    _write_table(storage.join(folder, INDEX_FILE), index_of_shards(summaries, manifest.units))
     storage.write_json(storage.join(folder, MANIFEST_FILE), manifest.model_dump())
     return folder, manifest
 
@@ -183,6 +183,8 @@ def _describe(
 ) -> Manifest:
     shards = [Shard(**summary["shard"]) for summary in summaries]
     train = [text for t, s in zip(tasks, summaries, strict=True) if t.split == "train" for text in s["text"]]
+    # A corpus of nothing but quarantine has its own message.
+    units = character_units(train) if spec.units == "characters" or not train else bpe_units(train, spec.vocab_size)
     return Manifest(
         corpus_id=corpus.corpus_id,
         source=spec.path,
@@ -192,7 +194,8 @@ def _describe(
         quarantined=len(quarantine),
         reasons=dict(Counter(entry["reason"] for entry in quarantine).most_common()),
         hours=round(sum(shard.seconds for shard in shards) / 3600, 4),
-        vocabulary=character_vocabulary(train),
+        vocabulary=units.vocabulary,
+        bpe=units.bpe,
         shards=shards,
     )
 

@@ -13,6 +13,7 @@ from foldray import storage
 from foldray.data.audio import BadAudioError, decode, encode_flac
 from foldray.data.corpora import Utterance
 from foldray.data.manifest import INDEX_SCHEMA, SHARD_SCHEMA, Shard
+from foldray.data.text import Units
 from foldray.spec import SAMPLE_RATE, CorpusSpec
 
 _SUMMARY_KEY = b"foldray.summary"
@@ -132,7 +133,7 @@ def quarantine_entry(utterance: Utterance, reason: str, detail: str) -> dict[str
     }
 
 
-def index_of_shards(summaries: list[dict[str, Any]]) -> pa.Table:
+def index_of_shards(summaries: list[dict[str, Any]], units: Units) -> pa.Table:
     rows = []
     for number, summary in enumerate(summaries):
         place = [(g, r) for g, group in enumerate(summary["groups"]) for r in range(group["rows"])]
@@ -145,7 +146,7 @@ def index_of_shards(summaries: list[dict[str, Any]]) -> pa.Table:
                     "row_group": group,
                     "row": row,
                     "num_samples": summary["num_samples"][i],
-                    "num_labels": len(summary["text"][i]),
+                    "num_labels": len(units.encode(summary["text"][i])),
                     "offset": summary["groups"][group]["offset"],
                     "bytes": summary["groups"][group]["bytes"],
                 }

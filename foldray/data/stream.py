@@ -19,7 +19,7 @@ from foldray import storage
 from foldray.data.audio import decode_flac
 from foldray.data.epoch import MicroBatch
 from foldray.data.manifest import SplitIndex
-from foldray.data.text import encode
+from foldray.data.text import Units
 from foldray.models import family_of, mel_bins, output_frames, whole_frames
 from foldray.processor import build_extractor
 from foldray.spec import SAMPLE_RATE, AugmentSpec
@@ -102,14 +102,14 @@ class BatchLoader:
         self,
         index: SplitIndex,
         model: PreTrainedModel,
-        vocabulary: list[str],
+        units: Units,
         augment: AugmentSpec | None,
         seed: int,
     ) -> None:
         self._read = RowReader(index)
         self._model = model
         self._extractor = build_extractor(model)
-        self._vocabulary = vocabulary
+        self._units = units
         self._augment = augment
         self._seed = seed
 
@@ -131,7 +131,7 @@ class BatchLoader:
                 # Stacked windows are masked as the windows they are made of.
                 windows_TF = inputs["input_features"][i, :valid].view(-1, mel_bins(self._model))
                 mask_features(windows_TF, self._augment, self._generator(epoch, row["id"]))
-        labels = [torch.tensor(encode(row["text"], self._vocabulary)) for row in rows]
+        labels = [torch.tensor(self._units.encode(row["text"])) for row in rows]
         targets_BU = None
         if family_of(self._model).kind != "ctc":
             config: Any = self._model.config

@@ -11,20 +11,20 @@ from foldray import storage
 from foldray.data.audio import BadAudioError
 from foldray.data.audio import decode as decode_audio
 from foldray.data.stream import extract_features
-from foldray.data.text import decode
+from foldray.data.text import Units
 from foldray.errors import UserError
 from foldray.model_folder import load_model
 from foldray.models import output_frames, set_depths, stack_of, whole_frames
-from foldray.processor import build_extractor, read_vocabulary
+from foldray.processor import build_extractor, read_units
 
 
-def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, vocabulary: list[str]) -> list[str]:
+def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, units: Units) -> list[str]:
     """Best token of each valid frame, repeats merged, blanks (token 0) dropped."""
     best_BT = logits_BTV.argmax(-1).cpu()
     texts = []
     for best_T, frames in zip(best_BT, frames_B.tolist(), strict=True):
         merged = torch.unique_consecutive(best_T[:frames])
-        texts.append(decode(merged.tolist(), vocabulary))
+        texts.append(units.decode(merged.tolist()))
     return texts
 
 
@@ -36,7 +36,7 @@ def transcribe(model_folder: str, files: Sequence[str], depth: int | None = None
     """
     model = load_model(model_folder)
     set_depths(model, [stack_of(model).plan.depths[-1] if depth is None else depth])
-    vocabulary = read_vocabulary(model_folder)
+    units = read_units(model_folder)
     extractor = build_extractor(model)
     entries = []
     for file in files:
@@ -48,7 +48,7 @@ def transcribe(model_folder: str, files: Sequence[str], depth: int | None = None
         with torch.no_grad():
             logits_BTV = model(**extract_features(model, extractor, [waveform_T])).logits
         frames_B = torch.tensor(output_frames(model, [len(waveform_T)]))
-        entries.append({"file": file, "text": greedy_texts(logits_BTV, frames_B, vocabulary)[0]})
+        entries.append({"file": file, "text": greedy_texts(logits_BTV, frames_B, units)[0]})
     return entries
 
 

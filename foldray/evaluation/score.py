@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import Batch, BatchLoader
+from foldray.data.text import Units
 from foldray.evaluation.decode import greedy_texts
 from foldray.models import set_depths
 
@@ -48,7 +49,7 @@ class DepthScore:
 
 def score_depths(
     model: PreTrainedModel,
-    vocabulary: list[str],
+    units: Units,
     corpus: str,
     manifest: Manifest,
     split: str,
@@ -61,10 +62,10 @@ def score_depths(
     `on_progress(done, total)` counts batches over all depths.
     """
     index = read_index(corpus, manifest, split)
-    loader = BatchLoader(index, model, vocabulary, None, seed=0)
+    loader = BatchLoader(index, model, units, None, seed=0)
     batches = plan_scoring(index, MAX_DURATION)
     set_depths(model, depths[:1])
-    _listen(model, loader, loader.read(batches[-1]), vocabulary)  # untimed: the first call of anything is slow
+    _listen(model, loader, loader.read(batches[-1]), units)  # untimed: the first call of anything is slow
     scores = []
     for number, depth in enumerate(depths):
         set_depths(model, [depth])
@@ -73,7 +74,7 @@ def score_depths(
         for done, planned in enumerate(batches):
             rows = loader.read(planned)
             began = time.perf_counter()
-            batch, heard = _listen(model, loader, rows, vocabulary)
+            batch, heard = _listen(model, loader, rows, units)
             seconds += time.perf_counter() - began
             audio += batch.seconds
             texts.update(zip(batch.ids, zip(batch.texts, heard, strict=True), strict=True))
@@ -83,13 +84,13 @@ def score_depths(
 
 
 def _listen(
-    model: PreTrainedModel, loader: BatchLoader, rows: list[dict[str, Any]], vocabulary: list[str]
+    model: PreTrainedModel, loader: BatchLoader, rows: list[dict[str, Any]], units: Units
 ) -> tuple[Batch, list[str]]:
     """What RTFx times: decoding, features, model and search; reading from storage is left out."""
     batch = loader.make(rows, epoch=0).to(model.device)
     with torch.no_grad():
         logits_BTV = model(**batch.inputs).logits
-    return batch, greedy_texts(logits_BTV, batch.frames_B, vocabulary)
+    return batch, greedy_texts(logits_BTV, batch.frames_B, units)
 
 
 def _score(depth: int, texts: dict[str, tuple[str, str]], rtfx: float) -> DepthScore:

@@ -79,7 +79,7 @@ class PrivateBlock(nn.Module):
     def forward(self, *args: Any, fold_use: int = 0, **kwargs: Any) -> Any:
         """Run the stock block as one use of it."""
         self.running.number = fold_use
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
+        return super().forward(*args, **kwargs)
 
 
 @functools.cache

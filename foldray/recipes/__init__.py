@@ -27,8 +27,9 @@ def load_recipe(recipe: str, overrides: list[str] | None = None) -> RunSpec:
 
 def _values(recipe: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if recipe in recipe_names():
-        text = resources.files(__name__).joinpath(f"{recipe}.yaml").read_text()
-        return {"name": recipe, **yaml.safe_load(text)}
+        shipped = yaml.safe_load(resources.files(__name__).joinpath(f"{recipe}.yaml").read_text())
+        base = shipped.pop("extends", None)
+        return {**(_merge(_values(base), shipped) if base else shipped), "name": recipe}
     path = Path(recipe)
     if not path.is_file():
         raise UserError(recipe, f"no such recipe or file; shipped recipes: {', '.join(recipe_names())}")

@@ -82,8 +82,8 @@ def _initial_weights(spec: RunSpec, run: str, corpus: str) -> str:
     init = storage.join(run, "init")
     if not storage.exists(storage.join(init, "config.json")):
         with tempfile.TemporaryDirectory() as made:
-            vocabulary = read_manifest(corpus).vocabulary
-            write_random_checkpoint(spec.model, spec.fold.num_layers, vocabulary, spec.seed, Path(made))
+            units = read_manifest(corpus).units
+            write_random_checkpoint(spec.model, spec.fold.num_layers, units, spec.seed, Path(made))
             storage.upload(Path(made), init, last="config.json")
     return init
 
@@ -220,9 +220,9 @@ def _worker_main(config: dict[str, Any]) -> None:
 
 def finish_run(job: TrainJob, model: Any) -> None:
     """Write the foldable model; `fold.json` goes last and says it is whole."""
-    vocabulary = read_manifest(job.corpus).vocabulary
+    units = read_manifest(job.corpus).units
     with tempfile.TemporaryDirectory() as made:
-        save_model(model, vocabulary, Path(made))
+        save_model(model, units, Path(made))
         storage.upload(Path(made), storage.join(job.run, "model"), last=FOLD_FILE)
 
 

@@ -17,6 +17,7 @@ from foldray import storage
 from foldray.data.epoch import EpochPlan, plan_epoch
 from foldray.data.manifest import SplitIndex, read_index, read_manifest
 from foldray.data.stream import Batch, BatchLoader
+from foldray.data.text import Units
 from foldray.model_folder import describe_model
 from foldray.results.metrics import Record, write_metrics
 from foldray.seeding import initial_distances, load_folded
@@ -44,19 +45,19 @@ def train_model(job: TrainJob, worker: Worker, on_record: Callable[[Record], Non
     spec = job.spec
     manifest = read_manifest(job.corpus)
     index = read_index(job.corpus, manifest, "train")
-    model, sources = build_model(job, manifest.vocabulary)
+    model, sources = build_model(job, manifest.units)
     nn.Module.to(model, worker.device)
     groups = parameter_groups(model, spec.optim.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=spec.optim.lr, betas=spec.optim.betas)
     resumed = _resume(job, worker, model, optimizer)
-    loader = BatchLoader(index, model, manifest.vocabulary, spec.augment, spec.seed)
+    loader = BatchLoader(index, model, manifest.units, spec.augment, spec.seed)
     if sources and worker.rank == 0 and not resumed.step:
         first = _plan(spec, index, 0).steps[0][0]
         _report_distances(job, worker, model, sources, loader.load(first, epoch=0))
     cycle = Cycle(job, worker, model, optimizer, loader, index)
     has_valid = any(shard.split == "valid" and shard.rows for shard in manifest.shards)
     validate = Validation(job, worker, model, manifest) if has_valid else dict
-    described = describe_model(model, manifest.vocabulary)
+    described = describe_model(model, manifest.units)
     records: list[Record] = []
     position = resumed
     for position, record in _cycles(spec, index, cycle, resumed):
@@ -110,10 +111,10 @@ def _plan(spec: RunSpec, index: SplitIndex, epoch: int) -> EpochPlan:
     )
 
 
-def build_model(job: TrainJob, vocabulary: list[str]) -> tuple[PreTrainedModel, list[nn.Module]]:
+def build_model(job: TrainJob, units: Units) -> tuple[PreTrainedModel, list[nn.Module]]:
     """The folded model at its initial weights, the same in every process, and a deeper checkpoint's own layers."""
     spec = job.spec
-    model, sources, _ = load_folded(spec.model, job.init, spec.fold.plan(), vocabulary, spec.seed)
+    model, sources, _ = load_folded(spec.model, job.init, spec.fold.plan(), len(units), spec.seed)
     return model, sources
 
 

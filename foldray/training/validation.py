@@ -22,7 +22,7 @@ class Validation:
         self._depths = job.spec.fold.depths
         self._labels = int(index.num_labels.sum())
         self._batches = plan_scoring(index, job.spec.batch.max_duration)[worker.rank :: worker.world]
-        self._loader = BatchLoader(index, model, manifest.vocabulary, None, job.spec.seed)
+        self._loader = BatchLoader(index, model, manifest.units, None, job.spec.seed)
 
     @torch.no_grad()
     def __call__(self) -> Record:
