@@ -31,6 +31,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; e
 Store = Annotated[
     str, typer.Option("--store", envvar="FOLDRAY_STORE", help="The store: a folder or s3://bucket/prefix.")
 ]
+Decoding = Annotated[
+    str, typer.Option(help="ctc (greedy); of a hybrid model also attention, or joint: the decoder rescores CTC's best.")
+]
 DEFAULT_STORE = "./foldray-store"
 
 
@@ -144,8 +147,11 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="A prepared or raw corpus; default: the one the run was trained on.")
     ] = None,
-    depths: Annotated[str | None, typer.Option(help="Depths to score, such as 6,12; default: all.")] = None,
+    depths: Annotated[
+        str | None, typer.Option(help="Depths to score, such as 6,12, trained or not; default: all trained.")
+    ] = None,
     split: Annotated[str, typer.Option(help="The split to score.")] = "test",
+    decoding: Decoding = "ctc",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -155,7 +161,7 @@ def evaluate(
     """
     from foldray.stages import evaluate_stage
 
-    scored = evaluate_stage(model, store, data, _depths(depths), split)
+    scored = evaluate_stage(model, store, data, _depths(depths), split, decoding)
     if as_json:
         _emit(scored)
     else:
@@ -238,6 +244,7 @@ def transcribe(
     model: Annotated[str, typer.Argument(help="A run id in the store, a run or checkpoint URI, or a model folder.")],
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Audio files.")],
     depth: Annotated[int | None, typer.Option(help="Which depth to run; default: the deepest.")] = None,
+    decoding: Decoding = "ctc",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -247,7 +254,7 @@ def transcribe(
     """
     from foldray.stages import transcribe_stage
 
-    texts = transcribe_stage(model, store, files, depth)
+    texts = transcribe_stage(model, store, files, depth, decoding)
     if as_json:
         _emit({"texts": texts})
     for entry in texts:

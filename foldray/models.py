@@ -103,7 +103,8 @@ FAMILIES = {
         ),
         Family(
             name="conformer", model="ConformerForSpeech", config="ConformerConfig",
-            extractor="ParakeetFeatureExtractor", encoder="encoder", kind="hybrid", head=("ctc_head.", "lm_head.", "decoder.embed_tokens."),
+            extractor="ParakeetFeatureExtractor", encoder="encoder", kind="hybrid",
+            head=("ctc_head.", "lm_head.", "decoder.embed_tokens."),
             inputs="input_features", features="mel", nested="ConformerEncoderConfig",
         ),
     )

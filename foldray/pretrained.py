@@ -69,9 +69,7 @@ def _known(config: Any) -> list[str]:
     return [name for name in vars(config) if not name.startswith("_") and name != "encoder_config"]
 
 
-def write_random_checkpoint(
-    spec: ModelSpec, num_layers: int, units: Units, seed: int, folder: Path
-) -> None:
+def write_random_checkpoint(spec: ModelSpec, num_layers: int, units: Units, seed: int, folder: Path) -> None:
     """A complete stock checkpoint with random weights: model, feature extractor and tokenizer."""
     config = stock_config(spec, num_layers, len(units))
     with torch.random.fork_rng(devices=[]):

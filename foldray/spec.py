@@ -43,7 +43,8 @@ class CorpusSpec(_Section):
         description="Text normalisation: 'english' keeps A-Z and apostrophe, 'unicode' every letter, mark and digit.",
     )
     units: Literal["characters", "bpe"] = Field(
-        "characters", description="What transcripts are written in: characters, or byte-pair units learned from 'train'."
+        "characters",
+        description="What transcripts are written in: characters, or byte-pair units learned from 'train'.",
     )
     vocab_size: int = Field(1000, ge=32, description="How many byte-pair units, blank and unknown among them.")
     min_seconds: float = Field(0.3, gt=0, description="Shorter utterances are quarantined.")

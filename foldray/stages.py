@@ -148,12 +148,17 @@ def find_model(model: str, store: str) -> FoundModel:
 
 
 def evaluate_stage(
-    model: str, store: str, data: str | None = None, depths: tuple[int, ...] = (), split: str = "test"
+    model: str,
+    store: str,
+    data: str | None = None,
+    depths: tuple[int, ...] = (),
+    split: str = "test",
+    decoding: str = "ctc",
 ) -> dict[str, Any]:
     """Score a model at every depth and append the rows: run_id and rows."""
     found = find_model(model, store)
     folder = _scoring_corpus(found, data, split)
-    return {"run_id": found.name, "rows": _evaluate(found, folder, depths, split)}
+    return {"run_id": found.name, "rows": _evaluate(found, folder, depths, split, decoding)}
 
 
 def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
@@ -176,31 +181,38 @@ def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
     return _prepare(_find(corpus, found.store), corpus, found.store)[0]
 
 
-def _evaluate(found: FoundModel, corpus: str, depths: tuple[int, ...], split: str) -> list[dict[str, Any]]:
+def _evaluate(
+    found: FoundModel, corpus: str, depths: tuple[int, ...], split: str, decoding: Any
+) -> list[dict[str, Any]]:
+    from foldray.evaluation.decode import DECODINGS, check_decoding
     from foldray.evaluation.score import score_depths
     from foldray.model_folder import load_model
     from foldray.models import stack_of
     from foldray.processor import read_units
 
     manifest = read_manifest(corpus)
+    if decoding not in DECODINGS:
+        raise UserError("--decoding", f"'{decoding}' is none of {', '.join(DECODINGS)}")
     model = load_model(found.uri)
+    check_decoding(model, decoding)
     with counting("scoring") as on_progress:
         chosen = depths or stack_of(model).plan.depths
         units = read_units(found.uri)
-        scores = score_depths(model, units, corpus, manifest, split, chosen, on_progress=on_progress)
-    rows, hypotheses = _result_rows(found, model, manifest, split, scores)
+        place = (corpus, manifest, split, chosen)
+        scores = score_depths(model, units, *place, decoding=decoding, on_progress=on_progress)
+    rows, hypotheses = _result_rows(found, model, manifest, split, decoding, scores)
     write_rows(found.store, rows, hypotheses)
     return [row.model_dump() for row in rows]
 
 
 def _result_rows(
-    found: FoundModel, model: Any, manifest: Manifest, split: str, scores: list[Any]
+    found: FoundModel, model: Any, manifest: Manifest, split: str, decoding: str, scores: list[Any]
 ) -> tuple[list[ResultRow], list[Hypothesis]]:
     from foldray.costs import costs_of
     from foldray.models import family_of, stack_of
 
     plan = stack_of(model).plan
-    costs = {cost.depth: cost for cost in costs_of(model)}
+    costs = {cost.depth: cost for cost in costs_of(model, [score.depth for score in scores])}
     shared = {
         "run_id": found.name,
         "kind": "fold" if len(plan.depths) > 1 else "baseline",
@@ -210,6 +222,7 @@ def _result_rows(
         "order": "paths" if plan.paths else plan.order,
         "corpus": manifest.corpus_id,
         "split": split,
+        "decoding": decoding,
         "language": "+".join(sorted({name for s in manifest.shards if s.split == split for name in s.languages})),
         "device": str(model.device),
         "precision": "float32",
@@ -222,6 +235,7 @@ def _result_rows(
         "run_id": found.name,
         "corpus": manifest.corpus_id,
         "split": split,
+        "decoding": decoding,
         "created": shared["created"],
     }
     return rows, [Hypothesis(depth=depth, **place, **vars(utterance)) for depth, utterance in said]
@@ -233,6 +247,7 @@ def _row(score: Any, cost: Any, shared: dict[str, Any]) -> ResultRow:
         **shared,
         path=" ".join(map(str, cost.path)),
         depth=score.depth,
+        trained=cost.trained,
         wer=score.wer,
         cer=score.cer,
         num_utterances=len(said),
@@ -295,7 +310,8 @@ def run_stage(spec: RunSpec, split: str = "test") -> dict[str, Any]:
     rows = [
         row
         for row in newest_rows(read_rows(found.store))
-        if (row["run_id"], row["step"], row["corpus"], row["split"]) == place
+        if row["decoding"] == "ctc"
+        and (row["run_id"], row["step"], row["corpus"], row["split"]) == place
     ]
     if not {row["depth"] for row in rows} >= set(spec.fold.depths):
         rows = evaluate_stage(trained["run"], spec.storage.root, split=split)["rows"]
@@ -305,8 +321,12 @@ def run_stage(spec: RunSpec, split: str = "test") -> dict[str, Any]:
 # --- Transcribe ------------------------------------------------------------------------------------
 
 
-def transcribe_stage(model: str, store: str, files: Sequence[str], depth: int | None) -> list[dict[str, str]]:
+def transcribe_stage(
+    model: str, store: str, files: Sequence[str], depth: int | None, decoding: Any = "ctc"
+) -> list[dict[str, str]]:
     """`file` and `text` of each audio file at one depth (the deepest by default); `error` instead for a bad one."""
-    from foldray.evaluation.decode import transcribe
+    from foldray.evaluation.decode import DECODINGS, transcribe
 
-    return transcribe(find_model(model, store).uri, files, depth)
+    if decoding not in DECODINGS:
+        raise UserError("--decoding", f"'{decoding}' is none of {', '.join(DECODINGS)}")
+    return transcribe(find_model(model, store).uri, files, depth, decoding)

@@ -18,6 +18,7 @@ from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import BatchLoader
 from foldray.errors import UserError
 from foldray.pretrained import write_random_checkpoint
+from foldray.processor import transformers_class
 from foldray.results.metrics import read_metrics
 from foldray.spec import RunSpec
 from foldray.spec_input import build_spec
@@ -26,9 +27,9 @@ from foldray.training.job import TrainJob, Worker
 from foldray.training.launch import finish_run
 from foldray.training.loop import build_model, train_model
 from foldray.training.schedule import learning_rate
-from tests.tiny import CONFIGS
+from tests.tiny import CONFIGS, run
 
-FAMILIES = ["parakeet", "wav2vec2-bert", "wav2vec2-stable", "hubert-stable"]
+FAMILIES = ["parakeet", "wav2vec2-bert", "wav2vec2-stable", "hubert-stable", "conformer"]
 
 
 def spec_for(name: str, per_step: int = 3, **optim: Any) -> RunSpec:
@@ -147,7 +148,7 @@ def test_masks_longer_than_an_utterance_are_refused(prepared: tuple[str, Manifes
 
 def test_two_ranks_equal_one_process(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     """Steps of three micro-batches (two and one), and of one, where the second rank is idle and must change nothing."""
-    cases = [(name, per_step) for name, per_step in zip([*FAMILIES, "parakeet"], [3, 3, 3, 3, 1], strict=True)]
+    cases = [(name, per_step) for name, per_step in zip([*FAMILIES, "parakeet"], [3, 3, 3, 3, 3, 1], strict=True)]
     pairs = []
     for name, per_step in cases:
         folder = tmp_path / f"{name}-{per_step}"
@@ -162,6 +163,7 @@ def test_two_ranks_equal_one_process(prepared: tuple[str, Manifest], tmp_path: P
         assert_same(weights(alone.run), weights(together.run), tolerance=2e-5)
         for one, other in zip(read_metrics(alone.run), read_metrics(together.run), strict=True):
             assert one["ctc"] == pytest.approx(other["ctc"], rel=1e-4)
+            assert one.get("attention", {}) == pytest.approx(other.get("attention", {}), rel=1e-4)
             assert one["kl"] == pytest.approx(other["kl"], rel=1e-3, abs=1e-7)
             assert one["audio_seconds"] == other["audio_seconds"]
 
@@ -193,19 +195,17 @@ def test_the_finished_model_is_the_trained_one_and_opens_in_stock_transformers(
     batch = BatchLoader(index, model, prepared[1].units, None, 0).load(
         plan_epoch(index, seed=0, epoch=0, max_duration=20, per_step=1).steps[0][0], 0
     )
-    import transformers
-
-    stock, report = getattr(transformers, type(model).__name__).from_pretrained(
+    stock, report = transformers_class(type(model).__name__).from_pretrained(
         f"{job.run}/model", output_loading_info=True
     )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     with torch.no_grad():
-        logits_PBTV = model(**batch.inputs).logits.unflatten(0, (3, -1))
-        assert torch.equal(logits_PBTV, trained.model(**batch.inputs).logits.unflatten(0, (3, -1)))
-        assert torch.equal(logits_PBTV[0], stock.eval()(**batch.inputs).logits)
-        assert torch.equal(logits_PBTV[2], load_model(f"{job.run}/model", depth=4)(**batch.inputs).logits)
+        logits_PBTV = run(model, batch.inputs).unflatten(0, (3, -1))
+        assert torch.equal(logits_PBTV, run(trained.model, batch.inputs).unflatten(0, (3, -1)))
+        assert torch.equal(logits_PBTV[0], run(stock.eval(), batch.inputs))
+        assert torch.equal(logits_PBTV[2], run(load_model(f"{job.run}/model", depth=4), batch.inputs))
         newest = load_model(whole_checkpoints(job.run)[-1][1])
-        assert torch.equal(logits_PBTV, newest(**batch.inputs).logits.unflatten(0, (3, -1)))
+        assert torch.equal(logits_PBTV, run(newest, batch.inputs).unflatten(0, (3, -1)))
     with pytest.raises(UserError, match=r"depth 1 is shallower than the seed, 2 \(trained: 2, 3, 4\)"):
         load_model(f"{job.run}/model", depth=1)
 

@@ -45,7 +45,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         **_WAVEFORM, "feat_extract_norm": "layer", "conv_depthwise_kernel_size": 9,
     }),
     "wav2vec2-conformer-rotary": ("wav2vec2-conformer", {
-        **_WAVEFORM, "feat_extract_norm": "layer", "conv_depthwise_kernel_size": 9, "position_embeddings_type": "rotary",
+        **_WAVEFORM, "feat_extract_norm": "layer", "conv_depthwise_kernel_size": 9,
+        "position_embeddings_type": "rotary",
     }),
     "sew": ("sew", _WAVEFORM),
     "sew-layer-norm": ("sew", {**_WAVEFORM, "feat_extract_norm": "layer"}),

@@ -1,11 +1,12 @@
-"""Greedy CTC decoding."""
+"""From a model's outputs to text."""
 
 from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foldray import storage
 from foldray.data.audio import BadAudioError
@@ -13,9 +14,17 @@ from foldray.data.audio import decode as decode_audio
 from foldray.data.stream import extract_features
 from foldray.data.text import Units
 from foldray.errors import UserError
+from foldray.evaluation.search import attention_decode, ctc_nbest, rescore
 from foldray.model_folder import load_model
-from foldray.models import output_frames, set_depths, stack_of, whole_frames
+from foldray.models import ctc_logits, family_of, output_frames, set_depths, stack_of, whole_frames
 from foldray.processor import build_extractor, read_units
+
+Decoding = Literal["ctc", "attention", "joint"]
+DECODINGS: tuple[str, ...] = get_args(Decoding)
+BEAM = 10
+"""Hypotheses kept by the searches that keep several."""
+CTC_WEIGHT = 0.3
+"""Share of CTC in the joint score."""
 
 
 def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, units: Units) -> list[str]:
@@ -28,13 +37,45 @@ def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, units: Units) -> list[str
     return texts
 
 
-def transcribe(model_folder: str, files: Sequence[str], depth: int | None = None) -> list[dict[str, str]]:
+def check_decoding(model: nn.Module, decoding: Decoding) -> None:
+    """Raise UserError for a way of decoding that a model has no head for."""
+    kind = family_of(model).kind
+    if kind == "attention":
+        raise UserError(type(model).__name__, "is scored by its own generate(); foldray decodes CTC and hybrid models")
+    if decoding != "ctc" and kind != "hybrid":
+        raise UserError("--decoding", f"{decoding} needs a decoder, which {type(model).__name__} lacks; use ctc")
+
+
+@torch.no_grad()
+def recognise(
+    model: Any, inputs: dict[str, Tensor], frames_B: Tensor, units: Units, decoding: Decoding = "ctc"
+) -> list[str]:
+    """Text of each utterance of a batch at the one depth that the model is set to.
+
+    `ctc` is greedy; `attention` a beam search with the decoder; `joint` lets the decoder choose among
+    the best hypotheses of CTC, at the weights of arXiv 2505.21237's training.
+    """
+    if decoding == "attention":
+        longest = min(int(frames_B.max()), model.config.max_target_positions - 2)
+        return [units.decode(ids) for ids in attention_decode(model, inputs, longest, BEAM)]
+    logits_BTV = ctc_logits(model(**inputs))
+    if decoding == "ctc":
+        return greedy_texts(logits_BTV, frames_B, units)
+    log_probs_BTV = logits_BTV.float().log_softmax(-1).cpu()
+    nbest = [ctc_nbest(log_probs_BTV[b, :frames], BEAM) for b, frames in enumerate(frames_B.tolist())]
+    return [units.decode(ids) for ids in rescore(model, inputs, nbest, CTC_WEIGHT)]
+
+
+def transcribe(
+    model_folder: str, files: Sequence[str], depth: int | None = None, decoding: Decoding = "ctc"
+) -> list[dict[str, str]]:
     """`file` and `text` of audio files of any format and rate, at one depth (the deepest by default).
 
-    A file that can't be used gets `error` instead of `text`. Raises UserError for a depth that was
-    not trained.
+    A file that can't be used gets `error` instead of `text`. Raises UserError for a depth that has no
+    path and for a way of decoding that the model lacks.
     """
     model = load_model(model_folder)
+    check_decoding(model, decoding)
     set_depths(model, [stack_of(model).plan.depths[-1] if depth is None else depth])
     units = read_units(model_folder)
     extractor = build_extractor(model)
@@ -45,10 +86,9 @@ def transcribe(model_folder: str, files: Sequence[str], depth: int | None = None
         except UserError as error:
             entries.append({"file": file, "error": error.problem})
             continue
-        with torch.no_grad():
-            logits_BTV = model(**extract_features(model, extractor, [waveform_T])).logits
+        inputs = extract_features(model, extractor, [waveform_T])
         frames_B = torch.tensor(output_frames(model, [len(waveform_T)]))
-        entries.append({"file": file, "text": greedy_texts(logits_BTV, frames_B, units)[0]})
+        entries.append({"file": file, "text": recognise(model, inputs, frames_B, units, decoding)[0]})
     return entries
 
 

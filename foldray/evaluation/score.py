@@ -4,18 +4,19 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jiwer
-import torch
 from transformers import PreTrainedModel
 
 from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import Batch, BatchLoader
 from foldray.data.text import Units
-from foldray.evaluation.decode import greedy_texts
+from foldray.evaluation.decode import Decoding, recognise
 from foldray.models import set_depths
 
 MAX_DURATION = 60.0
@@ -55,9 +56,10 @@ def score_depths(
     split: str,
     depths: tuple[int, ...],
     *,
+    decoding: Decoding = "ctc",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[DepthScore]:
-    """Greedy CTC at each depth, float32; each depth runs alone so that its speed is its own.
+    """Text at each depth, float32; each depth runs alone so that its speed and its memory are its own.
 
     `on_progress(done, total)` counts batches over all depths.
     """
@@ -65,16 +67,18 @@ def score_depths(
     loader = BatchLoader(index, model, units, None, seed=0)
     batches = plan_scoring(index, MAX_DURATION)
     set_depths(model, depths[:1])
-    _listen(model, loader, loader.read(batches[-1]), units)  # untimed: the first call of anything is slow
+    rows = loader.read(batches[-1])
+    _listen(model, loader, rows, units, decoding)  # untimed: the first call of anything is slow
     scores = []
     for number, depth in enumerate(depths):
         set_depths(model, [depth])
+        _forget_peak()
         texts: dict[str, tuple[str, str]] = {}
         seconds = audio = 0.0
         for done, planned in enumerate(batches):
             rows = loader.read(planned)
             began = time.perf_counter()
-            batch, heard = _listen(model, loader, rows, units)
+            batch, heard = _listen(model, loader, rows, units, decoding)
             seconds += time.perf_counter() - began
             audio += batch.seconds
             texts.update(zip(batch.ids, zip(batch.texts, heard, strict=True), strict=True))
@@ -84,13 +88,11 @@ def score_depths(
 
 
 def _listen(
-    model: PreTrainedModel, loader: BatchLoader, rows: list[dict[str, Any]], units: Units
+    model: PreTrainedModel, loader: BatchLoader, rows: list[dict[str, Any]], units: Units, decoding: Decoding
 ) -> tuple[Batch, list[str]]:
     """What RTFx times: decoding, features, model and search; reading from storage is left out."""
     batch = loader.make(rows, epoch=0).to(model.device)
-    with torch.no_grad():
-        logits_BTV = model(**batch.inputs).logits
-    return batch, greedy_texts(logits_BTV, batch.frames_B, units)
+    return batch, recognise(model, batch.encoder_inputs, batch.frames_B, units, decoding)
 
 
 def _score(depth: int, texts: dict[str, tuple[str, str]], rtfx: float) -> DepthScore:
@@ -123,7 +125,20 @@ def _align(utterance: str, reference: str, hypothesis: str) -> ScoredUtterance:
     )
 
 
+PROCESS = Path("/proc/self")
+
+
+def _forget_peak() -> None:
+    """Let the kernel count the largest resident memory anew, where it can (proc(5), clear_refs)."""
+    with suppress(OSError):
+        (PROCESS / "clear_refs").write_text("5")
+
+
 def _peak_rss() -> int:
+    """Largest resident memory in bytes: since `_forget_peak` on Linux, of the whole process elsewhere."""
+    with suppress(OSError, StopIteration):
+        lines = (PROCESS / "status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     # Linux counts in KiB, macOS in bytes.
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -21,7 +21,7 @@ def write_report(store: str, out: str | None = None) -> str:
 
     Raises UserError for a store without results.
     """
-    rows = newest_rows(read_rows(store))
+    rows = [row for row in newest_rows(read_rows(store)) if row["decoding"] == "ctc"]
     if not rows:
         raise UserError(store, "has no results to report; `foldray run quickstart` makes some")
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -62,7 +62,7 @@ def _section(store: str, run_id: str, rows: list[dict[str, Any]]) -> dict[str, A
 def _headline(rows: list[dict[str, Any]]) -> str:
     """One sentence: what one file saves and what each depth of it scores."""
     place = (rows[0]["corpus"], rows[0]["split"])
-    first = [row for row in rows if (row["corpus"], row["split"]) == place]
+    first = [row for row in rows if (row["corpus"], row["split"]) == place and row["trained"]]
     deepest = first[-1]
     saved = 1 - deepest["params_stored"] / deepest["params_unrolled"]
     scores = ", ".join(f"{row['wer']:.1%} at depth {row['depth']}" for row in first)

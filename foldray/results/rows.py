@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from foldray import storage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class ResultRow(BaseModel):
@@ -29,6 +29,8 @@ class ResultRow(BaseModel):
     beta: float
     num_layers: int
     depth: int
+    trained: bool = Field(True, description="whether training ran this depth, or the fold's rule was stretched to it")
+    decoding: str = Field("ctc", description="ctc (greedy), attention or joint")
     order: str
     corpus: str
     split: str
@@ -45,7 +47,7 @@ class ResultRow(BaseModel):
     bytes_stored: int
     macs_per_audio_second: float
     rtfx: float = Field(description="audio seconds per wall second: features, model and decoding")
-    peak_rss_bytes: int = Field(description="largest resident memory of the scoring process so far")
+    peak_rss_bytes: int = Field(description="largest resident memory of the process while this depth was scored")
     train_seconds: float
     train_audio_seconds: float
     step: int
@@ -66,6 +68,7 @@ class Hypothesis(BaseModel):
     depth: int
     corpus: str
     split: str
+    decoding: str = "ctc"
     id: str
     reference: str
     hypothesis: str
@@ -76,7 +79,9 @@ class Hypothesis(BaseModel):
     created: str = Field(description="of the evaluation, as in its result rows")
 
 
-_TYPES: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+_TYPES: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+_ADDED = {"trained": True, "decoding": "ctc"}
+"""Columns that version 1 lacks, with what they were then."""
 
 
 def _schema(model: type[BaseModel]) -> pa.Schema:
@@ -98,8 +103,11 @@ def _write(uri: str, model: type[BaseModel], records: Sequence[BaseModel]) -> No
 
 
 def read_rows(store: str) -> list[dict[str, Any]]:
-    """All result rows of a store, oldest first."""
-    return sorted(_read(store, "results"), key=lambda row: (row["created"], row["run_id"], row["depth"]))
+    """All result rows of a store, oldest first, those of older schema versions with today's columns."""
+    return sorted(
+        ({**_ADDED, **row} for row in _read(store, "results")),
+        key=lambda row: (row["created"], row["run_id"], row["depth"]),
+    )
 
 
 def read_hypotheses(store: str, run_id: str) -> list[dict[str, Any]]:
@@ -118,6 +126,8 @@ def _read(store: str, folder: str, prefix: str = "") -> list[dict[str, Any]]:
 
 
 def newest_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last row of each (run, step, depth, corpus, split): scoring again replaces, the files stay."""
-    newest = {tuple(row[name] for name in ("run_id", "step", "depth", "corpus", "split")): row for row in rows}
+    """The last row of each (run, step, depth, corpus, split, decoding): scoring again replaces, the files stay."""
+    newest = {
+        tuple(row[name] for name in ("run_id", "step", "depth", "corpus", "split", "decoding")): row for row in rows
+    }
     return list(newest.values())
