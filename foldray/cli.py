@@ -11,7 +11,7 @@ import typer
 from foldray.errors import UserError
 from foldray.recipes import load_recipe, recipe_names
 from foldray.spec import RunSpec
-from foldray.terminal import output, print_table, result_table, say
+from foldray.terminal import counting, output, print_table, result_table, say
 
 app = typer.Typer(
     name="foldray",
@@ -264,6 +264,31 @@ def transcribe(
             output.print(f"{entry['file']}: {entry['text'] or '(nothing)'}", markup=False, soft_wrap=True)
     if any("error" in entry for entry in texts):
         raise typer.Exit(2)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="joint-step: a joint training step against the deepest path alone.")],
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Run a benchmark with its peer side by side; the ratios are what counts. Leave the machine alone meanwhile.
+
+    Example: foldray bench joint-step
+    """
+    if name != "joint-step":
+        raise UserError(name, "is not a benchmark; use joint-step")
+    from foldray.bench.joint_step import bench_joint_step
+
+    with counting("measuring") as on_progress:
+        measured = bench_joint_step(rounds, on_progress=on_progress)
+    if as_json:
+        _emit(measured)
+        return
+    for part in ("ours", "peer", "ratio"):
+        unit = "" if part == "ratio" else " s"
+        print_table("", [part, "value"], [[key, f"{value:.3f}{unit}"] for key, value in measured[part].items()])
+    output.print(f"{measured['shape']}, {measured['threads']} threads")
 
 
 def _emit(value: dict[str, Any]) -> None:

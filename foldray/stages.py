@@ -310,8 +310,7 @@ def run_stage(spec: RunSpec, split: str = "test") -> dict[str, Any]:
     rows = [
         row
         for row in newest_rows(read_rows(found.store))
-        if row["decoding"] == "ctc"
-        and (row["run_id"], row["step"], row["corpus"], row["split"]) == place
+        if row["decoding"] == "ctc" and (row["run_id"], row["step"], row["corpus"], row["split"]) == place
     ]
     if not {row["depth"] for row in rows} >= set(spec.fold.depths):
         rows = evaluate_stage(trained["run"], spec.storage.root, split=split)["rows"]

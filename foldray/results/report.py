@@ -62,7 +62,8 @@ def _section(store: str, run_id: str, rows: list[dict[str, Any]]) -> dict[str, A
 def _headline(rows: list[dict[str, Any]]) -> str:
     """One sentence: what one file saves and what each depth of it scores."""
     place = (rows[0]["corpus"], rows[0]["split"])
-    first = [row for row in rows if (row["corpus"], row["split"]) == place and row["trained"]]
+    here = [row for row in rows if (row["corpus"], row["split"]) == place]
+    first = [row for row in here if row["trained"]] or here
     deepest = first[-1]
     saved = 1 - deepest["params_stored"] / deepest["params_unrolled"]
     scores = ", ".join(f"{row['wer']:.1%} at depth {row['depth']}" for row in first)
@@ -97,7 +98,7 @@ def _examples(hypotheses: list[dict[str, Any]], rows: list[dict[str, Any]]) -> l
     place = (deepest["corpus"], deepest["split"])
     by_id: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for entry in sorted(hypotheses, key=lambda entry: str(entry["created"])):
-        if (entry["corpus"], entry["split"]) == place:
+        if (entry["corpus"], entry["split"], entry["decoding"]) == (*place, "ctc"):
             by_id[entry["id"]][entry["depth"]] = entry
     ranked = sorted(by_id.items(), key=lambda item: (-_errors(item[1].get(deepest["depth"])), item[0]))
     # Half of them the worst, half right or nearly: a page of nothing but errors would mislead.

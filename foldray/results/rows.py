@@ -112,7 +112,7 @@ def read_rows(store: str) -> list[dict[str, Any]]:
 
 def read_hypotheses(store: str, run_id: str) -> list[dict[str, Any]]:
     """Every hypothesis of a run."""
-    return [row for row in _read(store, "hypotheses", run_id) if row["run_id"] == run_id]
+    return [{"decoding": "ctc", **row} for row in _read(store, "hypotheses", run_id) if row["run_id"] == run_id]
 
 
 def _read(store: str, folder: str, prefix: str = "") -> list[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""Benchmarks: ours and a peer side by side in one run, as ratios."""
