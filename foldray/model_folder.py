@@ -16,7 +16,7 @@ from foldray.folding.private import split_state
 from foldray.models import FAMILIES, fold, set_depths, stack_of
 from foldray.plan import FoldPlan, Private
 from foldray.pretrained import from_pretrained
-from foldray.processor import save_processor, transformers_class
+from foldray.processor import keep_extractor, save_processor, transformers_class
 
 FOLD_FILE = "fold.json"
 PRIVATE_FILE = "private.safetensors"
@@ -35,6 +35,7 @@ def load_model(uri: str, depth: int | None = None) -> PreTrainedModel:
         if family is None:
             raise UserError(uri, f"holds a {config.model_type}, which foldray does not fold")
         model, report = from_pretrained(family, str(folder), config)
+        keep_extractor(model, family, str(folder))
         private = _read_private(folder)
     problems = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if problems:

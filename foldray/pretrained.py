@@ -15,7 +15,7 @@ from foldray.data.text import Units
 from foldray.errors import UserError
 from foldray.models import FAMILIES, Family
 from foldray.plan import FoldPlan
-from foldray.processor import save_processor, transformers_class
+from foldray.processor import keep_extractor, save_processor, transformers_class
 from foldray.spec import ModelSpec
 
 # --- Building --------------------------------------------------------------------------------------
@@ -101,11 +101,19 @@ def load_stock(family: Family, checkpoint: str, config: Any, seed: int) -> tuple
     with opened as source, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a head that starts anew starts the same in every process
         model, report = from_pretrained(family, str(source), config)
+        keep_extractor(model, family, str(source))
     return model, _check_report(family, report, checkpoint)
 
 
 def check_model(spec: ModelSpec, plan: FoldPlan) -> None:
-    """Raise UserError for a configuration transformers refuses or a checkpoint that does not open; loads no weights."""
+    """Raise UserError for what can't be trained: a family without CTC, a configuration transformers refuses, a
+    checkpoint that does not open. Loads no weights.
+    """
+    if FAMILIES[spec.family].kind == "attention":
+        name = FAMILIES[spec.family].model
+        raise UserError(
+            "model.family", f"{spec.family} has no CTC, which foldray trains; fold {name} with fold_checkpoint"
+        )
     stock_config(spec, plan.num_layers, num_units=1)
     checkpoint = find_checkpoint(spec.checkpoint)
     if checkpoint:

@@ -9,7 +9,8 @@ from torch import nn
 
 from foldray import storage
 from foldray.data.text import END, PAD, UNKNOWN, Units
-from foldray.models import FAMILIES, MEL_BINS, family_of
+from foldray.errors import UserError
+from foldray.models import FAMILIES, MEL_BINS, Family, family_of
 from foldray.spec import SAMPLE_RATE
 
 VOCABULARY_FILE, BPE_FILE = "vocab.json", "bpe.json"
@@ -40,8 +41,25 @@ def save_processor(model: nn.Module, units: Units, folder: Path) -> None:
     transformers_class("Wav2Vec2CTCTokenizer")(str(vocab), **tokens).save_pretrained(folder)
 
 
+def keep_extractor(model: Any, family: Family, source: str) -> None:
+    """Remember the feature extractor that lies beside a checkpoint (a folder or hub name), if there is one.
+
+    Checkpoints of one family differ in it: WavLM base reads audio as it is, WavLM large normalised.
+    Raises UserError for one of another rate.
+    """
+    try:
+        extractor = transformers_class(family.extractor).from_pretrained(source)
+    except OSError:
+        return
+    if extractor.sampling_rate != SAMPLE_RATE:
+        raise UserError(source, f"reads audio at {extractor.sampling_rate} Hz; foldray prepares {SAMPLE_RATE}")
+    model.extractor = extractor
+
+
 def build_extractor(model: nn.Module) -> Any:
-    """The stock feature extractor whose features this model reads."""
+    """The stock feature extractor whose features this model reads: the one it came with, or its family's usual one."""
+    if (own := getattr(model, "extractor", None)) is not None:
+        return own
     config: Any = model.config
     family = next(f for f in FAMILIES.values() if f.config == type(config).__name__)
     extractor = transformers_class(family.extractor)

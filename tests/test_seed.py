@@ -6,14 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from foldray import FoldPlan, fold_checkpoint
+from foldray import FoldPlan, fold_checkpoint, load_model
 from foldray.errors import UserError
 from foldray.folding.seed import low_rank, seed_blocks, seed_layers, sources_of
+from foldray.model_folder import save_model
 from foldray.models import FAMILIES, set_depths, stack_of
 from foldray.plan import Private
 from foldray.processor import transformers_class
 from foldray.seeding import initial_distances
-from tests.tiny import CONFIGS, frames_for, inputs_for, noise, run, tiny_model
+from tests.tiny import CONFIGS, UNITS, frames_for, inputs_for, noise, run, tiny_model
 
 
 def saved(name: str, folder: Path, num_layers: int = 6) -> tuple[torch.nn.Module, Path]:
@@ -122,6 +123,23 @@ def test_incomplete_and_surplus_checkpoints_are_refused_by_key(name: str, tmp_pa
     transposed = {**weights, key: torch.ones(3, 5)}
     save_file(transposed, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=f"1 missing or misshapen keys, such as {key}"):
+        fold_checkpoint(str(folder), FoldPlan(3, (3, 6)))
+
+
+def test_the_checkpoints_own_feature_extractor_is_kept(tmp_path: Path) -> None:
+    """WavLM base was trained on audio as it is, WavLM large on normalised audio."""
+    _, folder = saved("wavlm", tmp_path / "stock")
+    extractor = transformers_class("Wav2Vec2FeatureExtractor")
+    for normalised in (False, True):
+        extractor(do_normalize=normalised, return_attention_mask=True).save_pretrained(folder)
+        model = fold_checkpoint(str(folder), FoldPlan(3, (3, 6)))
+        save_model(model, UNITS, tmp_path / "folded")
+        for each in (model, load_model(str(tmp_path / "folded"))):
+            heard = inputs_for(each, [noise(0.5), noise(0.8, seed=1)])
+            assert torch.equal(heard["input_values"][0, :8000], noise(0.5)) == (not normalised)
+            assert heard["attention_mask"].sum(1).tolist() == [8000, 12800]
+    extractor(sampling_rate=8000).save_pretrained(folder)
+    with pytest.raises(UserError, match="reads audio at 8000 Hz"):
         fold_checkpoint(str(folder), FoldPlan(3, (3, 6)))
 
 

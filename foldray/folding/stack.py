@@ -36,7 +36,8 @@ class FoldedStack(nn.ModuleList):
         for name in plan.private.lora_on:
             if name not in (known := projection_names(self[0])):
                 raise ValueError(f"lora_on: a block has no projection '{name}'; it has {', '.join(known)}")
-        for block, uses in zip(self.physical_layers(), plan.uses(), strict=True):
+        self._uses = plan.uses()
+        for block, uses in zip(self.physical_layers(), self._uses, strict=True):
             add_private_parts(block, plan.private, uses)
 
     def __iter__(self) -> Iterator[nn.Module]:
@@ -82,9 +83,9 @@ class FoldedStack(nn.ModuleList):
         """One application of the prefix's last layer."""
         layer = prefix[-1]
         hidden_BTD, carried = state
-        if self.plan.private and (uses := self.plan.uses()[layer]) > 1:
+        if self.plan.private and self._uses[layer] > 1:
             # A depth deeper than the trained ones has no parts for its further uses: the last ones serve.
-            kwargs = {**kwargs, USE: min(prefix[:-1].count(layer), uses - 1)}
+            kwargs = {**kwargs, USE: min(prefix[:-1].count(layer), self._uses[layer] - 1)}
         if self._carried is None:
             return self[layer](hidden_BTD, *args, **kwargs), None
         hidden_BTD, carried = self[layer](hidden_BTD, *args, **{**kwargs, self._carried: carried})
