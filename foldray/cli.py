@@ -64,7 +64,7 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
     spec = load_recipe(recipe, overrides)
     from foldray.costs import bytes_at_precisions, plan_costs
 
-    num_units = PLAN_UNITS if spec.corpus.units == "characters" else spec.corpus.vocab_size
+    num_units = spec.corpus.vocab_size or PLAN_UNITS
     costs = plan_costs(spec.model, spec.fold.plan(), num_units)
     sizes = bytes_at_precisions(spec.model, spec.fold.plan(), num_units)
     deepest = costs[-1]

@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from foldray import storage
-from foldray.data.text import END, PAD, UNKNOWN, Units
+from foldray.data.text import END, PAD, UNKNOWN, Units, tokenizer_units
 from foldray.errors import UserError
 from foldray.models import FAMILIES, MEL_BINS, Family, family_of
 from foldray.spec import SAMPLE_RATE
 
-VOCABULARY_FILE, BPE_FILE = "vocab.json", "bpe.json"
+VOCABULARY_FILE, SUBWORDS_FILE = "vocab.json", "subwords.json"
 
 
 def transformers_class(name: str) -> Any:
@@ -30,10 +30,10 @@ def save_processor(model: nn.Module, units: Units, folder: Path) -> None:
     build_extractor(model).save_pretrained(folder)
     end = END if family_of(model).kind != "ctc" else None
     tokens = {"unk_token": UNKNOWN, "pad_token": PAD, "bos_token": end, "eos_token": end}
-    if units.bpe is not None:
-        tokenizer = importlib.import_module("tokenizers").Tokenizer.from_str(units.bpe)
+    if units.tokenizer is not None:
+        tokenizer = importlib.import_module("tokenizers").Tokenizer.from_str(units.tokenizer)
         transformers_class("ParakeetTokenizer")(tokenizer_object=tokenizer, **tokens).save_pretrained(folder)
-        (folder / BPE_FILE).write_text(units.bpe)
+        (folder / SUBWORDS_FILE).write_bytes(units.tokenizer.encode())  # without a decoder's end token
         return
     vocab = folder / VOCABULARY_FILE
     vocabulary = [*units.vocabulary, *([end] if end else [])]
@@ -80,9 +80,7 @@ def build_extractor(model: nn.Module) -> Any:
 
 def read_units(uri: str) -> Units:
     """What a saved model writes in."""
-    if storage.exists(storage.join(uri, BPE_FILE)):
-        bpe = storage.read_bytes(storage.join(uri, BPE_FILE)).decode()
-        vocabulary: dict[str, int] = json.loads(bpe)["model"]["vocab"]
-        return Units(sorted(vocabulary, key=lambda token: vocabulary[token]), bpe)
+    if storage.exists(storage.join(uri, SUBWORDS_FILE)):
+        return tokenizer_units(storage.read_bytes(storage.join(uri, SUBWORDS_FILE)).decode())
     ids: dict[str, int] = storage.read_json(storage.join(uri, VOCABULARY_FILE))
     return Units([token for token in sorted(ids, key=lambda token: ids[token]) if token != END])

@@ -5,7 +5,7 @@ import json
 import os
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from foldray.plan import FoldPlan, Order, Private
 
@@ -42,11 +42,17 @@ class CorpusSpec(_Section):
         "english",
         description="Text normalisation: 'english' keeps A-Z and apostrophe, 'unicode' every letter, mark and digit.",
     )
-    units: Literal["characters", "bpe"] = Field(
+    units: Literal["characters", "bpe", "unigram"] = Field(
         "characters",
-        description="What transcripts are written in: characters, or byte-pair units learned from 'train'.",
+        description="What transcripts are written in: characters, or sub-words learned from 'train', which are "
+        "byte pairs (bpe) or pieces of a unigram model.",
     )
-    vocab_size: int = Field(1000, ge=32, description="How many byte-pair units, blank and unknown among them.")
+    vocab_size: int | None = Field(
+        None,
+        gt=0,
+        validate_default=True,
+        description="How many sub-words, blank and unknown among them; characters are as many as there are.",
+    )
     min_seconds: float = Field(0.3, gt=0, description="Shorter utterances are quarantined.")
     max_seconds: float = Field(30.0, gt=0, description="Longer utterances are quarantined.")
     max_quarantine: float = Field(
@@ -61,6 +67,23 @@ class CorpusSpec(_Section):
     @classmethod
     def _has_no_secret(cls, path: str) -> str:
         return _without_secret(path)
+
+    @field_validator("units")
+    @classmethod
+    def _has_texts(cls, units: str, info: ValidationInfo) -> str:
+        if units != "characters" and "train" not in info.data.get("splits", ("train",)):
+            raise ValueError(f"{units} units are learned from 'train'; add it to corpus.splits")
+        return units
+
+    @field_validator("vocab_size")
+    @classmethod
+    def _suits_units(cls, vocab_size: int | None, info: ValidationInfo) -> int | None:
+        units = info.data.get("units", "characters")
+        if units == "characters" and vocab_size is not None:
+            raise ValueError("is for sub-words; say corpus.units=bpe or unigram, or corpus.vocab_size=null")
+        if units != "characters" and vocab_size is None:
+            raise ValueError(f"missing; say how many {units} units there are to be, such as 1000")
+        return vocab_size
 
     @model_validator(mode="after")
     def _has_a_range(self) -> "CorpusSpec":

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from foldray import storage
-from foldray.data.text import bpe_units, character_units, normalise
+from foldray.data.text import character_units, normalise
 from foldray.errors import UserError
 from foldray.results.metrics import read_metrics, write_metrics
 
@@ -34,21 +34,6 @@ def test_text_survives_characters() -> None:
     assert units.decode(units.encode("A DAB'S CAB")) == "A DAB'S CAB"
     assert units.encode("AZ") == [4, 1]
     assert units.decode([0, 2, 4, 1, 2, 2, 5, 0]) == "A B"
-
-
-def test_text_survives_byte_pair_units() -> None:
-    texts = [" ".join(sorted(words)) for words in ({"LIGHT", "NIGHT", "RIGHT"}, {"TURN", "BURN", "THE"})] * 3
-    units = bpe_units(texts, 24)
-    assert (len(units), units.vocabulary[:2]) == (24, ["<pad>", "<unk>"])
-    assert any(len(token) > 2 for token in units.vocabulary[2:])
-    for text in (*texts, "THE LIGHT", "RUB IN THE"):
-        assert units.decode(units.encode(text)) == text
-        assert len(units.encode(text)) < len(text)
-    assert 1 in units.encode("QUIZ")
-    assert units.decode([0, *units.encode("THE NIGHT"), 0, 24]) == "THE NIGHT"
-    assert bpe_units(texts, 24) == units
-    with pytest.raises(UserError, match=r"corpus.vocab_size: the training text gives \d+ units, not 5000; say \d+"):
-        bpe_units(texts, 5000)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(

@@ -66,7 +66,9 @@ def job_for(
 
 
 def weights(run: str) -> dict[str, torch.Tensor]:
-    return load_file(f"{whole_checkpoints(run)[-1][1]}/model.safetensors")
+    newest = Path(whole_checkpoints(run)[-1][1])
+    private = newest / "private.safetensors"
+    return load_file(newest / "model.safetensors") | (load_file(private) if private.exists() else {})
 
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:

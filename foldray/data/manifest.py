@@ -78,13 +78,13 @@ class Manifest(BaseModel):
     reasons: dict[str, int]
     hours: float
     vocabulary: list[str]
-    bpe: str | None = None
+    tokenizer: str | None = None  # JSON, for sub-words
     shards: list[Shard]
 
     @property
     def units(self) -> Units:
         """What the transcripts are written in."""
-        return Units(self.vocabulary, self.bpe)
+        return Units(self.vocabulary, self.tokenizer)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from foldray.data.manifest import (
     read_manifest,
 )
 from foldray.data.shard import ShardTask, index_of_shards, quarantine_entry, write_shard
-from foldray.data.text import bpe_units, character_units, normalise
+from foldray.data.text import Units, bpe_units, character_units, normalise, unigram_units
 from foldray.errors import UserError
 from foldray.session import start_ray
 from foldray.spec import CorpusSpec
@@ -54,10 +54,11 @@ def prepare(
     if storage.exists(storage.join(folder, MANIFEST_FILE)):
         return folder, read_manifest(folder)
     usable, refused = _screen(corpus.utterances, spec)
+    subwords = _learn_subwords(usable, spec)
     tasks = _plan_shards(usable, spec)
     summaries = _write_shards(tasks, folder, cpus, on_progress)
     quarantine = refused + [entry for summary in summaries for entry in summary["quarantine"]]
-    manifest = _describe(corpus, spec, tasks, summaries, quarantine)
+    manifest = _describe(corpus, spec, tasks, summaries, quarantine, subwords)
     _write_table(storage.join(folder, QUARANTINE_FILE), pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA))
     _refuse_too_bad(manifest, spec, folder)
     _write_table(storage.join(folder, INDEX_FILE), index_of_shards(summaries, manifest.units))
@@ -96,6 +97,17 @@ def _refusal(utterance: Utterance, text: str, seen: set[str]) -> tuple[str, str]
     if utterance.id in seen:
         return "duplicate_id", f"id '{utterance.id}' came before"
     return None
+
+
+def _learn_subwords(utterances: list[Utterance], spec: CorpusSpec) -> Units | None:
+    """Sub-word units from the transcripts of 'train'; None for characters, or without any 'train'.
+
+    They are learned before decoding, so that a size there can't be is refused in seconds, not hours.
+    """
+    train = [utterance.text for utterance in utterances if utterance.split == "train" and utterance.text]
+    if spec.vocab_size is None or not train:
+        return None
+    return (bpe_units if spec.units == "bpe" else unigram_units)(train, spec.vocab_size)
 
 
 def _plan_shards(utterances: list[Utterance], spec: CorpusSpec) -> list[ShardTask]:
@@ -180,11 +192,11 @@ def _describe(
     tasks: list[ShardTask],
     summaries: list[dict[str, Any]],
     quarantine: list[dict[str, str]],
+    subwords: Units | None,
 ) -> Manifest:
     shards = [Shard(**summary["shard"]) for summary in summaries]
     train = [text for t, s in zip(tasks, summaries, strict=True) if t.split == "train" for text in s["text"]]
-    # A corpus of nothing but quarantine has its own message.
-    units = character_units(train) if spec.units == "characters" or not train else bpe_units(train, spec.vocab_size)
+    units = subwords or character_units(train)
     return Manifest(
         corpus_id=corpus.corpus_id,
         source=spec.path,
@@ -195,7 +207,7 @@ def _describe(
         reasons=dict(Counter(entry["reason"] for entry in quarantine).most_common()),
         hours=round(sum(shard.seconds for shard in shards) / 3600, 4),
         vocabulary=units.vocabulary,
-        bpe=units.bpe,
+        tokenizer=units.tokenizer,
         shards=shards,
     )
 
