@@ -9,13 +9,21 @@ from typing import Any, overload
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import cached_file
 
 from foldray import storage
 from foldray.data.text import Units
 from foldray.errors import UserError
 from foldray.models import FAMILIES, Family
 from foldray.plan import FoldPlan
-from foldray.processor import keep_extractor, save_processor, transformers_class
+from foldray.processor import (
+    SUBWORDS_FILE,
+    VOCABULARY_FILE,
+    keep_extractor,
+    read_units,
+    save_processor,
+    transformers_class,
+)
 from foldray.spec import ModelSpec
 
 # --- Building --------------------------------------------------------------------------------------
@@ -95,14 +103,46 @@ def initialise_for_width(model: nn.Module) -> None:
 # --- Loading ---------------------------------------------------------------------------------------
 
 
-def load_stock(family: Family, checkpoint: str, config: Any, seed: int) -> tuple[PreTrainedModel, list[str]]:
-    """A stock model, and the keys of its head (and mask vector) that start anew; others missing or surplus raise."""
+def load_stock(
+    family: Family, checkpoint: str, config: Any, seed: int, units: Units | None = None
+) -> tuple[PreTrainedModel, list[str]]:
+    """A stock model, and the keys of its head (and mask vector) that start anew; others missing or surplus raise.
+
+    units: what the model is to write; a head that was made for other units starts anew.
+    """
     opened = nullcontext(checkpoint) if is_hub_name(checkpoint) else storage.local_folder(checkpoint)
     with opened as source, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a head that starts anew starts the same in every process
         model, report = from_pretrained(family, str(source), config)
         keep_extractor(model, family, str(source))
-    return model, _check_report(family, report, checkpoint)
+        fresh = _check_report(family, report, checkpoint)
+        same_size = not any(key.startswith(family.head) for key in fresh)
+        if units and same_size and _written_in(str(source)) not in (None, units):
+            fresh = [*fresh, *_renew_head(model, family)]
+    return model, fresh
+
+
+def _written_in(source: str) -> Units | None:
+    """The units that a checkpoint's tokenizer says, where it is one of foldray's or of wav2vec 2.0's kind."""
+    file = cached_file(source, SUBWORDS_FILE, **QUIET) or cached_file(source, VOCABULARY_FILE, **QUIET)
+    try:
+        return read_units(str(Path(file).parent)) if file else None
+    except TypeError:  # a vocabulary for each of several languages
+        return None
+
+
+QUIET: dict[str, Any] = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+    "_raise_exceptions_for_gated_repo": False,
+}
+
+
+def _renew_head(model: Any, family: Family) -> list[str]:
+    for name, module in model.named_modules():
+        if f"{name}." in family.head:
+            module.reset_parameters()
+    return [key for key in model.state_dict() if key.startswith(family.head)]
 
 
 def check_model(spec: ModelSpec, plan: FoldPlan) -> None:

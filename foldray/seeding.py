@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from foldray.data.text import Units
 from foldray.errors import UserError
 from foldray.folding.seed import Method, fit_private, seed_blocks
 from foldray.models import FAMILIES, Family, encoder_config, family_of, fold, settle, stack_of
@@ -37,16 +38,16 @@ def fold_checkpoint(checkpoint: str, plan: FoldPlan, method: Method = "stepwise"
 
 
 def load_folded(
-    spec: ModelSpec, checkpoint: str, plan: FoldPlan, num_units: int, seed: int
+    spec: ModelSpec, checkpoint: str, plan: FoldPlan, units: Units, seed: int
 ) -> tuple[PreTrainedModel, list[nn.Module], list[str]]:
     """A folded model out of a stock checkpoint, the checkpoint's own layers, and the keys that start anew.
 
-    Only a head of another vocabulary may start anew; any other missing, surplus or misshapen key
+    Only a head of other units may start anew; any other missing, surplus or misshapen key
     raises UserError. `checkpoint`: as `find_checkpoint` gives it.
     """
     family = FAMILIES[spec.family]
-    config = with_units(checkpoint_config(spec, checkpoint), num_units)
-    model, fresh = load_stock(family, checkpoint, config, seed)
+    config = with_units(checkpoint_config(spec, checkpoint), len(units))
+    model, fresh = load_stock(family, checkpoint, config, seed, units)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # private low-rank parts begin at random: the same in every process
         folded, sources = _fold_deeper(model, family, plan, spec.seed_layers)

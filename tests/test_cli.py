@@ -148,8 +148,17 @@ def test_evaluate_results_report_transcribe(
     assert code == 2
     assert [list(entry) for entry in json.loads(out)["texts"]] == [["file", "error"], ["file", "text"]]
     assert err == f"{bad}: can't be used (unreadable: Format not recognised.)\n"
-    code, _, err = call(capsys, "transcribe", "run", str(audio), "--store", store, "--depth", "9")
-    assert (code, "9 was not trained; this model has 2, 3, 4" in err) == (2, True)
+    code, _, err = call(capsys, "transcribe", "run", str(audio), "--store", store, "--depth", "1")
+    assert (code, "depth 1 is shallower than the seed, 2 (trained: 2, 3, 4)" in err) == (2, True)
+    code, out, _ = call(capsys, "evaluate", "run", "--depths", "4,6", "--store", store, "--json")
+    assert [(row["depth"], row["path"], row["trained"]) for row in json.loads(out)["rows"]] == [
+        (4, "0 0 1 1", True), (6, "0 0 0 1 1 1", False),
+    ]  # fmt: skip
+    assert "6 (untrained)" in call(capsys, "results", store)[1]
+    code, _, err = call(capsys, "evaluate", "run", "--decoding", "joint", "--store", store)
+    assert (code, err.splitlines()[-1]) == (2, "--decoding: joint needs a decoder, which ParakeetForCTC lacks; use ctc")
+    code, _, err = call(capsys, "evaluate", "run", "--decoding", "magic", "--store", store)
+    assert (code, err.splitlines()[-1]) == (2, "--decoding: 'magic' is none of ctc, attention, joint")
 
 
 def test_training_progress_says_loss_by_depth_speed_and_time_left(

@@ -114,7 +114,7 @@ def test_waveform_families_from_a_stock_checkpoint_on_disk(family: str, own_corp
     stock = tmp_path / "stock"
     units = Units(["<pad>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"])
     write_random_checkpoint(spec.model, spec.fold.num_layers, units, 7, stock)
-    assert load_folded(spec.model, str(stock), spec.fold.plan(), len(units), 0)[2] == [], "nothing starts anew"
+    assert load_folded(spec.model, str(stock), spec.fold.plan(), units, 0)[2] == [], "nothing starts anew"
     arguments = [
         f"{family}-tiny", f"corpus.path={own_corpus}", f"model.checkpoint={stock}",
         f"storage.root={tmp_path / 'store'}", "optim.steps=40", "optim.lr=2e-3", "checkpoint.every_steps=10",

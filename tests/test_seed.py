@@ -7,14 +7,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from foldray import FoldPlan, fold_checkpoint, load_model
+from foldray.data.text import Units
 from foldray.errors import UserError
 from foldray.folding.seed import low_rank, seed_blocks, seed_layers, sources_of
 from foldray.model_folder import save_model
 from foldray.models import FAMILIES, set_depths, stack_of
 from foldray.plan import Private
+from foldray.pretrained import write_random_checkpoint
 from foldray.processor import transformers_class
-from foldray.seeding import initial_distances
-from tests.tiny import CONFIGS, UNITS, frames_for, inputs_for, noise, run, tiny_model
+from foldray.seeding import initial_distances, load_folded
+from tests.tiny import CONFIGS, UNITS, frames_for, inputs_for, noise, run, tiny_model, tiny_spec
 
 
 def saved(name: str, folder: Path, num_layers: int = 6) -> tuple[torch.nn.Module, Path]:
@@ -141,6 +143,23 @@ def test_the_checkpoints_own_feature_extractor_is_kept(tmp_path: Path) -> None:
     extractor(sampling_rate=8000).save_pretrained(folder)
     with pytest.raises(UserError, match="reads audio at 8000 Hz"):
         fold_checkpoint(str(folder), FoldPlan(3, (3, 6)))
+
+
+def test_a_head_for_other_units_starts_anew_even_at_the_same_size(tmp_path: Path) -> None:
+    spec = tiny_spec("wav2vec2")
+    write_random_checkpoint(spec, 3, UNITS, 1, tmp_path)
+    plan = FoldPlan(3, (3, 6))
+    model, _, fresh = load_folded(spec, str(tmp_path), plan, UNITS, 0)
+    assert fresh == []
+    assert torch.equal(model.lm_head.weight, load_file(tmp_path / "model.safetensors")["lm_head.weight"])
+    others = Units([*UNITS.vocabulary[:-1], "Z"])
+    renewed, _, fresh = load_folded(spec, str(tmp_path), plan, others, 0)
+    assert fresh == ["lm_head.weight", "lm_head.bias"]
+    assert not torch.equal(model.lm_head.weight, renewed.lm_head.weight)
+    again, *_ = load_folded(spec, str(tmp_path), plan, others, 0)
+    assert torch.equal(again.lm_head.weight, renewed.lm_head.weight)
+    _, _, fresh = load_folded(spec, str(tmp_path), plan, Units([*UNITS.vocabulary, "Z"]), 0)
+    assert fresh == ["lm_head.bias", "lm_head.weight"]
 
 
 def test_seeds_that_cannot_be_are_refused(tmp_path: Path) -> None:

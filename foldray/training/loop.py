@@ -114,7 +114,7 @@ def _plan(spec: RunSpec, index: SplitIndex, epoch: int) -> EpochPlan:
 def build_model(job: TrainJob, units: Units) -> tuple[PreTrainedModel, list[nn.Module]]:
     """The folded model at its initial weights, the same in every process, and a deeper checkpoint's own layers."""
     spec = job.spec
-    model, sources, _ = load_folded(spec.model, job.init, spec.fold.plan(), len(units), spec.seed)
+    model, sources, _ = load_folded(spec.model, job.init, spec.fold.plan(), units, spec.seed)
     return model, sources
 
 
