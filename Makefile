@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo  ## install, then train, score and report a folded recogniser
 	$(BIN)/foldray run quickstart
 
-test: $(VENV)/.test  ## every test
-	$(BIN)/python -m pytest
+test: $(VENV)/.test  ## every test; those with Ray one after the other
+	$(BIN)/python -m pytest -n 2 -m "not ray"
+	$(BIN)/python -m pytest -m ray
 
-fast: $(VENV)/.test  ## the tests that need no Ray
-	$(BIN)/python -m pytest -m "not ray"
+fast: $(VENV)/.test  ## the tests without Ray and without the contract suite
+	$(BIN)/python -m pytest -n 2 -m "not ray and not contract"
 
 lint: $(VENV)/.dev  ## style, types, and which module may import which
 	$(BIN)/ruff check .

@@ -1,18 +1,27 @@
 """What each depth of a model costs, from its configuration alone."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from foldray.errors import UserError
 from foldray.folding.account import PRECISIONS, DepthCost, count_bytes, depth_costs
 from foldray.models import FAMILIES, encoder_config, family_of, fold, output_frames, set_depths, stack_of, unroll
 from foldray.plan import FoldPlan
-from foldray.pretrained import checkpoint_config, find_checkpoint, is_hub_name, stock_config, with_units
+from foldray.pretrained import (
+    check_plan,
+    checkpoint_config,
+    find_checkpoint,
+    fold_errors,
+    is_hub_name,
+    stock_config,
+    with_units,
+)
 from foldray.processor import transformers_class
 from foldray.spec import SAMPLE_RATE, ModelSpec
 
@@ -20,7 +29,6 @@ MACS_SECONDS = 10.0
 """Length of the utterance whose MACs are counted; attention's share grows with it, ten seconds is usual."""
 TOKENS_PER_SECOND = 3
 """Tokens that a decoder writes for a second of audio, about what read English has in sub-words."""
-ModelClass = Callable[[Any], PreTrainedModel]
 
 
 def plan_costs(spec: ModelSpec, plan: FoldPlan, num_units: int) -> list[DepthCost]:
@@ -28,11 +36,31 @@ def plan_costs(spec: ModelSpec, plan: FoldPlan, num_units: int) -> list[DepthCos
 
     The shape is that of the checkpoint if it lies in a folder or bucket, else the one the spec states.
     """
+    model = fold_on_meta(spec, plan, num_units)
+    try:
+        return _costs(model, plan.depths)
+    except (RuntimeError, ValueError) as error:
+        raise _no_such_shape(error) from None
+
+
+def fold_on_meta(spec: ModelSpec, plan: FoldPlan, num_units: int) -> PreTrainedModel:
+    """The folded model of a spec without memory behind its shapes.
+
+    Raises UserError, naming the field, for a shape that no model has and a plan that does not fit it.
+    """
     config = _config(spec, plan, num_units)
     try:
-        return _costs(transformers_class(FAMILIES[spec.family].model), config, plan)
-    except (RuntimeError, ValueError) as error:
-        raise UserError("model.config", f"no model has this shape: {' '.join(str(error).split())[:160]}") from None
+        with torch.device("meta"):
+            model: PreTrainedModel = transformers_class(FAMILIES[spec.family].model)(config)
+    except Exception as error:  # transformers checks little: a KeyError or a division by zero, say
+        raise _no_such_shape(error) from None
+    with torch.device("meta"), fold_errors():
+        return fold(model, plan)
+
+
+def _no_such_shape(error: Exception) -> UserError:
+    said = " ".join(str(error).split())[:160]
+    return UserError("model.config", f"no model has this shape: {type(error).__name__}: {said}")
 
 
 def _config(spec: ModelSpec, plan: FoldPlan, num_units: int) -> Any:
@@ -40,33 +68,30 @@ def _config(spec: ModelSpec, plan: FoldPlan, num_units: int) -> Any:
     if checkpoint is None or is_hub_name(checkpoint):
         return stock_config(spec, plan.num_layers, num_units)
     config = checkpoint_config(spec, checkpoint)
-    setattr(getattr(config, "encoder_config", config), FAMILIES[spec.family].depth_field, plan.num_layers)
+    encoder, field = getattr(config, "encoder_config", config), FAMILIES[spec.family].depth_field
+    check_plan(getattr(encoder, field), plan, spec.seed_layers)
+    setattr(encoder, field, plan.num_layers)
     return with_units(config, num_units)
 
 
 def costs_of(model: PreTrainedModel, depths: Sequence[int] = ()) -> list[DepthCost]:
     """The cost of some depths of a folded model, of all planned ones by default."""
-    return _costs(type(model), copy.deepcopy(model.config), stack_of(model).plan, depths)
+    plan = stack_of(model).plan
+    with torch.device("meta"):
+        shape = fold(type(model)(copy.deepcopy(model.config)), plan)
+    return _costs(shape, depths or plan.depths)
 
 
 def bytes_at_precisions(spec: ModelSpec, plan: FoldPlan, num_units: int) -> dict[str, int]:
     """Bytes of the stored weights at each precision."""
-    model = _on_meta(transformers_class(FAMILIES[spec.family].model), _config(spec, plan, num_units), plan)
+    model = fold_on_meta(spec, plan, num_units)
     return {precision: count_bytes(model, precision) for precision in PRECISIONS}
 
 
-def _costs(model_class: ModelClass, config: Any, plan: FoldPlan, depths: Sequence[int] = ()) -> list[DepthCost]:
-    model = _on_meta(model_class, config, plan)
-    set_depths(model, depths or plan.depths)
+def _costs(model: PreTrainedModel, depths: Sequence[int]) -> list[DepthCost]:
+    set_depths(model, depths)
+    nn.Module.eval(model)
     return depth_costs(model, stack_of(model), partial(unroll, model), _meta_inputs(model), MACS_SECONDS)
-
-
-def _on_meta(model_class: ModelClass, config: Any, plan: FoldPlan) -> PreTrainedModel:
-    """A folded model without memory behind its shapes."""
-    with torch.device("meta"):
-        model = fold(model_class(config), plan)
-    model.eval()
-    return model
 
 
 def _meta_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:

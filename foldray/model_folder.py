@@ -34,7 +34,7 @@ def load_model(uri: str, depth: int | None = None) -> PreTrainedModel:
         family = next((f for f in FAMILIES.values() if f.config == type(config).__name__), None)
         if family is None:
             raise UserError(uri, f"holds a {config.model_type}, which foldray does not fold")
-        model, report = from_pretrained(family, str(folder), config)
+        model, report = from_pretrained(family, str(folder), config, uri, "MODEL")
         keep_extractor(model, family, str(folder))
         private = _read_private(folder)
     problems = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
@@ -54,7 +54,10 @@ def read_plan(uri: str) -> FoldPlan:
         raise UserError(uri, f"holds no foldable model ({FOLD_FILE} is missing); give a run's model/ folder")
     values = storage.read_json(storage.join(uri, FOLD_FILE))
     private = values.pop("private", "none")
-    return FoldPlan(**values, private=Private() if private == "none" else Private(**private))
+    try:
+        return FoldPlan(**values, private=Private() if private == "none" else Private(**private))
+    except (TypeError, ValueError) as error:
+        raise UserError(storage.join(uri, FOLD_FILE), f"is no fold plan ({error})") from None
 
 
 def _read_private(folder: Path) -> dict[str, Tensor]:

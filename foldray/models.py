@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from foldray.errors import UserError
 from foldray.folding.private import settle_use
-from foldray.folding.stack import FoldedStack
+from foldray.folding.stack import FoldedStack, check_layers
 from foldray.plan import FoldPlan
 
 MEL_BINS = 80
@@ -139,7 +139,8 @@ def fold(model: PreTrainedModel, plan: FoldPlan) -> PreTrainedModel:
     """Make a stock model with `plan.num_layers` blocks foldable, in place, and return it.
 
     The folded model runs every depth of the plan: logits (P*B, T, V), shallowest depth first; with a
-    decoder, its inputs are repeated for every depth and the logits are (P*B, U, V). Its state dict
+    decoder, its inputs are repeated for every depth and the logits are (P*B, U, V). Give no labels:
+    the library's own losses know of one depth; ours are in `foldray.folding.loss`. The state dict
     keeps the stock keys of the seed, private parts beside them. Layer dropping is switched off (a
     dropped shared layer would vanish from some uses only) and BatchNorm runs as a fixed affine (see
     `settle`). Raises UserError for a model, ValueError for a plan that does not fit.
@@ -149,6 +150,7 @@ def fold(model: PreTrainedModel, plan: FoldPlan) -> PreTrainedModel:
     if isinstance(encoder.layers, FoldedStack):
         raise ValueError("the model is folded already; unroll() it first")
     _refuse_layout(model, family, plan)
+    check_layers(list(encoder.layers), plan)  # before anything is changed
     settle(model)
     encoder.layers = FoldedStack(encoder.layers, plan, family.carried)
     for holder in (encoder_config(model), encoder):
@@ -233,7 +235,7 @@ def _rest_unused(model: PreTrainedModel, family: Family) -> None:
             parameter.requires_grad_(False)
 
 
-PER_UTTERANCE = ("input_ids", "attention_mask", "encoder_attention_mask", "inputs_embeds")
+PER_UTTERANCE = ("input_ids", "attention_mask", "encoder_attention_mask", "inputs_embeds", "position_ids")
 """What a decoder is given for each utterance; the encoder's states are there for each depth as well."""
 
 

@@ -37,8 +37,9 @@ class Private:
         return self.norms or self.film or self.lora_rank > 0
 
     def __str__(self) -> str:
-        """As in result rows: `norms+lora8+film`, or `none`."""
-        parts = {"norms": self.norms, f"lora{self.lora_rank}": self.lora_rank, "film": self.film}
+        """As in result rows: `norms+lora8+film`, `lora8(q_proj,v_proj)`, or `none`."""
+        on = f"({','.join(self.lora_on)})" if self.lora_on else ""
+        parts = {"norms": self.norms, f"lora{self.lora_rank}{on}": self.lora_rank, "film": self.film}
         return "+".join(name for name, there in parts.items() if there) or "none"
 
 

@@ -2,18 +2,20 @@
 
 import difflib
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from foldray import storage
 from foldray.data.text import Units
 from foldray.errors import UserError
+from foldray.folding.seed import Method, check_seed
 from foldray.models import FAMILIES, Family
 from foldray.plan import FoldPlan
 from foldray.processor import (
@@ -53,6 +55,9 @@ def _tokens(family: Family, num_units: int) -> dict[str, int]:
     return {"vocab_size": num_units + 1, "pad_token_id": 0, **ends}
 
 
+_SETTLED = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+
+
 def _place(family: Family, fields: dict[str, Any], like: Any) -> dict[str, Any]:
     """Fields where the configuration has them; in a nested one the encoder's go inside, a decoder's beside it.
 
@@ -63,6 +68,8 @@ def _place(family: Family, fields: dict[str, Any], like: Any) -> dict[str, Any]:
     for name in fields:
         if name == family.depth_field:
             raise UserError(f"model.config.{name}", "say fold.num_layers instead")
+        if name in _SETTLED:
+            raise UserError(f"model.config.{name}", "is settled by foldray; leave it out")
         if name not in (*inner, *outer):
             close = difflib.get_close_matches(name, [*inner, *outer], n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
@@ -113,7 +120,7 @@ def load_stock(
     opened = nullcontext(checkpoint) if is_hub_name(checkpoint) else storage.local_folder(checkpoint)
     with opened as source, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a head that starts anew starts the same in every process
-        model, report = from_pretrained(family, str(source), config)
+        model, report = from_pretrained(family, str(source), config, checkpoint)
         keep_extractor(model, family, str(source))
         fresh = _check_report(family, report, checkpoint)
         same_size = not any(key.startswith(family.head) for key in fresh)
@@ -145,6 +152,24 @@ def _renew_head(model: Any, family: Family) -> list[str]:
     return [key for key in model.state_dict() if key.startswith(family.head)]
 
 
+def check_plan(available: int, plan: FoldPlan, method: Method) -> None:
+    """Raise UserError if a checkpoint of so many layers has no seed for a plan."""
+    try:
+        check_seed(available, plan, method)
+    except ValueError as error:
+        raise UserError("fold.num_layers" if available < plan.num_layers else "model.seed_layers", str(error)) from None
+
+
+@contextmanager
+def fold_errors() -> Iterator[None]:
+    """Make one line that names the field of what a plan asks of a model in vain."""
+    try:
+        yield
+    except ValueError as error:
+        field, _, problem = str(error).partition(": ")
+        raise UserError(f"fold.{field}", problem) from None
+
+
 def check_model(spec: ModelSpec, plan: FoldPlan) -> None:
     """Raise UserError for what can't be trained: a family without CTC, a configuration transformers refuses, a
     checkpoint that does not open. Loads no weights.
@@ -159,10 +184,7 @@ def check_model(spec: ModelSpec, plan: FoldPlan) -> None:
     if checkpoint:
         config = checkpoint_config(spec, checkpoint)
         available = getattr(getattr(config, "encoder_config", config), FAMILIES[spec.family].depth_field)
-        if available < plan.num_layers:
-            raise UserError(
-                "fold.num_layers", f"the checkpoint has {available} layers, the fold wants {plan.num_layers}"
-            )
+        check_plan(available, plan, spec.seed_layers)
 
 
 @overload
@@ -219,8 +241,13 @@ def with_units(config: Any, num_units: int) -> Any:
     return type(config)(**{**config.to_dict(), **_tokens(family, num_units)})
 
 
-def from_pretrained(family: Family, folder: str, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A float32 model from safetensors in a local folder or a hub repository, and its load report. Raises UserError."""
+def from_pretrained(
+    family: Family, folder: str, config: Any, origin: str, where: str = "model.checkpoint"
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A float32 model from safetensors in a local folder or a hub repository, and its load report.
+
+    origin: where the folder was copied from. Raises UserError.
+    """
     try:
         model, report = transformers_class(family.model).from_pretrained(
             folder,
@@ -232,7 +259,7 @@ def from_pretrained(family: Family, folder: str, config: Any) -> tuple[PreTraine
             output_loading_info=True,
         )
     except Exception as error:
-        raise UserError("model.checkpoint", f"{folder} does not load: {_one_line(error)}") from None
+        raise UserError(where, f"{origin} does not load: {_one_line(error)}") from None
     return model, report
 
 

@@ -13,7 +13,15 @@ from foldray.errors import UserError
 from foldray.folding.seed import Method, fit_private, seed_blocks
 from foldray.models import FAMILIES, Family, encoder_config, family_of, fold, settle, stack_of
 from foldray.plan import FoldPlan
-from foldray.pretrained import checkpoint_config, find_checkpoint, load_stock, read_config, with_units
+from foldray.pretrained import (
+    check_plan,
+    checkpoint_config,
+    find_checkpoint,
+    fold_errors,
+    load_stock,
+    read_config,
+    with_units,
+)
 from foldray.spec import ModelSpec
 
 
@@ -59,16 +67,13 @@ def _fold_deeper(
 ) -> tuple[PreTrainedModel, list[nn.Module]]:
     encoder: Any = model.get_submodule(family.encoder)
     sources = list(encoder.layers)
-    try:
-        encoder.layers = nn.ModuleList(seed_blocks(sources, plan, method))
-    except ValueError as error:
-        raise UserError(
-            "fold.num_layers" if len(sources) < plan.num_layers else "model.seed_layers", str(error)
-        ) from None
+    check_plan(len(sources), plan, method)
+    encoder.layers = nn.ModuleList(seed_blocks(sources, plan, method))
     setattr(encoder_config(model), family.depth_field, plan.num_layers)
     # fold() turns blocks of the sources into private ones where they are the seed's own.
     kept = copy.deepcopy(sources) if plan.num_layers < len(sources) else []
-    fold(model, plan)
+    with fold_errors():
+        fold(model, plan)
     if method == "svd":
         fit_private(stack_of(model), kept or sources)
     return model, [settle(block) for block in kept]

@@ -18,6 +18,10 @@ SAMPLE_RATE = 16_000
 """Samples a second of all prepared audio; every speech encoder here was trained at it."""
 
 
+DEFAULTS_VERSION = 1
+"""Raise it with every change to the default of a field that results depend on."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -325,9 +329,13 @@ class RunSpec(_Section):
         return self
 
     def spec_hash(self, corpus_id: str) -> str:
-        """Ten hex digits over every field that results depend on, and the identity of the prepared corpus."""
-        kept = self.model_dump(mode="json", exclude={"about", "storage", "scale", "checkpoint", "corpus"})
-        text = json.dumps({**kept, "corpus_id": corpus_id}, sort_keys=True)
+        """Ten hex digits over every field that results depend on, and the identity of the prepared corpus.
+
+        Fields at their defaults are left out, so that a field added later changes no run's name.
+        """
+        left_out = {"about", "storage", "scale", "checkpoint", "corpus"}
+        kept = self.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
+        text = json.dumps({**kept, "corpus_id": corpus_id, "defaults": DEFAULTS_VERSION}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def run_id(self, corpus_id: str) -> str:

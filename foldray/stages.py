@@ -59,6 +59,7 @@ SHOWN = 5
 
 def train_stage(spec: RunSpec) -> dict[str, Any]:
     """Prepare if need be, then train to the end or go on: run_id, run, step, resumed_from_step."""
+    from foldray.costs import fold_on_meta
     from foldray.pretrained import check_model
     from foldray.training.launch import cpus_needed, is_finished, run_uri, train
 
@@ -66,6 +67,7 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
     run = run_uri(spec, spec.run_id(found.corpus_id))
     if not is_finished(run):
         check_model(spec.model, spec.fold.plan())
+        fold_on_meta(spec.model, spec.fold.plan(), num_units=32)
     corpus, _ = _prepare(found, spec.corpus, spec.storage.root, cpus_needed(spec))
     if not is_finished(run):
         say(f"training  {run}, {spec.scale.workers} workers{_newest(run, ', going on from')}")

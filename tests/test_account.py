@@ -55,6 +55,7 @@ def test_macs_against_another_counter() -> None:
         assert cost.macs_per_audio_second * 10 == products / 2 + front_end + positions
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("name", list(CONFIGS))
 @pytest.mark.parametrize("private", [Private(), Private(norms=True, lora_rank=4, film=True)], ids=str)
 def test_counts_are_those_of_the_real_models(name: str, private: Private) -> None:

@@ -192,3 +192,52 @@ def test_what_s3_refuses_is_one_line(capsys: pytest.CaptureFixture[str], monkeyp
     assert (code, out) == (2, "")
     assert err.startswith("storage: When getting information for key 'x' in bucket 'b': AWS Error ACCESS_DENIED")
     assert err.strip().endswith("check AWS_ENDPOINT_URL, AWS_REGION and the credentials")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["fold.lora_on=[nope]", "fold.private=lora"], "fold.lora_on: a block has no projection 'nope'; it has "),
+        (["fold.lora_on=[q_proj]"], "fold.lora_on: without LoRA there is nothing to choose; add lora to private"),
+        (
+            ["fold.private=lora", "fold.lora_rank=5000"],
+            "fold.lora_rank: 5000 is no low rank for any",
+        ),
+        (["fold.private=magic"], "fold.private: 'magic' is none of norms, lora, film"),
+        (["model.config.num_attention_heads=0"], "model.config: no model has this shape: "),
+        (["model.config.hidden_act=nope"], "model.config: no model has this shape: KeyError"),
+        (["model.config.vocab_size=9"], "model.config.vocab_size: is settled by foldray; leave it out"),
+        (["model.family=wavlm", "fold.paths=[[0,1],[1,0,1]]", "fold.depths=[2,3]"], "fold.paths: wavlm's first layer"),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_folds_that_cannot_be_get_one_line_before_anything_starts(
+    overrides: list[str], message: str, command: str, capsys: pytest.CaptureFixture[str], spoken: Path, tmp_path: Path
+) -> None:
+    place = [f"corpus.path={spoken}", f"storage.root={tmp_path / 'store'}"]
+    code, out, err = call(capsys, command, "wav2vec2-tiny", *place, *overrides)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(message)
+    assert "Traceback" not in err
+    assert not (tmp_path / "store" / "corpora").exists()
+
+
+def test_a_family_without_ctc_is_planned_but_not_trained(
+    capsys: pytest.CaptureFixture[str], spoken: Path, tmp_path: Path
+) -> None:
+    code, out, err = call(capsys, "plan", "wav2vec2-base-8", "model={family: whisper}", "--json")
+    assert code == 0, err
+    assert json.loads(out)["saved_percent"] > 10
+    place = [f"corpus.path={spoken}", f"storage.root={tmp_path / 'store'}"]
+    code, _, err = call(capsys, "train", "wav2vec2-base-8", "model={family: whisper}", *place)
+    assert (code, err.startswith("model.family: whisper has no CTC, which foldray trains")) == (2, True)
+
+
+def test_the_readmes_six_lines_fold_a_stock_model(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    block = readme.split("no Ray, no files:\n\n")[1].split("\n\n")[0]
+    lines = [line.removeprefix("    ") for line in block.splitlines()]
+    assert len(lines) == 6
+    exec("\n".join(lines), {})
+    printed = capsys.readouterr().out
+    assert [line.split(" ")[0] for line in printed.splitlines() if line[:1].isdigit()] == ["8", "10", "12"]

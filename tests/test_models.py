@@ -16,6 +16,8 @@ from foldray.plan import Private
 from foldray.processor import transformers_class
 from tests.tiny import CONFIGS, UNITS, frames_for, inputs_for, noise, run, tiny_model
 
+pytestmark = pytest.mark.contract
+
 PRIVATE = Private(norms=True, lora_rank=4, film=True)
 PLANS = {
     "in_place": FoldPlan(3, (3, 4, 6)),

@@ -53,6 +53,8 @@ def test_the_terms_add_up(progress: float, ramp: float, prepared: tuple[str, Man
     term, model, batch = objective(prepared, tmp_path, "conformer", **options, temperature=2.0, direction="reverse")
     counts = StepCounts(int(batch.num_labels_B.sum()), int(batch.frames_B.sum()), 2)
     with torch.no_grad():
+        model(**batch.inputs)
+        hidden_PBTD = stack_of(model).take_output().unflatten(0, (5, 2))
         output = model(**batch.inputs)
         total, parts_LP = term(output, batch, counts, progress)
         weights = {"alpha": [0.5, 0.25, 0.25, 0.25], "beta": 0.3 * ramp, "temperature": 2.0, "direction": "reverse"}
@@ -69,7 +71,7 @@ def test_the_terms_add_up(progress: float, ramp: float, prepared: tuple[str, Man
             output.logits.unflatten(0, (5, 2)), batch.targets_BU, batch.num_labels_B + 1, counts.targets,
             smoothing=0.1, **weights,
         )  # fmt: skip
-        hidden_P = matching_per_path(stack_of(model).output.unflatten(0, (5, 2)), batch.frames_B) / counts.frames
+        hidden_P = matching_per_path(hidden_PBTD, batch.frames_B) / counts.frames
     expected = 0.3 * ctc.total + 0.7 * attention.total + 0.7 * ramp * hidden_P.sum()
     assert float(total) == pytest.approx(float(expected), rel=1e-6)
     assert term.parts == ["ctc", "attention", "kl", "hidden"]
@@ -97,7 +99,9 @@ def test_only_the_depths_that_ran_are_trained(prepared: tuple[str, Manifest], tm
     assert parts_LP.shape == (2, 3)
 
 
-@pytest.mark.parametrize("name", ["parakeet", "wav2vec2-stable", "conformer"])
+@pytest.mark.parametrize(
+    "name", ["conformer", *(pytest.param(n, marks=pytest.mark.contract) for n in ("parakeet", "wav2vec2-stable"))]
+)
 def test_drawn_depths_and_private_parts_resume_bit_equal(
     name: str, prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:

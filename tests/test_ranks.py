@@ -3,6 +3,7 @@
 import socket
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
@@ -16,6 +17,8 @@ from foldray.models import stack_of
 from foldray.plan import Private
 from tests.test_models import folded, without_dropout
 from tests.tiny import CONFIGS, inputs_for, noise, run
+
+pytestmark = pytest.mark.contract
 
 PLAN = FoldPlan(3, (3, 4, 7), order="cycle", private=Private(norms=True, lora_rank=4, film=True))
 Gradients = dict[str, torch.Tensor]

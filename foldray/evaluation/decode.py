@@ -58,12 +58,14 @@ def recognise(
     if decoding == "attention":
         longest = min(int(frames_B.max()), model.config.max_target_positions - 2)
         return [units.decode(ids) for ids in attention_decode(model, inputs, longest, BEAM)]
-    logits_BTV = ctc_logits(model(**inputs))
+    output = model(**inputs)
+    logits_BTV = ctc_logits(output)
     if decoding == "ctc":
         return greedy_texts(logits_BTV, frames_B, units)
     log_probs_BTV = logits_BTV.float().log_softmax(-1).cpu()
     nbest = [ctc_nbest(log_probs_BTV[b, :frames], BEAM) for b, frames in enumerate(frames_B.tolist())]
-    return [units.decode(ids) for ids in rescore(model, inputs, nbest, CTC_WEIGHT)]
+    hidden = output.encoder_last_hidden_state
+    return [units.decode(ids) for ids in rescore(model, inputs, nbest, CTC_WEIGHT, hidden)]
 
 
 def transcribe(

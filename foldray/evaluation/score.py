@@ -63,6 +63,8 @@ def score_depths(
 
     `on_progress(done, total)` counts batches over all depths.
     """
+    depths = tuple(sorted(set(depths)))
+    set_depths(model, depths)  # all of them have a path, or none is scored
     index = read_index(corpus, manifest, split)
     loader = BatchLoader(index, model, units, None, seed=0)
     batches = plan_scoring(index, MAX_DURATION)

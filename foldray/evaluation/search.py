@@ -109,17 +109,22 @@ def attention_decode(
 
 @torch.no_grad()
 def rescore(
-    model: ConformerForSpeech, inputs: dict[str, Tensor], nbest: Sequence[Sequence[Hypothesis]], ctc_weight: float
+    model: ConformerForSpeech,
+    inputs: dict[str, Tensor],
+    nbest: Sequence[Sequence[Hypothesis]],
+    ctc_weight: float,
+    hidden_BTD: Tensor | None = None,
 ) -> list[list[int]]:
     """The hypothesis of each utterance with the best ctc_weight * CTC + (1 - ctc_weight) * attention score.
 
     inputs: `input_features` (B, T, F) and `attention_mask` (B, T). nbest: one or more hypotheses for
     each utterance, as `ctc_nbest` gives them. Scores are log-probabilities of whole sentences, for the
     decoder with the end token: joint decoding by rescoring (Hori et al. 2017, aclanthology.org/P17-1048)
-    with the hypotheses from the CTC head (arXiv 2012.05481). Raises ValueError for a folded model
+    with the hypotheses from the CTC head (arXiv 2012.05481). hidden_BTD: what the encoder made of the
+    inputs, where that is known. Raises ValueError for a folded model
     that runs several depths.
     """
-    hidden_BTD: Tensor = model.encoder(**inputs).last_hidden_state
+    hidden_BTD = model.encoder(**inputs).last_hidden_state if hidden_BTD is None else hidden_BTD
     check_one_depth(hidden_BTD, len(nbest))
     mask_BT = inputs.get("attention_mask")
     best = []

@@ -50,6 +50,9 @@ class PrivateModule(nn.Module):
         """The stock bias at use 0, this use's own else."""
         return self.at_use("bias", self.running.number)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _blank, (PrivateModule, self.stock), self.__getstate__()  # type: ignore[no-untyped-call]
+
     def at_use(self, name: str, use: int) -> Tensor | None:
         """`weight` or `bias` of one use; None where the module has none."""
         stock = self._parameters.get(name)
@@ -64,9 +67,11 @@ class PrivateModule(nn.Module):
             tensor = tensor * (1 + parts["scale"]).view(-1, *[1] * (tensor.ndim - 1))
             if name == "bias":
                 tensor = tensor + parts["shift"]
-        if not torch.is_grad_enabled() and tensor is not stock:
-            # torch.matmul chooses its kernel by this flag; without it inference rounds unlike the unrolled model.
-            tensor.requires_grad_(stock.requires_grad)
+        made_here = tensor is not stock and tensor is not parts.get(name)
+        if made_here and not torch.is_grad_enabled() and not _rounds_anyway(tensor.device.type):
+            # torch.matmul chooses its kernel by this flag; without it inference rounds unlike the unrolled
+            # model. Autocast rounds anyway, and would keep a copy of every tensor that has it.
+            tensor.requires_grad_()
         return tensor
 
 
@@ -76,15 +81,45 @@ class PrivateBlock(nn.Module):
     stock: type[nn.Module]
     running: _Use
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _blank, (PrivateBlock, self.stock), self.__getstate__()  # type: ignore[no-untyped-call]
+
     def forward(self, *args: Any, fold_use: int = 0, **kwargs: Any) -> Any:
         """Run the stock block as one use of it."""
         self.running.number = fold_use
         return super().forward(*args, **kwargs)
 
 
+def _rounds_anyway(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 @functools.cache
 def _own_class(kind: Any, stock: Any) -> Any:
     return type(f"Private{stock.__name__}", (kind, stock), {"stock": stock})
+
+
+def _blank(kind: Any, stock: Any) -> Any:
+    """An empty module of a class made here, which pickle and deepcopy can't find by its name."""
+    own = _own_class(kind, stock)
+    return own.__new__(own)
+
+
+def check_private(block: nn.Module, private: Private) -> None:
+    """Raise ValueError, naming the field, for projections that a block lacks and ranks that none of them has."""
+    sizes = {
+        path.rsplit(".", 1)[-1]: min(module.weight.shape[:2])
+        for path, module in block.named_modules()
+        if is_projection(module)
+    }
+    for name in private.lora_on:
+        if name not in sizes:
+            raise ValueError(f"lora_on: a block has no projection '{name}'; it has {', '.join(sorted(sizes))}")
+        if private.lora_rank >= sizes[name]:
+            raise ValueError(f"lora_rank: {private.lora_rank} is no low rank for '{name}'; say less than {sizes[name]}")
+    if private.lora_rank and private.lora_rank >= max(sizes.values(), default=0):
+        largest = max(sizes.values(), default=0)
+        raise ValueError(f"lora_rank: {private.lora_rank} is no low rank for any projection; say less than {largest}")
 
 
 def add_private_parts(block: nn.Module, private: Private, uses: int) -> None:
@@ -152,11 +187,6 @@ def _takes_lora(name: str, module: Any, private: Private) -> bool:
         return name in private.lora_on
     # A rank that is no lower than the matrix's own would cost more than a private matrix.
     return bool(private.lora_rank < min(module.weight.shape[:2]))
-
-
-def projection_names(block: nn.Module) -> list[str]:
-    """What `lora_on` can name in a block."""
-    return sorted({path.rsplit(".", 1)[-1] for path, module in block.named_modules() if is_projection(module)})
 
 
 def private_modules(module: nn.Module) -> list[PrivateModule]:

@@ -41,6 +41,17 @@ def sources_of(plan: FoldPlan, available: int) -> dict[Place, int]:
     return {(layer, path[:i].count(layer)): i for i, layer in enumerate(path)}
 
 
+def check_seed(available: int, plan: FoldPlan, method: Method) -> None:
+    """Raise ValueError if a method can't make the seed of a plan out of so many layers."""
+    seed_layers(available, plan.num_layers, "first")
+    if method == "svd" and not plan.private.lora_rank:
+        raise ValueError("svd puts what the average leaves out into private low-rank parts; add lora to fold.private")
+    if method in ("average", "svd"):
+        stood_for = {layer for layer, _ in sources_of(plan, available)}
+        if missing := set(range(plan.num_layers)) - stood_for:
+            raise ValueError(f"layer {min(missing)} stands for no layer of the checkpoint: its path leaves it out")
+
+
 def seed_blocks(sources: Sequence[nn.Module], plan: FoldPlan, method: Method) -> list[nn.Module]:
     """The physical layers out of a deeper model's.
 
@@ -48,11 +59,9 @@ def seed_blocks(sources: Sequence[nn.Module], plan: FoldPlan, method: Method) ->
     checkpoint's own depth (arXiv 2410.20672, section 2.2). Raises ValueError where there are too few
     layers, no such path, or, for `svd`, no low-rank parts to take the residual.
     """
-    if method == "svd" and not plan.private.lora_rank:
-        raise ValueError("svd puts what the average leaves out into private low-rank parts; add lora to private")
+    check_seed(len(sources), plan, method)
     if method == "stepwise" or method == "first":
         return [sources[i] for i in seed_layers(len(sources), plan.num_layers, method)]
-    seed_layers(len(sources), plan.num_layers, "first")
     members = sources_of(plan, len(sources))
     return [
         _average([sources[i] for (owner, _), i in members.items() if owner == layer])

@@ -6,14 +6,21 @@ So no forward of the library is copied: front end, features and masks before the
 once, and what follows the loop (last norm, CTC head) runs once over all paths.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foldray.folding.private import USE, add_private_parts, projection_names
+from foldray.folding.private import USE, add_private_parts, check_private
 from foldray.plan import FoldPlan
+
+
+def check_layers(blocks: Sequence[nn.Module], plan: FoldPlan) -> None:
+    """Raise ValueError, naming the field, if a plan does not fit the blocks it is to fold."""
+    if len(blocks) != plan.num_layers:
+        raise ValueError(f"num_layers: the plan folds {plan.num_layers} layers, the model has {len(blocks)}")
+    check_private(blocks[0], plan.private)
 
 
 class FoldedStack(nn.ModuleList):
@@ -25,17 +32,14 @@ class FoldedStack(nn.ModuleList):
     """
 
     def __init__(self, layers: Iterable[nn.Module], plan: FoldPlan, carried: str | None = None) -> None:
-        super().__init__(layers)
-        if len(self) != plan.num_layers:
-            raise ValueError(f"the plan folds {plan.num_layers} layers, the model has {len(self)}")
+        blocks = list(layers)
+        check_layers(blocks, plan)
+        super().__init__(blocks)
         self.plan = plan
         self.run_depths = plan.depths
         self.keep_output = False
-        self.output: Tensor | None = None
+        self._output: Tensor | None = None
         self._carried = carried
-        for name in plan.private.lora_on:
-            if name not in (known := projection_names(self[0])):
-                raise ValueError(f"lora_on: a block has no projection '{name}'; it has {', '.join(known)}")
         self._uses = plan.uses()
         for block, uses in zip(self.physical_layers(), self._uses, strict=True):
             add_private_parts(block, plan.private, uses)
@@ -55,7 +59,7 @@ class FoldedStack(nn.ModuleList):
 
         hidden_BTD: (B, T, D). Returns (P*B, T, D): all of the first depth's utterances, then the
         next depth's; and what the blocks carry, where they do. Further arguments (masks, positions)
-        go to every block as they are. `output` holds the stacked states where `keep_output` asks.
+        go to every block as they are. Where `keep_output` asks, `take_output` gives the states again.
         """
         paths = [self.plan.path(depth) for depth in self.run_depths]
         reached: dict[tuple[int, ...], tuple[Tensor, Any]] = {(): (hidden_BTD, kwargs.get(self._carried or ""))}
@@ -74,8 +78,14 @@ class FoldedStack(nn.ModuleList):
                 if any(other[: len(prefix)] == prefix for other in later)
             }
         hidden_NTD = torch.cat([hidden for hidden, _ in ends]) if len(ends) > 1 else ends[0][0]
-        self.output = hidden_NTD if self.keep_output else None
+        self._output = hidden_NTD if self.keep_output else None
         return (hidden_NTD, ends[-1][1]) if self._carried else hidden_NTD
+
+    def take_output(self) -> Tensor:
+        """The stacked states of the last forward pass, (P*B, T, D), once: they hold its whole graph."""
+        assert self._output is not None
+        output, self._output = self._output, None
+        return output
 
     def _advance(
         self, prefix: tuple[int, ...], state: tuple[Tensor, Any], args: Any, kwargs: Any

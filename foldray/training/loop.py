@@ -54,6 +54,7 @@ def train_model(job: TrainJob, worker: Worker, on_record: Callable[[Record], Non
     if sources and worker.rank == 0 and not resumed.step:
         first = _plan(spec, index, 0).steps[0][0]
         _report_distances(job, worker, model, sources, loader.load(first, epoch=0))
+    del sources  # as large as the model
     cycle = Cycle(job, worker, model, optimizer, loader, index)
     has_valid = any(shard.split == "valid" and shard.rows for shard in manifest.shards)
     validate = Validation(job, worker, model, manifest) if has_valid else dict

@@ -38,7 +38,8 @@ class Objective:
             "kl",
             *(["hidden"] if spec.loss.hidden else []),
         ]
-        self.may_skip_parts = bool(plan.private) and plan.uses() != plan.uses(plan.depths[-1:])
+        drawn = spec.loss.sampled is not None
+        self.may_skip_parts = drawn and bool(plan.private) and plan.uses() != plan.uses(plan.depths[-1:])
 
     def draw_depths(self, epoch: int, epoch_step: int) -> tuple[int, ...]:
         """Seed, deepest, and what is drawn between them (the sandwich of arXiv 1903.05134); the same on every rank."""
@@ -89,8 +90,7 @@ class Objective:
         return joint_attention_loss(logits_PBUV, *targets, smoothing=smoothing, **self._weights(ramp))
 
     def _matching(self, batch: Batch, counts: StepCounts) -> Tensor:
-        hidden: Any = self._stack.output
-        hidden_PBTD = hidden.unflatten(0, (len(self._stack.run_depths), -1))
+        hidden_PBTD = self._stack.take_output().unflatten(0, (len(self._stack.run_depths), -1))
         # SEW's blocks run on squeezed frames, fewer than come out.
         squeezed = min(1.0, hidden_PBTD.shape[2] / int(batch.frames_B.max()))
         return matching_per_path(hidden_PBTD, (batch.frames_B * squeezed).long()) / counts.frames
