@@ -3,13 +3,23 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foldray.model_folder import load_model
+    from foldray.model_folder import load_model, save_model
     from foldray.models import fold, set_depths, unroll
     from foldray.plan import FoldPlan, Private
     from foldray.seeding import fold_checkpoint
 
 __version__ = "0.1.0"
-__all__ = ["FoldPlan", "Private", "__version__", "fold", "fold_checkpoint", "load_model", "set_depths", "unroll"]
+__all__ = [
+    "FoldPlan",
+    "Private",
+    "__version__",
+    "fold",
+    "fold_checkpoint",
+    "load_model",
+    "save_model",
+    "set_depths",
+    "unroll",
+]
 
 _HOMES = {
     "FoldPlan": "foldray.plan",
@@ -19,6 +29,7 @@ _HOMES = {
     "set_depths": "foldray.models",
     "unroll": "foldray.models",
     "load_model": "foldray.model_folder",
+    "save_model": "foldray.model_folder",
 }
 
 

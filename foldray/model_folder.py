@@ -75,13 +75,19 @@ def load_private(model: PreTrainedModel, private: dict[str, Tensor], origin: str
     model.load_state_dict(private, strict=False)
 
 
-def save_model(model: PreTrainedModel, units: Units, folder: Path) -> None:
-    """A folder that stock transformers opens as the seed, with `fold.json` and the private parts beside the weights."""
+def save_model(model: PreTrainedModel, folder: str | Path, units: Units | None = None) -> None:
+    """A folder that stock transformers opens as the seed, with `fold.json` and the private parts beside the weights.
+
+    units: what the model writes in; with them the feature extractor and a stock tokenizer lie there too.
+    Raises ValueError for a model that is not folded.
+    """
+    folder = Path(folder)
+    stack_of(model)
     stock, private = split_state(model.state_dict())
     model.save_pretrained(folder, state_dict=stock)
     if private:
         save_file({name: tensor.contiguous() for name, tensor in private.items()}, folder / PRIVATE_FILE)
-    _describe(model, units, folder)
+    _describe(model, folder, units)
 
 
 def describe_model(model: PreTrainedModel, units: Units) -> dict[str, bytes]:
@@ -89,11 +95,12 @@ def describe_model(model: PreTrainedModel, units: Units) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         model.config.save_pretrained(folder)
-        _describe(model, units, folder)
+        _describe(model, folder, units)
         return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-def _describe(model: PreTrainedModel, units: Units, folder: Path) -> None:
-    save_processor(model, units, folder)
+def _describe(model: PreTrainedModel, folder: Path, units: Units | None) -> None:
+    if units:
+        save_processor(model, units, folder)
     plan = asdict(stack_of(model).plan)
     (folder / FOLD_FILE).write_text(json.dumps(plan, indent=1) + "\n")

@@ -14,7 +14,7 @@ from foldray.model_folder import save_model
 from foldray.models import FAMILIES, FixedBatchNorm, ctc_logits, family_of, set_depths, stack_of
 from foldray.plan import Private
 from foldray.processor import transformers_class
-from tests.tiny import CONFIGS, UNITS, frames_for, inputs_for, noise, run, tiny_model
+from tests.tiny import CONFIGS, frames_for, inputs_for, noise, run, tiny_model
 
 pytestmark = pytest.mark.contract
 
@@ -173,7 +173,7 @@ def test_saved_and_loaded_is_the_same_and_its_seed_opens_in_stock_transformers(n
     plan = PLANS["private"]
     model = folded(name, plan)
     inputs = two_utterances(model)
-    save_model(model, UNITS, tmp_path)
+    save_model(model, tmp_path)
     family = family_of(model)
     stock, report = transformers_class(family.model).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))

@@ -136,7 +136,7 @@ def test_the_checkpoints_own_feature_extractor_is_kept(tmp_path: Path) -> None:
     for normalised in (False, True):
         extractor(do_normalize=normalised, return_attention_mask=True).save_pretrained(folder)
         model = fold_checkpoint(str(folder), FoldPlan(3, (3, 6)))
-        save_model(model, UNITS, tmp_path / "folded")
+        save_model(model, tmp_path / "folded", UNITS)
         for each in (model, load_model(str(tmp_path / "folded"))):
             heard = inputs_for(each, [noise(0.5), noise(0.8, seed=1)])
             assert torch.equal(heard["input_values"][0, :8000], noise(0.5)) == (not normalised)

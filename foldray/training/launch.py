@@ -222,7 +222,7 @@ def finish_run(job: TrainJob, model: Any) -> None:
     """Write the foldable model; `fold.json` goes last and says it is whole."""
     units = read_manifest(job.corpus).units
     with tempfile.TemporaryDirectory() as made:
-        save_model(model, units, Path(made))
+        save_model(model, made, units)
         storage.upload(Path(made), storage.join(job.run, "model"), last=FOLD_FILE)
 
 
