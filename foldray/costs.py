@@ -9,11 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from foldray.errors import UserError
-from foldray.folding.account import PRECISIONS, DepthCost, count_bytes, depth_costs
-from foldray.models import FAMILIES, encoder_config, family_of, fold, output_frames, set_depths, stack_of, unroll
-from foldray.plan import FoldPlan
-from foldray.pretrained import (
+from foldray.configuration import (
     check_plan,
     checkpoint_config,
     find_checkpoint,
@@ -22,7 +18,11 @@ from foldray.pretrained import (
     stock_config,
     with_units,
 )
-from foldray.processor import transformers_class
+from foldray.errors import UserError
+from foldray.families import FAMILIES, family_of, transformers_class
+from foldray.folding.account import PRECISIONS, DepthCost, count_bytes, depth_costs
+from foldray.models import encoder_config, fold, output_frames, set_depths, stack_of, unroll
+from foldray.plan import FoldPlan
 from foldray.spec import SAMPLE_RATE, ModelSpec
 
 MACS_SECONDS = 10.0

@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 from foldray import storage
 from foldray.data.text import Units
 from foldray.errors import UserError
+from foldray.families import FAMILIES, transformers_class
 from foldray.folding.private import split_state
-from foldray.models import FAMILIES, fold, set_depths, stack_of
-from foldray.plan import FoldPlan, Private
+from foldray.models import fold, set_depths, stack_of
+from foldray.plan import FOLD_FILE, FoldPlan, Private
 from foldray.pretrained import from_pretrained
-from foldray.processor import keep_extractor, save_processor, transformers_class
+from foldray.processor import keep_extractor, save_processor
 
-FOLD_FILE = "fold.json"
 PRIVATE_FILE = "private.safetensors"
 
 

@@ -10,18 +10,11 @@ from torch import nn
 from foldray import storage
 from foldray.data.text import END, PAD, UNKNOWN, Units, tokenizer_units
 from foldray.errors import UserError
-from foldray.models import FAMILIES, MEL_BINS, Family, family_of
+from foldray.families import FAMILIES, Family, family_of, transformers_class
+from foldray.models import MEL_BINS
 from foldray.spec import SAMPLE_RATE
 
 VOCABULARY_FILE, SUBWORDS_FILE = "vocab.json", "subwords.json"
-
-
-def transformers_class(name: str) -> Any:
-    """A class of transformers, or of foldray's own hybrid, by name; the library's progress bars stay off."""
-    library = importlib.import_module("transformers")
-    library.logging.disable_progress_bar()
-    own = importlib.import_module("foldray.conformer")  # before any AutoConfig: it registers its configuration there
-    return getattr(own if name in own.__all__ else library, name)
 
 
 def save_processor(model: nn.Module, units: Units, folder: Path) -> None:

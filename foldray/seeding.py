@@ -8,20 +8,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from foldray.configuration import check_plan, checkpoint_config, find_checkpoint, fold_errors, read_config, with_units
 from foldray.data.text import Units
 from foldray.errors import UserError
+from foldray.families import FAMILIES, Family, family_of
 from foldray.folding.seed import Method, fit_private, seed_blocks
-from foldray.models import FAMILIES, Family, encoder_config, family_of, fold, settle, stack_of
+from foldray.models import encoder_config, fold, settle, stack_of
 from foldray.plan import FoldPlan
-from foldray.pretrained import (
-    check_plan,
-    checkpoint_config,
-    find_checkpoint,
-    fold_errors,
-    load_stock,
-    read_config,
-    with_units,
-)
+from foldray.pretrained import load_stock
 from foldray.spec import ModelSpec
 
 

@@ -1,8 +1,6 @@
 """The stages of the pipeline, each a function from a spec (or a model) to what it left in the store."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,10 +8,9 @@ from foldray import storage
 from foldray.data.corpora import Corpus, find_corpus
 from foldray.data.manifest import QUARANTINE_FILE, Manifest, read_manifest, read_quarantine
 from foldray.errors import UserError
-from foldray.results.metrics import read_metrics
+from foldray.evaluation.provenance import FoundModel, find_model, provenance, read_run_spec
 from foldray.results.rows import Hypothesis, ResultRow, newest_rows, read_rows, write_rows
 from foldray.spec import BUILTIN_CORPUS, CorpusSpec, RunSpec
-from foldray.spec_input import build_spec
 from foldray.terminal import counting, say, training_bar
 
 # --- Prepare and train -----------------------------------------------------------------------------
@@ -59,8 +56,8 @@ SHOWN = 5
 
 def train_stage(spec: RunSpec) -> dict[str, Any]:
     """Prepare if need be, then train to the end or go on: run_id, run, step, resumed_from_step."""
+    from foldray.configuration import check_model
     from foldray.costs import fold_on_meta
-    from foldray.pretrained import check_model
     from foldray.training.launch import cpus_needed, is_finished, run_uri, train
 
     found = _find(spec.corpus, spec.storage.root)
@@ -112,41 +109,6 @@ def _resumed(step: int, resumed_from: int) -> str:
 
 
 # --- Evaluate --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FoundModel:
-    """A model folder, and the run it came from where there is one; `step` where it is a checkpoint."""
-
-    uri: str
-    name: str
-    store: str
-    run: str | None = None
-    step: int | None = None
-
-
-def find_model(model: str, store: str) -> FoundModel:
-    """The model behind a run id, a run or checkpoint URI, or a folder. Raises UserError listing what there is."""
-    from foldray.model_folder import FOLD_FILE
-
-    root = storage.absolute(store)
-    for place in (storage.absolute(model), storage.join(root, "runs", model)):
-        name = place.rstrip("/").rsplit("/", 1)[-1]
-        if storage.exists(storage.join(place, "model", FOLD_FILE)):
-            home = place.rsplit("/runs/", 1)[0] if "/runs/" in place else root
-            return FoundModel(storage.join(place, "model"), name, home, place)
-        if storage.exists(storage.join(place, FOLD_FILE)):
-            run, mark, step = place.rpartition("/checkpoints/step-")
-            if mark and step.isdigit():
-                return FoundModel(place, run.rsplit("/", 1)[1], run.rsplit("/runs/", 1)[0], run, int(step))
-            return FoundModel(place, name, root)
-    runs = storage.list_folders(storage.join(root, "runs"))
-    if model in runs:
-        raise UserError(
-            model, "is not finished; train it with the command that started it, or name one of its checkpoints"
-        )
-    done = [run for run in runs if storage.exists(storage.join(root, "runs", run, "model", FOLD_FILE))]
-    raise UserError(model, f"is no finished run and no model folder; finished in {root}: {', '.join(done) or 'none'}")
 
 
 def evaluate_stage(
@@ -213,7 +175,8 @@ def _result_rows(
     found: FoundModel, model: Any, manifest: Manifest, split: str, decoding: str, scores: list[Any]
 ) -> tuple[list[ResultRow], list[Hypothesis]]:
     from foldray.costs import costs_of
-    from foldray.models import family_of, stack_of
+    from foldray.families import family_of
+    from foldray.models import stack_of
 
     plan = stack_of(model).plan
     costs = {cost.depth: cost for cost in costs_of(model, [score.depth for score in scores])}
@@ -231,7 +194,7 @@ def _result_rows(
         "device": str(model.device),
         "precision": "float32",
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        **_provenance(found),
+        **provenance(found),
     }
     rows = [_row(score, costs[score.depth], shared) for score in scores]
     said = [(score.depth, utterance) for score in scores for utterance in score.utterances]
@@ -266,40 +229,6 @@ def _row(score: Any, cost: Any, shared: dict[str, Any]) -> ResultRow:
         rtfx=score.rtfx,
         peak_rss_bytes=score.peak_rss_bytes,
     )
-
-
-def _provenance(found: FoundModel) -> dict[str, Any]:
-    """What the run says of itself; zeros and blanks for a folder without a run."""
-    run = found.run
-    if run is None:
-        nothing = dict.fromkeys(("recipe", "versions", "git_commit", "spec_hash"), "")
-        return {
-            **nothing,
-            **dict.fromkeys(("alpha", "beta", "train_seconds", "train_audio_seconds"), 0.0),
-            "step": 0,
-            "seed": 0,
-        }
-    spec = read_run_spec(run)
-    facts = storage.read_json(storage.join(run, "run.json"))
-    metrics = [record for record in read_metrics(run) if found.step is None or record["step"] <= found.step]
-    return {
-        "recipe": spec.name,
-        "alpha": spec.loss.alpha,
-        "beta": spec.loss.beta,
-        "train_seconds": sum(record["seconds"] for record in metrics),
-        "train_audio_seconds": sum(record["audio_seconds"] for record in metrics),
-        "step": metrics[-1]["step"],
-        "seed": spec.seed,
-        "versions": json.dumps(facts["versions"]),
-        "git_commit": facts["git_commit"],
-        "spec_hash": facts["spec_hash"],
-    }
-
-
-def read_run_spec(run: str) -> RunSpec:
-    """The spec a run was started with."""
-    file = storage.join(run, "spec.json")
-    return build_spec(storage.read_json(file), file)
 
 
 # --- The main job ----------------------------------------------------------------------------------

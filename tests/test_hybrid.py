@@ -11,8 +11,9 @@ from foldray.data.stream import BatchLoader
 from foldray.errors import UserError
 from foldray.evaluation.decode import DECODINGS, check_decoding, recognise, transcribe
 from foldray.evaluation.score import score_depths
+from foldray.families import transformers_class
 from foldray.models import set_depths
-from foldray.processor import read_units, transformers_class
+from foldray.processor import read_units
 from foldray.spec import CorpusSpec
 from foldray.training.job import Worker
 from foldray.training.launch import finish_run

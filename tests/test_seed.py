@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from foldray import FoldPlan, fold_checkpoint, load_model
 from foldray.data.text import Units
 from foldray.errors import UserError
+from foldray.families import FAMILIES, transformers_class
 from foldray.folding.seed import low_rank, seed_blocks, seed_layers, sources_of
 from foldray.model_folder import save_model
-from foldray.models import FAMILIES, set_depths, stack_of
+from foldray.models import set_depths, stack_of
 from foldray.plan import Private
 from foldray.pretrained import write_random_checkpoint
-from foldray.processor import transformers_class
 from foldray.seeding import initial_distances, load_folded
 from tests.tiny import CONFIGS, UNITS, frames_for, inputs_for, noise, run, tiny_model, tiny_spec
 

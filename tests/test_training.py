@@ -17,8 +17,8 @@ from foldray.data.epoch import plan_epoch
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import BatchLoader
 from foldray.errors import UserError
+from foldray.families import transformers_class
 from foldray.pretrained import write_random_checkpoint
-from foldray.processor import transformers_class
 from foldray.results.metrics import read_metrics
 from foldray.spec import RunSpec
 from foldray.spec_input import build_spec

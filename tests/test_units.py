@@ -19,7 +19,8 @@ from foldray.data.manifest import Manifest, read_manifest
 from foldray.data.text import END, Units, bpe_units, character_units, normalise, unigram_units
 from foldray.errors import UserError
 from foldray.evaluation.decode import greedy_texts
-from foldray.processor import read_units, save_processor, transformers_class
+from foldray.families import transformers_class
+from foldray.processor import read_units, save_processor
 from foldray.recipes import load_recipe
 from foldray.spec import CorpusSpec
 from tests.conftest import prepare_serially

@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from foldray.configuration import stock_config
 from foldray.data.stream import extract_features
 from foldray.data.text import Units
-from foldray.models import FAMILIES, family_of, output_frames, whole_frames
-from foldray.pretrained import stock_config
-from foldray.processor import build_extractor, transformers_class
+from foldray.families import FAMILIES, family_of, transformers_class
+from foldray.models import output_frames, whole_frames
+from foldray.processor import build_extractor
 from foldray.spec import SAMPLE_RATE, ModelSpec
 
 UNITS = Units(["<pad>", "<unk>", "|", *"ABCDEF"])

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foldray.families import transformers_class
 from foldray.folding.loss import StepCounts, joint_loss
 from foldray.models import fold, output_frames, set_depths
 from foldray.plan import FoldPlan, Order
-from foldray.processor import transformers_class
 from foldray.spec import SAMPLE_RATE
 
 LAYERS, DEPTH = 8, 12

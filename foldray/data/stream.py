@@ -20,7 +20,8 @@ from foldray.data.audio import decode_flac
 from foldray.data.epoch import MicroBatch
 from foldray.data.manifest import SplitIndex
 from foldray.data.text import Units
-from foldray.models import family_of, mel_bins, output_frames, whole_frames
+from foldray.families import family_of
+from foldray.models import mel_bins, output_frames, whole_frames
 from foldray.processor import build_extractor
 from foldray.spec import SAMPLE_RATE, AugmentSpec
 

@@ -15,8 +15,9 @@ from foldray.data.stream import extract_features
 from foldray.data.text import Units
 from foldray.errors import UserError
 from foldray.evaluation.search import attention_decode, ctc_nbest, rescore
+from foldray.families import family_of
 from foldray.model_folder import load_model
-from foldray.models import ctc_logits, family_of, output_frames, set_depths, stack_of, whole_frames
+from foldray.models import ctc_logits, output_frames, set_depths, stack_of, whole_frames
 from foldray.processor import build_extractor, read_units
 
 Decoding = Literal["ctc", "attention", "joint"]

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 
 from foldray import storage
+from foldray.configuration import find_checkpoint
 from foldray.data.manifest import read_manifest
 from foldray.errors import UserError
-from foldray.model_folder import FOLD_FILE, save_model
-from foldray.pretrained import find_checkpoint, write_random_checkpoint
+from foldray.model_folder import save_model
+from foldray.plan import FOLD_FILE
+from foldray.pretrained import write_random_checkpoint
 from foldray.results.metrics import Record, read_metrics
 from foldray.session import start_ray
 from foldray.spec import RunSpec

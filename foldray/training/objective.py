@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from foldray.data.stream import Batch
+from foldray.families import family_of
 from foldray.folding.loss import (
     JointLoss,
     StepCounts,
@@ -14,7 +15,7 @@ from foldray.folding.loss import (
     joint_loss,
     matching_per_path,
 )
-from foldray.models import ctc_logits, family_of, stack_of
+from foldray.models import ctc_logits, stack_of
 from foldray.spec import RunSpec
 
 

@@ -1,0 +1,79 @@
+"""Which model is scored, and what the run it came from says of it."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from foldray import storage
+from foldray.errors import UserError
+from foldray.plan import FOLD_FILE
+from foldray.results.metrics import read_metrics
+from foldray.spec import RunSpec
+from foldray.spec_input import build_spec
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model folder, and the run it came from where there is one; `step` where it is a checkpoint."""
+
+    uri: str
+    name: str
+    store: str
+    run: str | None = None
+    step: int | None = None
+
+
+def find_model(model: str, store: str) -> FoundModel:
+    """The model behind a run id, a run or checkpoint URI, or a folder. Raises UserError listing what there is."""
+    root = storage.absolute(store)
+    for place in (storage.absolute(model), storage.join(root, "runs", model)):
+        name = place.rstrip("/").rsplit("/", 1)[-1]
+        if storage.exists(storage.join(place, "model", FOLD_FILE)):
+            home = place.rsplit("/runs/", 1)[0] if "/runs/" in place else root
+            return FoundModel(storage.join(place, "model"), name, home, place)
+        if storage.exists(storage.join(place, FOLD_FILE)):
+            run, mark, step = place.rpartition("/checkpoints/step-")
+            if mark and step.isdigit():
+                return FoundModel(place, run.rsplit("/", 1)[1], run.rsplit("/runs/", 1)[0], run, int(step))
+            return FoundModel(place, name, root)
+    runs = storage.list_folders(storage.join(root, "runs"))
+    if model in runs:
+        raise UserError(
+            model, "is not finished; train it with the command that started it, or name one of its checkpoints"
+        )
+    done = [run for run in runs if storage.exists(storage.join(root, "runs", run, "model", FOLD_FILE))]
+    raise UserError(model, f"is no finished run and no model folder; finished in {root}: {', '.join(done) or 'none'}")
+
+
+def provenance(found: FoundModel) -> dict[str, Any]:
+    """What the run says of itself; zeros and blanks for a folder without a run."""
+    run = found.run
+    if run is None:
+        nothing = dict.fromkeys(("recipe", "versions", "git_commit", "spec_hash"), "")
+        return {
+            **nothing,
+            **dict.fromkeys(("alpha", "beta", "train_seconds", "train_audio_seconds"), 0.0),
+            "step": 0,
+            "seed": 0,
+        }
+    spec = read_run_spec(run)
+    facts = storage.read_json(storage.join(run, "run.json"))
+    metrics = [record for record in read_metrics(run) if found.step is None or record["step"] <= found.step]
+    return {
+        "recipe": spec.name,
+        "alpha": spec.loss.alpha,
+        "beta": spec.loss.beta,
+        "train_seconds": sum(record["seconds"] for record in metrics),
+        "train_audio_seconds": sum(record["audio_seconds"] for record in metrics),
+        "step": metrics[-1]["step"],
+        "seed": spec.seed,
+        "versions": json.dumps(facts["versions"]),
+        "git_commit": facts["git_commit"],
+        "spec_hash": facts["spec_hash"],
+    }
+
+
+def read_run_spec(run: str) -> RunSpec:
+    """The spec a run was started with."""
+    file = storage.join(run, "spec.json")
+    return build_spec(storage.read_json(file), file)
