@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foldray.errors import UserError
     from foldray.model_folder import load_model, save_model
     from foldray.models import fold, set_depths, unroll
     from foldray.plan import FoldPlan, Private
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FoldPlan",
     "Private",
+    "UserError",
     "__version__",
     "fold",
     "fold_checkpoint",
@@ -24,6 +26,7 @@ __all__ = [
 _HOMES = {
     "FoldPlan": "foldray.plan",
     "Private": "foldray.plan",
+    "UserError": "foldray.errors",
     "fold": "foldray.models",
     "fold_checkpoint": "foldray.seeding",
     "set_depths": "foldray.models",

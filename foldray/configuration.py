@@ -115,7 +115,8 @@ def read_config(checkpoint: str) -> Any:
                 Path(copied, "config.json").write_bytes(storage.read_bytes(storage.join(checkpoint, "config.json")))
             return transformers_class("AutoConfig").from_pretrained(source, trust_remote_code=False)
     except Exception as error:
-        raise UserError("model.checkpoint", f"{checkpoint} does not open: {one_line(error)}") from None
+        nowhere = " is no folder here, and as a hub name it" if is_hub_name(checkpoint) else ""
+        raise UserError("model.checkpoint", f"{checkpoint}{nowhere} does not open: {one_line(error)}") from None
 
 
 def with_units(config: Any, num_units: int) -> Any:

@@ -13,13 +13,11 @@ from foldray import storage
 from foldray.data.text import Units
 from foldray.errors import UserError
 from foldray.families import FAMILIES, transformers_class
-from foldray.folding.private import split_state
+from foldray.folding.private import PRIVATE_FILE, split_state
 from foldray.models import fold, set_depths, stack_of
 from foldray.plan import FOLD_FILE, FoldPlan, Private
 from foldray.pretrained import from_pretrained
 from foldray.processor import keep_extractor, save_processor
-
-PRIVATE_FILE = "private.safetensors"
 
 
 def load_model(uri: str, depth: int | None = None) -> PreTrainedModel:
@@ -51,7 +49,10 @@ def load_model(uri: str, depth: int | None = None) -> PreTrainedModel:
 def read_plan(uri: str) -> FoldPlan:
     """The plan of a saved foldable model. Raises UserError if there is none."""
     if not storage.exists(storage.join(uri, FOLD_FILE)):
-        raise UserError(uri, f"holds no foldable model ({FOLD_FILE} is missing); give a run's model/ folder")
+        if not storage.is_folder(uri):
+            raise UserError(uri, "is not there")
+        mend = "write one with save_model, or fold a stock checkpoint with fold_checkpoint"
+        raise UserError(uri, f"holds no foldable model ({FOLD_FILE} is missing); {mend}")
     values = storage.read_json(storage.join(uri, FOLD_FILE))
     private = values.pop("private", "none")
     try:

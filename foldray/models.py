@@ -61,7 +61,7 @@ def _refuse_layout(model: PreTrainedModel, family: Family, plan: FoldPlan) -> No
 def unroll(model: PreTrainedModel, depth: int) -> PreTrainedModel:
     """A stock, unshared copy of one depth of a folded model; its output equals that depth's.
 
-    Private parts are written into the copies. Raises KeyError for a depth that has no path.
+    Private parts are written into the copies. Raises UserError for a depth that has no path.
     """
     family = family_of(model)
     encoder = _encoder(model)
@@ -78,7 +78,7 @@ def unroll(model: PreTrainedModel, depth: int) -> PreTrainedModel:
 
 
 def _unrolled_blocks(stack: FoldedStack, depth: int) -> list[nn.Module]:
-    path = stack.plan.path(depth)
+    path = _path(stack.plan, depth)
     blocks = []
     for position, layer in enumerate(path):
         block = copy.deepcopy(stack.physical_layers()[layer])
@@ -98,16 +98,21 @@ def stack_of(model: nn.Module) -> FoldedStack:
     return layers
 
 
-def set_depths(model: nn.Module, depths: Sequence[int]) -> None:
+def set_depths(model: nn.Module, depths: int | Sequence[int]) -> None:
     """Choose which depths a folded model runs from now on, trained or not. Raises UserError for one without a path."""
     stack = stack_of(model)
-    for depth in depths:
-        try:
-            stack.plan.path(depth)
-        except KeyError as error:
-            trained = ", ".join(map(str, stack.plan.depths))
-            raise UserError("depth", f"{error.args[0]} (trained: {trained})") from None
-    stack.run_depths = tuple(depths)
+    chosen = (depths,) if isinstance(depths, int) else tuple(depths)
+    for depth in chosen:
+        _path(stack.plan, depth)
+    stack.run_depths = chosen
+
+
+def _path(plan: FoldPlan, depth: int) -> tuple[int, ...]:
+    try:
+        return plan.path(depth)
+    except KeyError as error:
+        trained = ", ".join(map(str, plan.depths))
+        raise UserError("depth", f"{error.args[0]} (trained: {trained})") from None
 
 
 def _rest_unused(model: PreTrainedModel, family: Family) -> None:

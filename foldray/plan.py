@@ -29,7 +29,8 @@ class Private:
     film: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lora_on", tuple(self.lora_on))
+        names = (self.lora_on,) if isinstance(self.lora_on, str) else self.lora_on
+        object.__setattr__(self, "lora_on", tuple(names))
         if self.lora_rank < 0:
             raise ValueError("lora_rank: use 0 for none, or 1 or more")
         if self.lora_on and not self.lora_rank:

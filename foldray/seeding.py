@@ -1,17 +1,29 @@
 """From a stock checkpoint of any depth to a folded model, and how far that is from where it came."""
 
 import copy
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from foldray.configuration import check_plan, checkpoint_config, find_checkpoint, fold_errors, read_config, with_units
+from foldray import storage
+from foldray.configuration import (
+    check_plan,
+    checkpoint_config,
+    find_checkpoint,
+    fold_errors,
+    is_hub_name,
+    read_config,
+    with_units,
+)
 from foldray.data.text import Units
 from foldray.errors import UserError
 from foldray.families import FAMILIES, Family, family_of
+from foldray.folding.private import PRIVATE_FILE
 from foldray.folding.seed import Method, fit_private, seed_blocks
 from foldray.models import encoder_config, fold, settle, stack_of
 from foldray.plan import FoldPlan
@@ -19,21 +31,24 @@ from foldray.pretrained import load_stock
 from foldray.spec import ModelSpec
 
 
-def fold_checkpoint(checkpoint: str, plan: FoldPlan, method: Method = "stepwise") -> PreTrainedModel:
+def fold_checkpoint(checkpoint: str | Path, plan: FoldPlan, method: Method = "stepwise") -> PreTrainedModel:
     """A folded model out of a stock checkpoint in a local folder, a bucket or on the hub, in evaluation mode.
 
-    The family is the checkpoint's own; its head stays. method: how its layers become the seed (see
+    The family is the checkpoint's own. Its head stays; a checkpoint without one, as pretraining
+    leaves it, gets a random one and a warning. method: how its layers become the seed (see
     `foldray.folding.seed`). Raises UserError for a class that can't be folded, for weights that
     lack a key or have one too many, and for a plan that does not fit.
     """
-    place = find_checkpoint(checkpoint)
+    place = find_checkpoint(str(checkpoint))
+    if not is_hub_name(place) and storage.exists(storage.join(place, PRIVATE_FILE)):
+        raise UserError(place, "is a foldable model with private parts, which would be lost; open it with load_model")
     config = read_config(place)
     family = next((f for f in FAMILIES.values() if f.config == type(config).__name__), None)
     if family is None:
-        raise UserError(checkpoint, f"is a {config.model_type}, which foldray does not fold")
+        raise UserError(str(checkpoint), f"is a {config.model_type}, which foldray does not fold")
     model, fresh = load_stock(family, place, config, seed=0)
-    if fresh := [key for key in fresh if not key.endswith("masked_spec_embed")]:
-        raise UserError(checkpoint, f"lacks {len(fresh)} keys of {family.model}, such as {fresh[0]}")
+    if any(key.startswith(family.head) for key in fresh):
+        warnings.warn(f"{checkpoint} has no head of {family.model}; it starts at random", stacklevel=2)
     folded, _ = _fold_deeper(model, family, plan, method)
     nn.Module.eval(folded)
     return folded

@@ -155,7 +155,9 @@ class FoldSpec(_Section):
         "none",
         description="What each repeated use of a layer has for itself: none, or norms, lora and film joined by '+'.",
     )
-    lora_rank: int = Field(8, ge=1, description="Rank of the private low-rank terms, where private has lora.")
+    lora_rank: int | None = Field(
+        None, ge=1, description="Rank of the private low-rank terms; 8 where private has lora."
+    )
     lora_on: tuple[str, ...] = Field(
         (), description="Projections with a low-rank term, such as [q_proj, v_proj]; empty for all of a block."
     )
@@ -173,7 +175,9 @@ class FoldSpec(_Section):
                 raise ValueError(
                     f"private: '{part}' is none of norms, lora, film; join them by '+', such as norms+lora"
                 )
-        rank = self.lora_rank if "lora" in parts else 0
+        if self.lora_rank and "lora" not in parts:
+            raise ValueError("lora_rank: without LoRA it does nothing; add lora to private")
+        rank = (self.lora_rank or 8) if "lora" in parts else 0
         return Private(norms="norms" in parts, lora_rank=rank, lora_on=self.lora_on, film="film" in parts)
 
     def plan(self) -> FoldPlan:
@@ -326,6 +330,15 @@ class RunSpec(_Section):
                 f"batch.max_duration: {self.batch.max_duration:g} s hold no utterance of corpus.max_seconds = "
                 f"{self.corpus.max_seconds:g}; raise the one or lower the other"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_seed(self) -> "RunSpec":
+        method = self.model.seed_layers
+        if method != "stepwise" and not self.model.checkpoint:
+            raise ValueError(f"model.seed_layers: {method} needs a model.checkpoint to make the seed of")
+        if method == "svd" and not self.fold.private_parts().lora_rank:
+            raise ValueError("model.seed_layers: svd puts what the mean leaves out into LoRA; add lora to fold.private")
         return self
 
     def spec_hash(self, corpus_id: str) -> str:

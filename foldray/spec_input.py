@@ -37,6 +37,8 @@ def _explain(error: dict[str, Any], origin: str) -> UserError:
         return UserError(f"fold.{field}", message)
     if error["type"] == "value_error":
         return UserError(where, message)
+    if error["type"] == "tuple_type":
+        return UserError(where, f"give a list in brackets, such as [{error['input']}]")
     return UserError(where, f"{message[0].lower()}{message[1:]} (got {error['input']!r})")
 
 

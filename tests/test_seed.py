@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from foldray import FoldPlan, fold_checkpoint, load_model
+from foldray import FoldPlan, fold, fold_checkpoint, load_model
 from foldray.data.text import Units
 from foldray.errors import UserError
 from foldray.families import FAMILIES, transformers_class
@@ -167,7 +167,7 @@ def test_seeds_that_cannot_be_are_refused(tmp_path: Path) -> None:
     _, folder = saved("hubert", tmp_path)
     with pytest.raises(UserError, match="the checkpoint has 6 layers, the fold wants 8"):
         fold_checkpoint(str(folder), FoldPlan(8, (8, 12)))
-    with pytest.raises(UserError, match=r"add lora to fold\.private"):
+    with pytest.raises(UserError, match="add lora to them"):
         fold_checkpoint(str(folder), FoldPlan(3, (3, 6)), "svd")
     with pytest.raises(UserError, match="the checkpoint has 6 layers: depth 6 has no path"):
         fold_checkpoint(str(folder), FoldPlan(2, (2, 3), paths=((0, 1), (0, 1, 1))), "average")
@@ -176,6 +176,29 @@ def test_seeds_that_cannot_be_are_refused(tmp_path: Path) -> None:
     transformers_class("BertConfig")(num_hidden_layers=1).save_pretrained(tmp_path / "bert")
     with pytest.raises(UserError, match="is a bert, which foldray does not fold"):
         fold_checkpoint(str(tmp_path / "bert"), FoldPlan(2, (2, 3)))
+
+
+def test_a_checkpoint_as_pretraining_leaves_it_gets_a_fresh_head_and_a_warning(tmp_path: Path) -> None:
+    stock, _ = saved("hubert", tmp_path / "ctc")
+    stock.hubert.save_pretrained(tmp_path / "headless")
+    with pytest.warns(UserWarning, match="has no head of HubertForCTC; it starts at random"):
+        model = fold_checkpoint(tmp_path / "headless", FoldPlan(6, (6, 8)))
+    ours, theirs = (each.hubert.encoder.layers[5].final_layer_norm.weight for each in (model, stock))
+    assert torch.equal(ours, theirs)
+    with pytest.raises(UserError, match=r"HubertModel: can't be folded: .* give HubertForCTC"):
+        fold(stock.hubert, FoldPlan(6, (6, 8)))
+
+
+def test_a_foldable_folder_is_not_folded_again_at_the_cost_of_its_private_parts(tmp_path: Path) -> None:
+    save_model(fold(tiny_model("hubert"), FoldPlan(3, (3, 6), private=Private(norms=True))), tmp_path)
+    with pytest.raises(UserError, match="private parts, which would be lost; open it with load_model"):
+        fold_checkpoint(tmp_path, FoldPlan(3, (3, 4)))
+    with pytest.raises(UserError, match="'mean' is no way to make a seed; use one of stepwise, first, average, svd"):
+        fold_checkpoint(str(saved("hubert", tmp_path / "stock")[1]), FoldPlan(3, (3, 6)), "mean")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="write one with save_model, or fold a stock checkpoint with fold_checkpoint"):
+        load_model(str(tmp_path / "stock"))
+    with pytest.raises(UserError, match="nowhere: is not there"):
+        load_model(str(tmp_path / "nowhere"))
 
 
 def test_blocks_of_an_average_are_copies() -> None:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +43,11 @@ def sources_of(plan: FoldPlan, available: int) -> dict[Place, int]:
 
 def check_seed(available: int, plan: FoldPlan, method: Method) -> None:
     """Raise ValueError if a method can't make the seed of a plan out of so many layers."""
+    if method not in get_args(Method):
+        raise ValueError(f"'{method}' is no way to make a seed; use one of {', '.join(get_args(Method))}")
     seed_layers(available, plan.num_layers, "first")
     if method == "svd" and not plan.private.lora_rank:
-        raise ValueError("svd puts what the average leaves out into private low-rank parts; add lora to fold.private")
+        raise ValueError("svd puts what the average leaves out into private low-rank parts; add lora to them")
     if method in ("average", "svd"):
         stood_for = {layer for layer, _ in sources_of(plan, available)}
         if missing := set(range(plan.num_layers)) - stood_for:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from foldray import storage
 from foldray.errors import UserError
-from foldray.folding.private import split_state
-from foldray.model_folder import PRIVATE_FILE
+from foldray.folding.private import PRIVATE_FILE, split_state
 
 MANIFEST = "manifest.json"
 
