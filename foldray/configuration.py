@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from foldray import storage
 from foldray.errors import UserError
-from foldray.families import FAMILIES, Family, transformers_class
+from foldray.families import FAMILIES, Family, family_of_config, transformers_class
 from foldray.folding.seed import Method, check_seed
 from foldray.plan import FoldPlan
 from foldray.spec import ModelSpec
@@ -121,7 +121,8 @@ def read_config(checkpoint: str) -> Any:
 
 def with_units(config: Any, num_units: int) -> Any:
     """The same configuration for a model that writes so many units."""
-    family = next(f for f in FAMILIES.values() if f.config == type(config).__name__)
+    family = family_of_config(config)
+    assert family is not None
     return type(config)(**{**config.to_dict(), **_tokens(family, num_units)})
 
 

@@ -15,6 +15,7 @@ from foldray.configuration import (
     find_checkpoint,
     fold_errors,
     is_hub_name,
+    one_line,
     stock_config,
     with_units,
 )
@@ -59,8 +60,7 @@ def fold_on_meta(spec: ModelSpec, plan: FoldPlan, num_units: int) -> PreTrainedM
 
 
 def _no_such_shape(error: Exception) -> UserError:
-    said = " ".join(str(error).split())[:160]
-    return UserError("model.config", f"no model has this shape: {type(error).__name__}: {said}")
+    return UserError("model.config", f"no model has this shape: {type(error).__name__}: {one_line(error)}")
 
 
 def _config(spec: ModelSpec, plan: FoldPlan, num_units: int) -> Any:

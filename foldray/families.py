@@ -117,13 +117,18 @@ def family_of(model: nn.Module) -> Family:
     for family in FAMILIES.values():
         if name == family.model:
             return family
-    kin = next((f for f in FAMILIES.values() if f.config == type(getattr(model, "config", None)).__name__), None)
+    kin = family_of_config(getattr(model, "config", None))
     if kin and name not in REFUSED:
         raise UserError(name, f"can't be folded: foldray folds the whole recogniser; give {kin.model}")
     known = ", ".join(family.model for family in FAMILIES.values())
     raise UserError(
         name, f"can't be folded: {REFUSED.get(name, 'foldray does not know its layout')}; families: {known}"
     )
+
+
+def family_of_config(config: Any) -> Family | None:
+    """The family that a transformers configuration belongs to; None where foldray folds none of that kind."""
+    return next((family for family in FAMILIES.values() if family.config == type(config).__name__), None)
 
 
 def transformers_class(name: str) -> Any:

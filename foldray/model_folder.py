@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from foldray import storage
 from foldray.data.text import Units
 from foldray.errors import UserError
-from foldray.families import FAMILIES, transformers_class
+from foldray.families import family_of_config, transformers_class
 from foldray.folding.private import PRIVATE_FILE, split_state
 from foldray.models import fold, set_depths, stack_of
 from foldray.plan import FOLD_FILE, FoldPlan, Private
@@ -29,7 +29,7 @@ def load_model(uri: str, depth: int | None = None) -> PreTrainedModel:
     plan = read_plan(uri)
     with storage.local_folder(uri) as folder:
         config = transformers_class("AutoConfig").from_pretrained(folder, trust_remote_code=False)
-        family = next((f for f in FAMILIES.values() if f.config == type(config).__name__), None)
+        family = family_of_config(config)
         if family is None:
             raise UserError(uri, f"holds a {config.model_type}, which foldray does not fold")
         model, report = from_pretrained(family, str(folder), config, uri, "MODEL")

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from foldray.errors import UserError
 from foldray.families import Family, family_of
+from foldray.folding.decoder import decode_once, repeat_for_depths
 from foldray.folding.private import settle_use
 from foldray.folding.stack import FoldedStack, check_layers
 from foldray.plan import FoldPlan
@@ -46,7 +47,7 @@ def fold(model: PreTrainedModel, plan: FoldPlan) -> PreTrainedModel:
                 setattr(holder, name, 0.0)
     _rest_unused(model, family)
     if family.decoder:
-        model.get_submodule(family.decoder).register_forward_pre_hook(_repeat_for_depths, with_kwargs=True)
+        repeat_for_depths(model.get_submodule(family.decoder))
     return model
 
 
@@ -73,7 +74,7 @@ def unroll(model: PreTrainedModel, depth: int) -> PreTrainedModel:
         if type(module) is FixedBatchNorm:
             module.__class__ = nn.BatchNorm1d  # type: ignore[assignment]
     if family.decoder:
-        _drop_hook(stock.get_submodule(family.decoder))
+        decode_once(stock.get_submodule(family.decoder))
     return stock
 
 
@@ -125,32 +126,6 @@ def _rest_unused(model: PreTrainedModel, family: Family) -> None:
     for name, parameter in model.named_parameters():
         if name.startswith(family.unused or ("\0",)) or (name.endswith("masked_spec_embed") and not masks):
             parameter.requires_grad_(False)
-
-
-PER_UTTERANCE = ("input_ids", "attention_mask", "encoder_attention_mask", "inputs_embeds", "position_ids")
-"""What a decoder is given for each utterance; the encoder's states are there for each depth as well."""
-
-
-def _repeat_for_depths(_decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Give the decoder its inputs once for every depth that the encoder has run."""
-    states, given = kwargs.get("encoder_hidden_states"), kwargs.get("input_ids")
-    given = kwargs.get("inputs_embeds") if given is None else given
-    if states is None or given is None or len(states) == len(given):
-        return args, kwargs
-    if kwargs.get("past_key_values") is not None:
-        raise UserError("depth", "generation runs one depth; choose it with set_depths(model, [depth])")
-    repeated = {
-        name: value.repeat(len(states) // len(value), *[1] * (value.ndim - 1))
-        for name in PER_UTTERANCE
-        if (value := kwargs.get(name)) is not None and len(value) < len(states)
-    }
-    return args, {**kwargs, **repeated}
-
-
-def _drop_hook(decoder: nn.Module) -> None:
-    for key, hook in list(decoder._forward_pre_hooks.items()):
-        if hook is _repeat_for_depths:
-            del decoder._forward_pre_hooks[key], decoder._forward_pre_hooks_with_kwargs[key]
 
 
 Settled = TypeVar("Settled", bound=nn.Module)

@@ -10,7 +10,7 @@ from torch import nn
 from foldray import storage
 from foldray.data.text import END, PAD, UNKNOWN, Units, tokenizer_units
 from foldray.errors import UserError
-from foldray.families import FAMILIES, Family, family_of, transformers_class
+from foldray.families import Family, family_of, transformers_class
 from foldray.models import MEL_BINS
 from foldray.spec import SAMPLE_RATE
 
@@ -54,7 +54,7 @@ def build_extractor(model: nn.Module) -> Any:
     if (own := getattr(model, "extractor", None)) is not None:
         return own
     config: Any = model.config
-    family = next(f for f in FAMILIES.values() if f.config == type(config).__name__)
+    family = family_of(model)
     extractor = transformers_class(family.extractor)
     if family.features == "mel":
         return extractor(feature_size=config.encoder_config.num_mel_bins, sampling_rate=SAMPLE_RATE)

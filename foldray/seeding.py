@@ -22,7 +22,7 @@ from foldray.configuration import (
 )
 from foldray.data.text import Units
 from foldray.errors import UserError
-from foldray.families import FAMILIES, Family, family_of
+from foldray.families import FAMILIES, Family, family_of, family_of_config
 from foldray.folding.private import PRIVATE_FILE
 from foldray.folding.seed import Method, fit_private, seed_blocks
 from foldray.models import encoder_config, fold, settle, stack_of
@@ -43,7 +43,7 @@ def fold_checkpoint(checkpoint: str | Path, plan: FoldPlan, method: Method = "st
     if not is_hub_name(place) and storage.exists(storage.join(place, PRIVATE_FILE)):
         raise UserError(place, "is a foldable model with private parts, which would be lost; open it with load_model")
     config = read_config(place)
-    family = next((f for f in FAMILIES.values() if f.config == type(config).__name__), None)
+    family = family_of_config(config)
     if family is None:
         raise UserError(str(checkpoint), f"is a {config.model_type}, which foldray does not fold")
     model, fresh = load_stock(family, place, config, seed=0)
