@@ -13,6 +13,10 @@ Family = Literal[
     "parakeet", "wav2vec2-bert", "wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech-sat",
     "wav2vec2-conformer", "sew", "whisper", "moonshine", "conformer",
 ]  # fmt: skip
+Layout = Literal[
+    "auto", "jsonl", "kaldi", "librispeech", "commonvoice", "folder", "webdataset", "parquet", "lhotse",
+]  # fmt: skip
+TextProfile = Literal["english", "english_lower", "unicode", "unicode_lower", "as_is"]
 BUILTIN_CORPUS = "builtin"
 SAMPLE_RATE = 16_000
 """Samples a second of all prepared audio; every speech encoder here was trained at it."""
@@ -32,19 +36,24 @@ class CorpusSpec(_Section):
     path: str = Field(
         description="A folder or URI with the corpus; 'builtin' is the spoken corpus foldray makes itself."
     )
-    layout: Literal["auto", "jsonl"] = Field(
-        "auto", description="How the corpus is laid out; 'auto' looks and says what it found."
+    layout: Layout = Field(
+        "auto", description="How the corpus is laid out; 'auto' looks and says what it took it for."
     )
     splits: tuple[str, ...] = Field(
         ("train", "valid", "test"),
-        description="Splits to prepare; a missing 'valid' is carved from 'train' by speaker.",
+        description="Splits to prepare; a missing 'valid' is carved from 'train' by speaker. 'train=A+B' takes the "
+        "files or sub-folders A and B of the corpus for it, such as [train=train-clean-100, test=test-other].",
+    )
+    audio_root: str | None = Field(
+        None, description="Folder or URI where relative audio paths begin; default: the folder of their manifest."
     )
     valid_fraction: float = Field(
         0.05, ge=0.0, lt=0.5, description="Share of 'train' carved off as 'valid' where there is none."
     )
-    text: Literal["english", "unicode"] = Field(
+    text: TextProfile = Field(
         "english",
-        description="Text normalisation: 'english' keeps A-Z and apostrophe, 'unicode' every letter, mark and digit.",
+        description="Text normalisation: 'english' keeps A-Z and apostrophe, 'unicode' every letter, mark and digit, "
+        "both in upper case unless '_lower' follows; 'as_is' only tidies white space.",
     )
     units: Literal["characters", "bpe", "unigram"] = Field(
         "characters",
@@ -59,6 +68,12 @@ class CorpusSpec(_Section):
     )
     min_seconds: float = Field(0.3, gt=0, description="Shorter utterances are quarantined.")
     max_seconds: float = Field(30.0, gt=0, description="Longer utterances are quarantined.")
+    frame_seconds: float = Field(
+        0.04,
+        gt=0,
+        description="Audio of one output frame of the models to be trained, 0.02 for wav2vec 2.0 and HuBERT; text that "
+        "CTC can't write in the frames of its audio is quarantined.",
+    )
     max_quarantine: float = Field(
         0.05, ge=0, le=1, description="Share of quarantined utterances above which preparation stops."
     )

@@ -5,6 +5,7 @@ S3 endpoint, region and credentials come from the usual AWS environment, never f
 
 import contextlib
 import functools
+import io
 import json
 import os
 import tempfile
@@ -112,6 +113,29 @@ def file_sizes(uris: Iterable[str]) -> list[int | None]:
         found = (info.size if info.type == fs.FileType.File else None for info in infos)
         sizes.update(zip(members, found, strict=True))
     return [sizes[uri] for uri in wanted]
+
+
+def list_tree(uri: str) -> dict[str, int]:
+    """Bytes of every file below a folder, by its path relative to it; empty if it is not there."""
+    from pyarrow import fs
+
+    found, path = filesystem(uri)
+    infos = found.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+    files = ((info.path.removeprefix(path).lstrip("/"), info) for info in infos if info.type == fs.FileType.File)
+    return {name: info.size for name, info in sorted(files)}
+
+
+def open_file(uri: str) -> Any:
+    """A file opened for reading at any place, in blocks of 256 KiB. Raises FileNotFoundError."""
+    found, path = filesystem(uri)
+    return io.BufferedReader(found.open_input_file(path), 2**18)
+
+
+def read_range(uri: str, offset: int, length: int) -> bytes:
+    """`length` bytes of a file from `offset` on; fewer where it ends before."""
+    found, path = filesystem(uri)
+    with found.open_input_file(path) as file:
+        return bytes(file.read_at(length, offset))
 
 
 def read_bytes(uri: str) -> bytes:
