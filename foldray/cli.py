@@ -268,27 +268,59 @@ def transcribe(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="joint-step: a joint training step against the deepest path alone.")],
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 5,
+    name: Annotated[str, typer.Argument(help="joint-step, resume, prepare, ingest or consumers.")],
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds (joint-step, ingest).")] = 3,
+    hours: Annotated[float, typer.Option(min=0.01, help="Hours of audio (prepare).")] = 10.0,
+    utterances: Annotated[int, typer.Option(min=1000, help="Utterances of the manifest (resume).")] = 1_000_000,
+    peer: Annotated[bool, typer.Option(help="Whether the peer runs too (resume).")] = True,
     as_json: Json = False,
 ) -> None:
     """Run a benchmark with its peer side by side; the ratios are what counts. Leave the machine alone meanwhile.
 
+    joint-step: a joint training step against the deepest path alone. resume: standing in the middle of an epoch of
+    a huge corpus. prepare: hours of audio prepared a second. ingest: batches a second into a model that does nothing.
+    consumers: ways of feeding 64 training workers.
+
     Example: foldray bench joint-step
     """
-    if name != "joint-step":
-        raise UserError(name, "is not a benchmark; use joint-step")
-    from foldray.bench.joint_step import bench_joint_step
-
     with counting("measuring") as on_progress:
-        measured = bench_joint_step(rounds, on_progress=on_progress)
+        if name == "joint-step":
+            from foldray.bench.joint_step import bench_joint_step
+
+            measured = bench_joint_step(rounds, on_progress=on_progress)
+        elif name == "resume":
+            from foldray.bench.resume import bench_resume
+
+            measured = bench_resume(utterances, with_peer=peer, on_progress=on_progress)
+        elif name == "prepare":
+            from foldray.bench.prepare import bench_prepare
+
+            measured = bench_prepare(hours, on_progress=on_progress)
+        elif name == "ingest":
+            from foldray.bench.ingest import bench_ingest
+
+            measured = bench_ingest(rounds, on_progress=on_progress)
+        elif name == "consumers":
+            from foldray.bench.consumers import bench_consumers
+
+            measured = bench_consumers(on_progress=on_progress)
+        else:
+            raise UserError(name, "is not a benchmark; use joint-step, resume, prepare, ingest or consumers")
     if as_json:
         _emit(measured)
         return
     for part in ("ours", "peer", "ratio"):
-        unit = "" if part == "ratio" else " s"
-        print_table("", [part, "value"], [[key, f"{value:.3f}{unit}"] for key, value in measured[part].items()])
-    output.print(f"{measured['shape']}, {measured['threads']} threads")
+        print_table("", [part, "value"], [[key, _figure(value)] for key, value in measured[part].items()])
+    output.print(measured["shape"])
+
+
+def _figure(value: Any) -> str:
+    """A measured value, or its name's parts, as people read them."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_figure(each)}" for key, each in value.items())
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value / 2**20:,.0f} MiB" if abs(value) >= 2**22 else f"{value:,.3f}"
 
 
 def _emit(value: dict[str, Any]) -> None:

@@ -22,8 +22,8 @@ SAMPLE_RATE = 16_000
 """Samples a second of all prepared audio; every speech encoder here was trained at it."""
 
 
-DEFAULTS_VERSION = 1
-"""Raise it with every change to the default of a field that results depend on."""
+DEFAULTS_VERSION = 2
+"""Raise it with every change to the default of a field that results depend on, or to the order of an epoch."""
 
 
 class _Section(BaseModel):
@@ -36,9 +36,7 @@ class CorpusSpec(_Section):
     path: str = Field(
         description="A folder or URI with the corpus; 'builtin' is the spoken corpus foldray makes itself."
     )
-    layout: Layout = Field(
-        "auto", description="How the corpus is laid out; 'auto' looks and says what it took it for."
-    )
+    layout: Layout = Field("auto", description="How the corpus is laid out; 'auto' looks and says what it took it for.")
     splits: tuple[str, ...] = Field(
         ("train", "valid", "test"),
         description="Splits to prepare; a missing 'valid' is carved from 'train' by speaker. 'train=A+B' takes the "
@@ -281,11 +279,32 @@ class BatchSpec(_Section):
         ge=0,
         description="Epochs at the start whose batches go from short to long; eases CTC from scratch.",
     )
+    longest_first: bool = Field(
+        False, description="The longest audio comes first in every epoch: a run short of memory fails at once."
+    )
 
 
 class AugmentSpec(_Section):
-    """SpecAugment (arXiv 1904.08779) on log-mel features; waveform families mask by `mask_time_prob`."""
+    """What is done to audio before the model hears it, drawn anew for each utterance and epoch.
 
+    Masks are SpecAugment (arXiv 1904.08779) on log-mel features; waveform families mask by their own
+    `mask_time_prob`.
+    """
+
+    speeds: tuple[float, ...] = Field(
+        (1.0,),
+        min_length=1,
+        description="Speeds that each utterance is heard at, one drawn for each epoch, such as [0.9, 1.0, 1.1] "
+        "(Ko et al., Interspeech 2015).",
+    )
+    volume_db: float = Field(0.0, ge=0, le=40, description="Most decibels that audio is made louder or softer by.")
+    noise_share: float = Field(0.0, ge=0, le=1, description="Share of the utterances that noise is added to.")
+    noise_snr_db: tuple[float, float] = Field(
+        (10.0, 30.0), description="Least and greatest distance of speech above noise, in decibels."
+    )
+    noise_path: str | None = Field(
+        None, description="Folder or URI with noise recordings; default: noise of random colour, made on the spot."
+    )
     from_epoch: int = Field(
         0, ge=0, description="First epoch with masks: from the start they keep CTC from scratch on its plateau."
     )
@@ -295,6 +314,28 @@ class AugmentSpec(_Section):
     frequency_masks: int = Field(0, ge=0, description="Frequency masks on each utterance.")
     frequency_mask_bins: int = Field(12, ge=1, description="Widest frequency mask in mel bins.")
 
+    @field_validator("speeds")
+    @classmethod
+    def _are_speeds(cls, speeds: tuple[float, ...]) -> tuple[float, ...]:
+        for speed in speeds:
+            if not 0.5 <= speed <= 2:
+                raise ValueError(
+                    f"{speed:g} is no speed of speech; give factors from 0.5 to 2, such as [0.9, 1.0, 1.1]"
+                )
+        return speeds
+
+    @field_validator("noise_snr_db")
+    @classmethod
+    def _ascends(cls, snr: tuple[float, float]) -> tuple[float, float]:
+        if snr[0] > snr[1]:
+            raise ValueError(f"the least distance comes first; say [{snr[1]:g}, {snr[0]:g}]")
+        return snr
+
+    @field_validator("noise_path")
+    @classmethod
+    def _has_no_secret(cls, path: str | None) -> str | None:
+        return path and _without_secret(path)
+
 
 class ScaleSpec(_Section):
     """How much machine. Nothing here changes which utterances make up a step, so the hash leaves it out."""
@@ -303,6 +344,9 @@ class ScaleSpec(_Section):
     use_gpu: bool = Field(False, description="One GPU for each worker.")
     resources_per_worker: dict[str, float] = Field(
         default_factory=dict, description="Ray resources of one worker, such as {CPU: 4}."
+    )
+    loader_threads: int = Field(
+        1, ge=1, description="Threads of each worker that decode, augment and compute features ahead of training."
     )
     max_failures: int = Field(2, ge=0, description="Lost worker groups after which the run gives up.")
 
@@ -356,16 +400,16 @@ class RunSpec(_Section):
             raise ValueError("model.seed_layers: svd puts what the mean leaves out into LoRA; add lora to fold.private")
         return self
 
-    def spec_hash(self, corpus_id: str) -> str:
-        """Ten hex digits over every field that results depend on, and the identity of the prepared corpus.
+    def spec_hash(self, corpus_id: str, vocabulary: str) -> str:
+        """Ten hex digits over every field that results depend on, the prepared corpus's identity and its units' digest.
 
         Fields at their defaults are left out, so that a field added later changes no run's name.
         """
         left_out = {"about", "storage", "scale", "checkpoint", "corpus"}
         kept = self.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
-        text = json.dumps({**kept, "corpus_id": corpus_id, "defaults": DEFAULTS_VERSION}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        facts = {"corpus_id": corpus_id, "vocabulary": vocabulary, "defaults": DEFAULTS_VERSION}
+        return hashlib.sha256(json.dumps({**kept, **facts}, sort_keys=True).encode()).hexdigest()[:10]
 
-    def run_id(self, corpus_id: str) -> str:
+    def run_id(self, corpus_id: str, vocabulary: str) -> str:
         """Name and hash: the same spec on the same corpus resumes its run, another can never overwrite it."""
-        return f"{self.name}-{self.spec_hash(corpus_id)}"
+        return f"{self.name}-{self.spec_hash(corpus_id, vocabulary)}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from foldray import storage
 from foldray.data.corpora import Corpus, find_corpus
-from foldray.data.manifest import QUARANTINE_FILE, Manifest, read_manifest, read_quarantine
+from foldray.data.manifest import MANIFEST_FILE, QUARANTINE_FILE, Manifest, read_manifest, read_quarantine
 from foldray.errors import UserError
 from foldray.evaluation.provenance import FoundModel, find_model, provenance, read_run_spec
 from foldray.results.rows import Hypothesis, ResultRow, newest_rows, read_rows, write_rows
@@ -61,11 +61,11 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
     from foldray.training.launch import cpus_needed, is_finished, run_uri, train
 
     found = _find(spec.corpus, spec.storage.root)
-    run = run_uri(spec, spec.run_id(found.corpus_id))
-    if not is_finished(run):
+    if not _is_trained(spec, found):
         check_model(spec.model, spec.fold.plan())
         fold_on_meta(spec.model, spec.fold.plan(), num_units=32)
-    corpus, _ = _prepare(found, spec.corpus, spec.storage.root, cpus_needed(spec))
+    corpus, manifest = _prepare(found, spec.corpus, spec.storage.root, cpus_needed(spec))
+    run = run_uri(spec, spec.run_id(manifest.corpus_id, manifest.units.digest))
     if not is_finished(run):
         say(f"training  {run}, {spec.scale.workers} workers{_newest(run, ', going on from')}")
     try:
@@ -82,6 +82,17 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
         "step": trained.step,
         "resumed_from_step": trained.resumed_from_step,
     }
+
+
+def _is_trained(spec: RunSpec, corpus: Corpus) -> bool:
+    """Whether the run of this spec is done; only a prepared corpus can tell."""
+    from foldray.data.prepare import prepared_folder
+    from foldray.training.launch import is_finished, run_uri
+
+    folder = prepared_folder(corpus, spec.storage.root)
+    if not storage.exists(storage.join(folder, MANIFEST_FILE)):
+        return False
+    return is_finished(run_uri(spec, spec.run_id(corpus.corpus_id, read_manifest(folder).units.digest)))
 
 
 def _say_distances(run: str) -> None:

@@ -64,7 +64,7 @@ def ids_in(corpus: Path) -> list[str]:
 
 
 def ids_out(folder: str, manifest: Manifest) -> list[str]:
-    return [i for split in ("train", "valid", "test") for i in read_index(folder, manifest, split).ids]
+    return [i for split in ("train", "valid", "test") for i in read_index(folder, manifest, split).ids.to_pylist()]
 
 
 def test_in_equals_out_plus_quarantined(own_corpus: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_shards_hold_what_the_corpus_said(own_corpus: Path, prepared: tuple[str,
     said = {row["id"]: row for row in map(json.loads, (own_corpus / "test.jsonl").read_text().splitlines())}
     index = read_index(folder, manifest, "test")
     read = RowReader(index)
-    for position, utterance in enumerate(index.ids):
+    for position, utterance in enumerate(index.ids.to_pylist()):
         row = read(position)
         assert (row["id"], row["text"]) == (utterance, said[utterance]["text"])
         assert len(decode_flac(row["audio"])) == index.num_samples[position]
@@ -121,7 +121,9 @@ def test_no_speaker_is_in_train_and_valid(own_corpus: Path, prepared: tuple[str,
     speaker = {
         row["id"]: row["speaker"] for row in map(json.loads, (own_corpus / "train.jsonl").read_text().splitlines())
     }
-    train, valid = ({speaker[i] for i in read_index(folder, manifest, split).ids} for split in ("train", "valid"))
+    train, valid = (
+        {speaker[i] for i in read_index(folder, manifest, split).ids.to_pylist()} for split in ("train", "valid")
+    )
     assert train
     assert valid
     assert not train & valid
@@ -199,7 +201,8 @@ def test_a_bad_row_is_named(own_corpus: Path, tmp_path: Path, line: str, message
 
 def test_a_folder_without_manifests_says_what_to_write(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"corpus.path: .* has none of the layouts known \(jsonl\); write train.jsonl and test.jsonl"
+        UserError,
+        match=r"corpus.path: .* has none of the layouts known \(jsonl, .*\); write train.jsonl and test.jsonl",
     ):
         prepare_serially(CorpusSpec(path=str(tmp_path)), tmp_path / "store")
 
@@ -221,7 +224,7 @@ def test_rows_without_ids_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     folder, manifest = prepare_serially(CorpusSpec(path=str(corpus), valid_fraction=0.25), tmp_path / "store")
     assert (manifest.utterances_out, manifest.quarantined) == (18, 0)
     assert len(read_index(folder, manifest, "valid")) == 3
-    assert read_index(folder, manifest, "test").ids[0].startswith("test/s")
+    assert read_index(folder, manifest, "test").ids[0].as_py().startswith("test/s")
 
 
 def test_segments_of_a_longer_file(tmp_path: Path) -> None:
@@ -251,11 +254,23 @@ def test_a_split_without_a_usable_utterance_stops_before_training(own_corpus: Pa
         prepare_serially(CorpusSpec(path=str(own_corpus), max_quarantine=0.9), tmp_path)
 
 
-@pytest.mark.parametrize("promised", [0, 2**36 - 1])
+@pytest.mark.parametrize("promised", [16_001, 2**36 - 1])
 def test_a_flac_header_that_lies_about_its_length_takes_no_memory_on_its_word(promised: int) -> None:
-    """Streaming encoders write 0 for 'unknown'; damage can leave any number."""
+    """Damage can leave any number."""
     data = bytearray(encode_flac(0.1 * np.ones(16_000, dtype=np.float32)))
     data[21:26] = ((data[21] >> 4 << 4 << 32) | promised).to_bytes(5, "big")
     with pytest.raises(BadAudioError) as caught:
         decode(bytes(data))
+    assert caught.value.reason == "truncated"
+
+
+def test_flac_of_unknown_length_is_read_to_its_end() -> None:
+    """Streaming encoders write 0 for 'unknown': the samples are there all the same, unless the file is cut off."""
+    samples = 0.1 * np.sin(np.arange(600_000) * 0.05).astype(np.float32)
+    whole = encode_flac(samples)
+    streamed = bytearray(whole)
+    streamed[21:26] = (streamed[21] >> 4 << 4 << 32).to_bytes(5, "big")
+    assert np.array_equal(decode(bytes(streamed)), decode(whole))
+    with pytest.raises(BadAudioError) as caught:
+        decode(bytes(streamed[: len(streamed) // 2]))
     assert caught.value.reason == "truncated"

@@ -93,7 +93,7 @@ def test_files_and_names(tmp_path: Path) -> None:
 
 
 def test_the_hash_covers_what_results_depend_on_and_nothing_else() -> None:
-    base = load_recipe("an4").run_id("corpus-1")
+    base = load_recipe("an4").run_id("corpus-1", "units")
     same = [
         "storage.root=s3://b/p",
         "scale.workers=8",
@@ -102,10 +102,11 @@ def test_the_hash_covers_what_results_depend_on_and_nothing_else() -> None:
         "corpus.path=x",
     ]
     for override in same:
-        assert load_recipe("an4", [override]).run_id("corpus-1") == base, override
+        assert load_recipe("an4", [override]).run_id("corpus-1", "units") == base, override
     other = ["seed=1", "optim.lr=1e-5", "fold.depths=[3,6]", "loss.beta=0", "batch.per_step=3", "precision=bfloat16"]
-    ids = {load_recipe("an4", [override]).run_id("corpus-1") for override in other}
+    ids = {load_recipe("an4", [override]).run_id("corpus-1", "units") for override in other}
     assert len(ids) == len(other)
     assert base not in ids
-    assert load_recipe("an4").run_id("corpus-2") != base
+    assert load_recipe("an4").run_id("corpus-2", "units") != base
+    assert load_recipe("an4").run_id("corpus-1", "other units") != base
     assert base.startswith("an4-")

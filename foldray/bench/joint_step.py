@@ -58,8 +58,8 @@ def bench_joint_step(
                 for order in ORDERS
             },
         },
-        "shape": f"wav2vec2-base, {LAYERS} -> {DEPTH}, {BATCH} x {SECONDS:g} s, CTC, float32, {rounds} rounds",
-        "threads": torch.get_num_threads(),
+        "shape": f"wav2vec2-base, {LAYERS} -> {DEPTH}, {BATCH} x {SECONDS:g} s, CTC, float32, seconds a step, "
+        f"{rounds} rounds, {torch.get_num_threads()} threads",
     }
 
 

@@ -1,47 +1,29 @@
 """Corpora: which utterances a source holds. Metadata only; no audio is decoded here.
 
-A layout is a function from a folder or URI to utterances split by split. Everything after it
-(preparation, shards, training) is the same for all of them.
+A layout (see `layouts`) finds and reads the splits of a folder or URI. Everything after it (preparation,
+shards, training) is the same for all of them.
 """
 
 import hashlib
 import json
-import math
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from foldray import storage
 from foldray.data.builtin import builtin_corpus_id, write_builtin_corpus
+from foldray.data.layouts import LAYOUTS, Place
+from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 from foldray.spec import BUILTIN_CORPUS, CorpusSpec
 
 PREPARE_VERSION = 1
 """Raise it with every change to what preparation writes: normalisation, decoding, shards."""
 
-
-@dataclass(frozen=True)
-class Utterance:
-    """One utterance as its source describes it.
-
-    audio: URI of the file; row: where it was described, for messages; duration: seconds as
-    declared, or None; text: None where the source has no such field; start: seconds into the file
-    where a segment begins, None for a whole file; bytes: size of the audio file, None where it is missing.
-    """
-
-    id: str
-    split: str
-    audio: str
-    text: str | None
-    speaker: str
-    language: str
-    duration: float | None
-    row: str
-    start: float | None = None
-    bytes: int | None = None
+_LATER_FIELDS = ("channel", "within", "problem")
 
 
 @dataclass(frozen=True)
@@ -60,31 +42,32 @@ class Corpus:
 def find_corpus(spec: CorpusSpec, root: str) -> Corpus:
     """What there is to prepare; `root` is the store, which keeps the built-in corpus.
 
-    Raises UserError naming `corpus.path`, or the file and row that is wrong.
+    Raises UserError naming `corpus.path`, `corpus.splits`, or the file and row that is wrong.
     """
+    splits = split_names(spec)
     if spec.path == BUILTIN_CORPUS:
         folder, name = _builtin_folder(root), "builtin"
     else:
-        folder = storage.absolute(spec.path)
+        folder = _checked_folder(spec.path)
         name = storage.filesystem_path(folder).rstrip("/").rsplit("/", 1)[-1]
-        if not storage.is_folder(folder):
-            raise UserError("corpus.path", f"{folder} is no folder; give a folder with train.jsonl and test.jsonl")
-    layout = _recognise(folder, spec)
-    utterances = _with_sizes(_carve_valid(list(LAYOUTS[layout](folder, spec)), spec))
+    place = Place(folder, storage.absolute(spec.audio_root) if spec.audio_root else None)
+    layout = _recognise(place, spec)
+    found = _locate(layout, place, spec)
+    read = LAYOUTS[layout].read
+    utterances = [
+        each for split, uris in zip(splits, found, strict=True) for uri in uris for each in read(uri, split, place)
+    ]
+    utterances = _with_sizes(_carve_valid(utterances, spec), folder)
     return Corpus(f"{_slug(name)}-{_identity(utterances, folder, spec)}", layout, utterances)
 
 
-def _recognise(folder: str, spec: CorpusSpec) -> str:
-    """The layout of a folder: the one the spec names, or what its files look like."""
-    if spec.layout != "auto":
-        return spec.layout
-    if any(name.endswith(".jsonl") for name in storage.list_files(folder)):
-        return "jsonl"
-    raise UserError(
-        "corpus.path",
-        f"{folder} has none of the layouts known ({', '.join(LAYOUTS)}); write train.jsonl and test.jsonl, "
-        'one object a line: {"audio": "clips/a.flac", "text": "HELLO"}',
-    )
+def _checked_folder(path: str) -> str:
+    folder = storage.absolute(path)
+    if storage.is_folder(folder):
+        return folder
+    if storage.exists(folder):
+        raise UserError("corpus.path", f"{folder} is no folder but a file; give the folder that holds it")
+    raise UserError("corpus.path", f"{folder} is no folder; give a folder with train.jsonl and test.jsonl")
 
 
 def _slug(name: str) -> str:
@@ -93,16 +76,24 @@ def _slug(name: str) -> str:
 
 def _identity(utterances: list[Utterance], folder: str, spec: CorpusSpec) -> str:
     digest = hashlib.sha256(f"{PREPARE_VERSION}".encode())
-    left_out = {"path", "layout", "max_quarantine"}
+    left_out = {"path", "layout", "audio_root", "max_quarantine"}
     # Characters were there first: a corpus of them keeps its name.
     left_out |= {"units", "vocab_size"} if spec.units == "characters" else set()
     fields = spec.model_dump(mode="json", exclude=left_out)
     digest.update(json.dumps(fields, sort_keys=True).encode())
+    folders = [folder, *([storage.absolute(spec.audio_root)] if spec.audio_root else [])]
     for utterance in utterances:
-        # Where the corpus lies is not what it is: the same files under another root are the same corpus.
-        entry = {**asdict(utterance), "audio": utterance.audio.removeprefix(folder), "row": ""}
-        digest.update(json.dumps(entry, sort_keys=True).encode())
+        digest.update(json.dumps(_described(utterance, folders), sort_keys=True).encode())
     return digest.hexdigest()[:10]
+
+
+def _described(utterance: Utterance, folders: list[str]) -> dict[str, Any]:
+    """What an utterance is, wherever its corpus lies: the same files under another root are the same corpus."""
+    inside = next(filter(None, (_inside(utterance.audio, folder) for folder in folders)), None)
+    entry = {**asdict(utterance), "audio": f"/{inside}" if inside else utterance.audio, "row": ""}
+    entry["problem"] = utterance.problem and utterance.problem[0]
+    # These came later: a corpus without them keeps its name.
+    return {name: value for name, value in entry.items() if value is not None or name not in _LATER_FIELDS}
 
 
 def _builtin_folder(root: str) -> str:
@@ -122,96 +113,88 @@ def _builtin_folder(root: str) -> str:
     return folder
 
 
-# --- JSONL -----------------------------------------------------------------------------------------
+# --- Layouts and splits ----------------------------------------------------------------------------
 
-_NAMES = {
-    "audio": ("audio", "audio_filepath", "path", "file"),
-    "text": ("text", "transcript", "sentence"),
-    "language": ("lang", "language"),
-    "speaker": ("speaker", "speaker_id", "spk"),
-}
+_ALIASES = {"valid": ("valid", "dev", "validation", "val"), "test": ("test", "eval")}
 
 
-def read_jsonl_corpus(folder: str, spec: CorpusSpec) -> Iterator[Utterance]:
-    """Utterances of `train.jsonl`, `test.jsonl` …: one object a line with `audio` and `text`.
+def split_names(spec: CorpusSpec) -> tuple[str, ...]:
+    """The names of the splits that utterances will have: what stands before '=' in each of `corpus.splits`.
 
-    Optional: `id`, `speaker`, `lang`, `duration` and `offset` (seconds; both together name a segment
-    of a longer file). NeMo's `audio_filepath` is understood too. Relative audio paths start at the
-    folder of the manifest, and are the ids of rows without one.
+    Raises UserError where one can't be: without a source, twice, or no name for files.
     """
-    present = [split for split in spec.splits if storage.exists(storage.join(folder, f"{split}.jsonl"))]
-    for needed in (split for split in spec.splits if split != "valid"):
-        if needed not in present:
-            raise UserError(
-                "corpus.path",
-                f"{folder} has no {needed}.jsonl; write it, or name the splits there are in corpus.splits",
-            )
-    for split in present:
-        yield from _read_manifest(folder, split)
+    names = tuple(entry.partition("=")[0] for entry in spec.splits)
+    for entry, name in zip(spec.splits, names, strict=True):
+        if not re.fullmatch(r"\w[\w.-]*", name) or not all(_sources(entry)):
+            raise UserError("corpus.splits", f"'{entry}' is no split; say a name, or name=A+B for files or sub-folders")
+        if names.count(name) > 1:
+            raise UserError("corpus.splits", f"'{name}' comes twice; join what belongs to it: {name}=A+B")
+    return names
 
 
-def _read_manifest(folder: str, split: str) -> Iterator[Utterance]:
-    file = storage.join(folder, f"{split}.jsonl")
-    # Not splitlines(): JSON strings may hold the other characters that Unicode counts as line ends.
-    for number, line in enumerate(storage.read_bytes(file).decode("utf-8-sig", "replace").split("\n"), start=1):
-        if line.strip():
-            yield _read_row(line, f"{file}:{number}", folder, split)
+def _sources(entry: str) -> list[str]:
+    """What an entry takes: its name, or what stands behind '='."""
+    name, named, parts = entry.partition("=")
+    return [part.strip("/") for part in parts.split("+")] if named else [name]
 
 
-def _read_row(line: str, row: str, folder: str, split: str) -> Utterance:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(row, f"is not JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
-    if not isinstance(entry, dict):
-        raise UserError(row, 'is not an object; write {"audio": "…", "text": "…"}')
-    audio = str(_field(entry, "audio") or "")
-    if not audio:
-        raise UserError(row, f"has no audio file; give one of {', '.join(_NAMES['audio'])}")
-    start, duration = (_seconds(entry, name, row) for name in ("offset", "duration"))
-    if start is not None and duration is None:
-        raise UserError(row, "has an offset but no duration; a segment needs both")
-    segment = "" if start is None else f"@{start:g}+{duration:g}"
-    return Utterance(
-        id=str(entry.get("id") or audio.rsplit(".", 1)[0] + segment),
-        split=split,
-        audio=audio if "://" in audio or audio.startswith("/") else storage.join(folder, audio),
-        text=_text(entry),
-        speaker=str(_field(entry, "speaker") or ""),
-        language=str(_field(entry, "language") or ""),
-        duration=duration,
-        start=start,
-        row=row,
+def _find_split(layout: str, place: Place, entry: str) -> list[list[str]]:
+    """What a layout finds for an entry of `corpus.splits`: for each of its sources, which may be none."""
+    find = LAYOUTS[layout].find
+    if "=" in entry:
+        return [find(place, source) for source in _sources(entry)]
+    names = _ALIASES.get(entry, (entry,))
+    return [next(filter(None, (find(place, name) for name in names)), [])]
+
+
+def _recognise(place: Place, spec: CorpusSpec) -> str:
+    """The layout of a folder: the one the spec names, or the first that finds any of the splits; by listings alone."""
+    if spec.layout != "auto":
+        return spec.layout
+    for name, layout in LAYOUTS.items():
+        found = (uris for entry in spec.splits for uris in _find_split(name, place, entry) if uris)
+        first = next(found, None)
+        if first and layout.looks_right(first[0]):
+            return name
+    raise UserError(
+        "corpus.path",
+        f"{place.folder} has none of the layouts known ({', '.join(LAYOUTS)}); write train.jsonl and test.jsonl, "
+        'one object a line: {"audio": "clips/a.flac", "text": "HELLO"}, or name what there is in corpus.splits, '
+        f"such as [train=A, test=B]; {_contents(place)}",
     )
 
 
-def _text(entry: dict[str, Any]) -> str | None:
-    """The row's text, None where it has no such field at all."""
-    return str(_field(entry, "text") or "") if any(name in entry for name in _NAMES["text"]) else None
+def _locate(layout: str, place: Place, spec: CorpusSpec) -> list[list[str]]:
+    """The URIs of each split. Raises UserError for one that is missing, but a `valid` without a source."""
+    found = [_find_split(layout, place, entry) for entry in spec.splits]
+    wants = LAYOUTS[layout].wants
+    if not any(uris for each in found for uris in each):
+        raise UserError("corpus.path", f"{place.folder} is not laid out as {layout} ({wants}); {_contents(place)}")
+    for entry, each in zip(spec.splits, found, strict=True):
+        for source, uris in zip(_sources(entry), each, strict=True):
+            if not uris and entry != "valid":
+                mend = "add it, leave it out of corpus.splits, or say there what it is, such as [test=A+B]"
+                raise UserError(
+                    "corpus.path", f"{place.folder} has no {source} ({layout}: {wants}); {_contents(place)}; {mend}"
+                )
+    located = [[uri for uris in each for uri in uris] for each in found]
+    _refuse_shared(located, spec)
+    return located
 
 
-def _field(entry: dict[str, Any], name: str) -> Any:
-    return next((entry[key] for key in _NAMES[name] if entry.get(key) not in (None, "")), None)
+def _refuse_shared(located: list[list[str]], spec: CorpusSpec) -> None:
+    owner: dict[str, str] = {}
+    for entry, uris in zip(spec.splits, located, strict=True):
+        for uri in uris:
+            if uri in owner:
+                raise UserError("corpus.splits", f"'{owner[uri]}' and '{entry}' both take {uri}; say which has it")
+            owner[uri] = entry
 
 
-def _seconds(entry: dict[str, Any], name: str, row: str) -> float | None:
-    value = entry.get(name)
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = math.nan
-    if not math.isfinite(seconds) or seconds < 0 or (name == "duration" and not seconds):
-        raise UserError(row, f"{name} {value!r} is not a number of seconds")
-    return seconds
-
-
-LAYOUTS: dict[str, Callable[[str, CorpusSpec], Iterator[Utterance]]] = {"jsonl": read_jsonl_corpus}
-"""What reads each layout: from a folder or URI to utterances, metadata only."""
-
-
-# --- Splits and sizes ------------------------------------------------------------------------------
+def _contents(place: Place) -> str:
+    names = sorted([*place.files(), *(f"{name}/" for name in place.folders())])
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"it holds {', '.join(names[:12]) or 'nothing'}{more}"
 
 
 def _carve_valid(utterances: list[Utterance], spec: CorpusSpec) -> list[Utterance]:
@@ -222,7 +205,7 @@ def _carve_valid(utterances: list[Utterance], spec: CorpusSpec) -> list[Utteranc
     no speaker is small enough for twice the share, utterances are moved instead.
     """
     splits = {utterance.split for utterance in utterances}
-    if "valid" in splits or "valid" not in spec.splits or not spec.valid_fraction:
+    if "valid" in splits or "valid" not in split_names(spec) or not spec.valid_fraction:
         return utterances
     train = [utterance for utterance in utterances if utterance.split == "train"]
     wanted = spec.valid_fraction * len(train)
@@ -249,6 +232,24 @@ def _choose(names: list[str], wanted: float) -> set[str]:
     return chosen
 
 
-def _with_sizes(utterances: list[Utterance]) -> list[Utterance]:
-    sizes = storage.file_sizes([utterance.audio for utterance in utterances])
-    return [replace(utterance, bytes=size) for utterance, size in zip(utterances, sizes, strict=True)]
+# --- Sizes -----------------------------------------------------------------------------------------
+
+
+def _with_sizes(utterances: list[Utterance], folder: str) -> list[Utterance]:
+    """The utterances with the sizes of their files; those in containers know theirs, and those ruled out need none."""
+    wanted = {u.audio for u in utterances if u.bytes is None and not u.problem}
+    sizes: dict[str, int | None] = {}
+    if not storage.is_local(folder):
+        # One listing for all files of the corpus: an object store would take a request for each.
+        below = {uri: inside for uri in wanted if (inside := _inside(uri, folder))}
+        tree = storage.list_tree(folder) if below else {}
+        sizes = {uri: tree.get(inside) for uri, inside in below.items()}
+    others = sorted(wanted - sizes.keys())
+    sizes.update(zip(others, storage.file_sizes(others), strict=True))
+    return [replace(u, bytes=sizes[u.audio]) if u.bytes is None and not u.problem else u for u in utterances]
+
+
+def _inside(uri: str, folder: str) -> str | None:
+    """The path of a file below a folder, None where it lies elsewhere."""
+    path = storage.filesystem_path(uri).removeprefix(storage.filesystem_path(folder).rstrip("/") + "/")
+    return path if uri == storage.join(folder, path) else None

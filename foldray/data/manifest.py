@@ -36,8 +36,9 @@ INDEX_SCHEMA = pa.schema(
         ("row", pa.int32()),
         ("num_samples", pa.int64()),
         ("num_labels", pa.int32()),
+        ("num_repeats", pa.int32()),  # labels equal to the one before, between which CTC needs a blank
         ("offset", pa.int64()),  # first byte of the row group in its shard
-        ("bytes", pa.int64()),
+        ("bytes", pa.int64()),  # as the index lists them: shard by shard, row group by row group
     ]
 )
 QUARANTINE_SCHEMA = pa.schema(
@@ -89,25 +90,36 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """The utterances of one split as columns of equal length N, in the order of the index."""
+    """The utterances of one split as columns of equal length N, shard by shard and row group by row group."""
 
     corpus: str  # URI of the corpus folder
     files: list[str]  # shard files by number
-    ids: list[str]
+    ids: pa.ChunkedArray
     shard: npt.NDArray[np.int32]
     row_group: npt.NDArray[np.int32]
     row: npt.NDArray[np.int32]
     num_samples: npt.NDArray[np.int64]
     num_labels: npt.NDArray[np.int32]
+    num_repeats: npt.NDArray[np.int32]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.shard)
 
     @cached_property
-    def group_of_row(self) -> npt.NDArray[np.int64]:
-        """A number for each utterance's row group, unique within the split."""
-        _, numbers = np.unique(np.stack([self.shard, self.row_group]), axis=1, return_inverse=True)
-        return numbers.reshape(-1).astype(np.int64)
+    def groups(self) -> npt.NDArray[np.int64]:
+        """Where each row group begins, and the end, (G + 1,)."""
+        changes = (np.diff(self.shard, prepend=-1) != 0) | (np.diff(self.row_group, prepend=-1) != 0)
+        return np.append(np.flatnonzero(changes), len(self))
+
+    def group_of(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The number of each position's row group within the split."""
+        return np.searchsorted(self.groups, positions, side="right") - 1
+
+    @cached_property
+    def bucket_of_shard(self) -> npt.NDArray[np.int64]:
+        """A number for each shard's split and duration bucket, which its file is named by."""
+        names = [file.rsplit("-", 1)[0] for file in self.files]
+        return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def read_manifest(corpus: str) -> Manifest:
@@ -127,12 +139,11 @@ def read_quarantine(corpus: str) -> list[dict[str, str]]:
 
 def read_index(corpus: str, manifest: Manifest, split: str) -> SplitIndex:
     """The index of one split. Raises UserError for a split the corpus lacks."""
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(corpus, INDEX_FILE))))
-    table = table.filter(pa.compute.equal(table["split"], split))
+    wanted = [name for name in INDEX_SCHEMA.names if name not in ("split", "offset", "bytes")]
+    with storage.open_file(storage.join(corpus, INDEX_FILE)) as file:
+        table = pq.read_table(file, columns=wanted, filters=[("split", "=", split)])
     if not table.num_rows:
         known = ", ".join(sorted({shard.split for shard in manifest.shards}))
         raise UserError(corpus, f"has no utterances in split '{split}'; it has {known}")
-    columns: dict[str, Any] = {
-        name: table[name].to_numpy() for name in ("shard", "row_group", "row", "num_samples", "num_labels")
-    }
-    return SplitIndex(corpus, [shard.file for shard in manifest.shards], table["id"].to_pylist(), **columns)
+    columns: dict[str, Any] = {name: table[name].to_numpy() for name in wanted if name != "id"}
+    return SplitIndex(corpus, [shard.file for shard in manifest.shards], table["id"], **columns)

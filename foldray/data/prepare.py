@@ -8,18 +8,21 @@ and the result is the same.
 import hashlib
 import io
 import json
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foldray import storage
-from foldray.data.corpora import Corpus, Utterance
+from foldray.data.corpora import Corpus, split_names
 from foldray.data.manifest import (
     INDEX_FILE,
+    INDEX_SCHEMA,
     MANIFEST_FILE,
     QUARANTINE_FILE,
     QUARANTINE_SCHEMA,
@@ -27,13 +30,16 @@ from foldray.data.manifest import (
     Shard,
     read_manifest,
 )
-from foldray.data.shard import ShardTask, index_of_shards, quarantine_entry, write_shard
+from foldray.data.shard import ShardTask, WrittenShard, quarantine_entry, write_shard
 from foldray.data.text import Units, bpe_units, character_units, normalise, unigram_units
+from foldray.data.utterance import Utterance, Within
 from foldray.errors import UserError
 from foldray.session import start_ray
 from foldray.spec import CorpusSpec
 
 BUCKETS = 8
+SHARD_FOLDER = "shards"
+GUESSED_BYTES_PER_SECOND = 16_000  # FLAC of speech
 
 
 def prepare(
@@ -44,26 +50,41 @@ def prepare(
     cpus: float = 1,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[str, Manifest]:
-    """Prepare a corpus under `root`/corpora; returns its URI and manifest. Does nothing if it is there.
+    """Prepare a corpus under `root`/corpora; returns its URI and manifest. Does nothing if it is there, whole.
 
     `cpus`: what a local Ray must offer to the stages that follow; `on_progress(done, total)` counts
     shards. Raises UserError where more than `spec.max_quarantine` or a whole split is unusable;
     shards and quarantine stay then.
     """
-    folder = storage.join(storage.absolute(root), "corpora", corpus.corpus_id)
+    folder = prepared_folder(corpus, root)
     if storage.exists(storage.join(folder, MANIFEST_FILE)):
-        return folder, read_manifest(folder)
+        manifest = read_manifest(folder)
+        if not missing_shards(folder, manifest):
+            return folder, manifest
     usable, refused = _screen(corpus.utterances, spec)
     subwords = _learn_subwords(usable, spec)
-    tasks = _plan_shards(usable, spec)
-    summaries = _write_shards(tasks, folder, cpus, on_progress)
-    quarantine = refused + [entry for summary in summaries for entry in summary["quarantine"]]
-    manifest = _describe(corpus, spec, tasks, summaries, quarantine, subwords)
+    tasks = _plan_shards(usable, spec, subwords)
+    shards = _write_shards(tasks, folder, cpus, on_progress)
+    quarantine = refused + [entry for shard in shards for entry in shard.quarantine]
+    manifest = _describe(corpus, spec, shards, quarantine, subwords)
     _write_table(storage.join(folder, QUARANTINE_FILE), pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA))
     _refuse_too_bad(manifest, spec, folder)
-    _write_table(storage.join(folder, INDEX_FILE), index_of_shards(summaries, manifest.units))
+    _write_table(storage.join(folder, INDEX_FILE), _index(shards))
     storage.write_json(storage.join(folder, MANIFEST_FILE), manifest.model_dump())
     return folder, manifest
+
+
+def prepared_folder(corpus: Corpus, root: str) -> str:
+    """Where the prepared form of a corpus is, or will be."""
+    return storage.join(storage.absolute(root), "corpora", corpus.corpus_id)
+
+
+def missing_shards(folder: str, manifest: Manifest) -> list[str]:
+    """Shards that the manifest lists but that are not there, or have another size."""
+    there = storage.list_tree(storage.join(folder, SHARD_FOLDER))
+    return [
+        shard.file for shard in manifest.shards if there.get(shard.file.removeprefix(f"{SHARD_FOLDER}/")) != shard.bytes
+    ]
 
 
 # --- Before decoding -------------------------------------------------------------------------------
@@ -84,6 +105,8 @@ def _screen(utterances: list[Utterance], spec: CorpusSpec) -> tuple[list[Utteran
 
 
 def _refusal(utterance: Utterance, text: str, seen: set[str]) -> tuple[str, str] | None:
+    if utterance.problem:
+        return utterance.problem
     if utterance.bytes is None:
         return "missing_file", f"no file at {utterance.audio}"
     if utterance.bytes == 0:
@@ -110,8 +133,9 @@ def _learn_subwords(utterances: list[Utterance], spec: CorpusSpec) -> Units | No
     return (bpe_units if spec.units == "bpe" else unigram_units)(train, spec.vocab_size)
 
 
-def _plan_shards(utterances: list[Utterance], spec: CorpusSpec) -> list[ShardTask]:
-    """Shards of one split and one duration bucket each, filled in the order of hashed ids."""
+def _plan_shards(utterances: list[Utterance], spec: CorpusSpec, subwords: Units | None) -> list[ShardTask]:
+    """Shards of one split and one duration bucket each, filled in the order of hashes."""
+    tokenizer = subwords.tokenizer if subwords else None
     by_split: dict[str, list[Utterance]] = defaultdict(list)
     for utterance in utterances:
         by_split[utterance.split].append(utterance)
@@ -119,13 +143,14 @@ def _plan_shards(utterances: list[Utterance], spec: CorpusSpec) -> list[ShardTas
     for split, members in sorted(by_split.items()):
         for bucket, held in enumerate(_buckets(members)):
             for part, chunk in enumerate(_chunks(held, spec.shard_minutes * 60)):
-                tasks.append(ShardTask(f"shards/{split}-{bucket:02d}-{part:05d}.parquet", split, chunk, spec))
+                file = f"{SHARD_FOLDER}/{split}-{bucket:02d}-{part:05d}.parquet"
+                tasks.append(ShardTask(file, split, chunk, spec, tokenizer))
     return tasks
 
 
 def _length(utterance: Utterance) -> float:
-    """Seconds as declared, or a guess from the file's size (FLAC of speech takes about 16 kB a second)."""
-    return utterance.duration if utterance.duration else (utterance.bytes or 0) / 16_000
+    """Seconds as declared, or a guess from the audio's size."""
+    return utterance.duration if utterance.duration else (utterance.bytes or 0) / GUESSED_BYTES_PER_SECOND
 
 
 def _buckets(utterances: list[Utterance]) -> list[list[Utterance]]:
@@ -144,7 +169,7 @@ def _buckets(utterances: list[Utterance]) -> list[list[Utterance]]:
 def _chunks(utterances: list[Utterance], seconds: float) -> list[list[Utterance]]:
     chunks: list[list[Utterance]] = [[]]
     filled = 0.0
-    for utterance in sorted(utterances, key=lambda u: hashlib.sha256(u.id.encode()).digest()):
+    for utterance in sorted(utterances, key=_place):
         if chunks[-1] and filled + _length(utterance) > seconds:
             chunks.append([])
             filled = 0.0
@@ -153,50 +178,105 @@ def _chunks(utterances: list[Utterance], seconds: float) -> list[list[Utterance]
     return chunks
 
 
+def _place(utterance: Utterance) -> tuple[bytes, int, bytes]:
+    """Utterances by the hash of their id, except that rows of one row group of a Parquet source stay together:
+    only whole row groups can be read."""
+    key = hashlib.sha256(utterance.id.encode()).digest()
+    if utterance.within and utterance.within.kind == "row":
+        group = f"{utterance.audio.rsplit('/', 1)[-1]} {utterance.within.first}"
+        return hashlib.sha256(group.encode()).digest(), utterance.within.second, key
+    return key, 0, key
+
+
 # --- All shards -------------------------------------------------------------------------------------
 
 
 def _write_shards(
     tasks: list[ShardTask], folder: str, cpus: float, on_progress: Callable[[int, int], None]
-) -> list[dict[str, Any]]:
-    """Summaries of all shards in the order of the tasks; Ray Data spreads the tasks over the cluster."""
-    rows = [{"number": i, "task": _dump_task(task), "folder": folder} for i, task in enumerate(tasks)]
-    if not rows:
+) -> list[WrittenShard]:
+    """All shards in the order of the tasks; Ray Data spreads the tasks over the cluster."""
+    if not tasks:
         return []
     ray = start_ray(cpus)
+    rows = [{"number": i, "task": _dump_task(task), "folder": folder} for i, task in enumerate(tasks)]
     written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_write_shard_row)
-    summaries: dict[int, dict[str, Any]] = {}
-    for row in written.iter_rows():
-        summaries[row["number"]] = json.loads(row["summary"])
-        on_progress(len(summaries), len(tasks))
-    return [summaries[i] for i in range(len(tasks))]
+    shards: dict[int, WrittenShard] = {}
+    try:
+        for row in written.iter_rows():
+            shards[row["number"]] = _load_shard(row)
+            on_progress(len(shards), len(tasks))
+    except Exception as error:
+        raise _cause(error) from error
+    return [shards[i] for i in range(len(tasks))]
 
 
-def _dump_task(task: ShardTask) -> str:
-    return json.dumps({**asdict(task), "spec": task.spec.model_dump(mode="json")})
+def _cause(error: BaseException) -> BaseException:
+    """The UserError that a task ended with, such as a store that stayed away; else the error itself."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, UserError):
+            return UserError(below.where, below.problem)
+        below = getattr(below, "cause", None) or below.__cause__
+    return error
+
+
+def _dump_task(task: ShardTask) -> bytes:
+    # A tenth of the text: all tasks of a corpus wait in Ray's object store at once.
+    return zlib.compress(json.dumps({**asdict(task), "spec": task.spec.model_dump(mode="json")}).encode(), 1)
+
+
+def _load_task(data: bytes) -> ShardTask:
+    values = json.loads(zlib.decompress(data))
+    utterances = [
+        Utterance(**{**each, "within": each["within"] and Within(**each["within"])}) for each in values["utterances"]
+    ]
+    return ShardTask(**{**values, "utterances": utterances, "spec": CorpusSpec(**values["spec"])})
 
 
 def _write_shard_row(row: dict[str, Any]) -> dict[str, Any]:
-    values = json.loads(row["task"])
-    utterances = [Utterance(**each) for each in values["utterances"]]
-    task = ShardTask(values["file"], values["split"], utterances, CorpusSpec(**values["spec"]))
-    return {"number": row["number"], "summary": json.dumps(write_shard(task, row["folder"]))}
+    import torch
+
+    torch.set_num_threads(1)  # resampling: the cores are shared with the other tasks
+    written = write_shard(_load_task(row["task"]), row["folder"])
+    summary = {
+        "shard": written.shard.model_dump(),
+        "quarantine": written.quarantine,
+        "characters": written.characters,
+    }
+    index = io.BytesIO()
+    with pa.ipc.new_stream(index, written.index.schema) as stream:
+        stream.write_table(written.index)
+    return {"number": row["number"], "summary": json.dumps(summary), "index": index.getvalue()}
+
+
+def _load_shard(row: dict[str, Any]) -> WrittenShard:
+    summary = json.loads(row["summary"])
+    index = pa.ipc.open_stream(row["index"]).read_all()
+    return WrittenShard(Shard(**summary["shard"]), index, summary["quarantine"], summary["characters"])
 
 
 # --- After all shards ------------------------------------------------------------------------------
 
 
+def _index(shards: list[WrittenShard]) -> pa.Table:
+    """The index of all shards, which their numbers in the manifest make one."""
+    place = INDEX_SCHEMA.get_field_index("shard")
+    numbered = [
+        shard.index.set_column(place, INDEX_SCHEMA.field(place), pa.array(np.full(len(shard.index), i, dtype=np.int32)))
+        for i, shard in enumerate(shards)
+    ]
+    return pa.concat_tables(numbered)
+
+
 def _describe(
     corpus: Corpus,
     spec: CorpusSpec,
-    tasks: list[ShardTask],
-    summaries: list[dict[str, Any]],
+    written: list[WrittenShard],
     quarantine: list[dict[str, str]],
     subwords: Units | None,
 ) -> Manifest:
-    shards = [Shard(**summary["shard"]) for summary in summaries]
-    train = [text for t, s in zip(tasks, summaries, strict=True) if t.split == "train" for text in s["text"]]
-    units = subwords or character_units(train)
+    shards = [each.shard for each in written]
+    units = subwords or character_units(each.characters for each in written if each.shard.split == "train")
     return Manifest(
         corpus_id=corpus.corpus_id,
         source=spec.path,
@@ -222,7 +302,7 @@ def _refuse_too_bad(manifest: Manifest, spec: CorpusSpec, folder: str) -> None:
             f"limit of {spec.max_quarantine:.0%}; see "
             f"{storage.join(folder, QUARANTINE_FILE)}, mend them or raise the limit",
         )
-    for split in sorted({shard.split for shard in manifest.shards} | set(spec.splits) - {"valid"}):
+    for split in sorted({shard.split for shard in manifest.shards} | set(split_names(spec)) - {"valid"}):
         if not any(shard.rows for shard in manifest.shards if shard.split == split):
             raise UserError(
                 "corpus.path", f"{spec.path} has no usable utterances in '{split}' ({reasons or 'it is empty'})"

@@ -1,19 +1,23 @@
 """One shard: the utterances of a task, read, checked, and written as one Parquet file that describes itself."""
 
+import functools
 import hashlib
 import io
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foldray import storage
 from foldray.data.audio import BadAudioError, decode, encode_flac
-from foldray.data.corpora import Utterance
 from foldray.data.manifest import INDEX_SCHEMA, SHARD_SCHEMA, Shard
-from foldray.data.text import Units
+from foldray.data.text import Units, tokenizer_units
+from foldray.data.utterance import Utterance
+from foldray.errors import UserError
 from foldray.spec import SAMPLE_RATE, CorpusSpec
 
 _SUMMARY_KEY = b"foldray.summary"
@@ -21,33 +25,51 @@ _SUMMARY_KEY = b"foldray.summary"
 
 @dataclass(frozen=True)
 class ShardTask:
-    """All that the task which writes one shard needs to know."""
+    """All that the task which writes one shard needs to know; tokenizer: JSON of the sub-words, None for characters."""
 
     file: str
     split: str
     utterances: list[Utterance]
     spec: CorpusSpec
+    tokenizer: str | None = None
 
 
-def write_shard(task: ShardTask, folder: str) -> dict[str, Any]:
-    """Write one shard unless it is there already; returns its summary, which the file carries too."""
+@dataclass(frozen=True)
+class WrittenShard:
+    """A shard's place in the manifest, its part of the index (`shard` still 0), its quarantine and its characters."""
+
+    shard: Shard
+    index: pa.Table
+    quarantine: list[dict[str, str]]
+    characters: str
+
+
+def write_shard(task: ShardTask, folder: str) -> WrittenShard:
+    """Write one shard unless it is there already, whole. The file itself says what the result holds."""
     file = storage.join(folder, task.file)
     if storage.exists(file):
         data = storage.read_bytes(file)
-    else:
-        data = _encode_shard(task)
-        storage.write_bytes(file, data)
-    return _summarise(task, data)
+        try:
+            return _describe(task, data)
+        except (pa.ArrowInvalid, KeyError, OSError):
+            storage.remove(file)  # damaged since it was written: made anew
+    data = encode_shard(task)
+    storage.write_bytes(file, data)
+    return _describe(task, data)
 
 
-def _encode_shard(task: ShardTask) -> bytes:
+# --- Writing ----------------------------------------------------------------------------------------
+
+
+def encode_shard(task: ShardTask) -> bytes:
     groups, quarantine = _row_groups(task)
     summary = json.dumps({"quarantine": quarantine}).encode()
     schema = SHARD_SCHEMA.with_metadata({_SUMMARY_KEY: summary})
     target = io.BytesIO()
     # FLAC does not compress again, and a dictionary of it would only double the work.
     codecs = {name: "none" if name == "audio" else "zstd" for name in schema.names}
-    with pq.ParquetWriter(target, schema, compression=codecs, use_dictionary=["speaker", "language"]) as writer:
+    options: dict[str, Any] = {"compression": codecs, "use_dictionary": ["speaker", "language"]}
+    with pq.ParquetWriter(target, schema, write_page_checksum=True, **options) as writer:
         for group in groups:
             writer.write_table(pa.Table.from_pylist(group, schema), row_group_size=len(group))
     return target.getvalue()
@@ -57,9 +79,10 @@ def _row_groups(task: ShardTask) -> tuple[list[list[dict[str, Any]]], list[dict[
     groups: list[list[dict[str, Any]]] = [[]]
     quarantine = []
     seconds = 0.0
+    units = _units(task.tokenizer)
     for utterance in task.utterances:
         try:
-            row = _read_utterance(utterance, task.spec)
+            row = _read_utterance(utterance, task.spec, units)
         except BadAudioError as bad:
             quarantine.append(quarantine_entry(utterance, bad.reason, bad.detail))
             continue
@@ -72,19 +95,23 @@ def _row_groups(task: ShardTask) -> tuple[list[list[dict[str, Any]]], list[dict[
     return [group for group in groups if group], quarantine
 
 
-def _read_utterance(utterance: Utterance, spec: CorpusSpec) -> dict[str, Any]:
+def _read_utterance(utterance: Utterance, spec: CorpusSpec, units: Units | None) -> dict[str, Any]:
     try:
-        data = storage.read_bytes(utterance.audio)
+        samples_T = _read_audio(utterance)
     except FileNotFoundError:
         raise BadAudioError("missing_file", f"no file at {utterance.audio}") from None
-    except PermissionError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise BadAudioError("unreadable", f"{utterance.audio}: {error.strerror or error}") from None
-    samples_T = decode(data, utterance.duration, utterance.start)
     seconds = len(samples_T) / SAMPLE_RATE
     if seconds < spec.min_seconds:
         raise BadAudioError("too_short", f"{seconds:.2f} s, under corpus.min_seconds={spec.min_seconds:g}")
     if seconds > spec.max_seconds:
         raise BadAudioError("too_long", f"{seconds:.2f} s, over corpus.max_seconds={spec.max_seconds:g}")
+    labels, repeats = count_labels(utterance.text or "", units)
+    frames = int(seconds / spec.frame_seconds)
+    if labels + repeats > frames:
+        needed = f"the text needs {labels + repeats} frames, {seconds:.2f} s have {frames}"
+        raise BadAudioError("labels_longer_than_frames", f"{needed} (corpus.frame_seconds={spec.frame_seconds:g})")
     return {
         "id": utterance.id,
         "audio": encode_flac(samples_T),
@@ -96,24 +123,84 @@ def _read_utterance(utterance: Utterance, spec: CorpusSpec) -> dict[str, Any]:
     }
 
 
-def _summarise(task: ShardTask, data: bytes) -> dict[str, Any]:
-    file = pq.ParquetFile(io.BytesIO(data))
-    columns = file.read(columns=["id", "num_samples", "text", "language"]).to_pydict()
-    samples, languages = columns["num_samples"], columns.pop("language")
-    return {
-        **columns,
-        "shard": Shard(
-            file=task.file,
-            split=task.split,
-            rows=len(samples),
-            seconds=sum(samples) / SAMPLE_RATE,
-            bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            languages=sorted(set(languages) - {""}),
-        ).model_dump(),
-        "groups": [_group_range(file.metadata.row_group(i)) for i in range(file.metadata.num_row_groups)],
-        **json.loads(file.schema_arrow.metadata[_SUMMARY_KEY]),
+def _read_audio(utterance: Utterance) -> Any:
+    """Samples (T,) of an utterance; of a segment only its own part of the file is read."""
+    timing = (utterance.duration, utterance.start, utterance.channel)
+    if utterance.within is None:
+        if utterance.start is None:
+            return decode(storage.read_bytes(utterance.audio), *timing)
+        with storage.open_file(utterance.audio) as file:
+            return decode(file, *timing)
+    place = utterance.within
+    if place.kind == "bytes":
+        return decode(storage.read_range(utterance.audio, place.first, place.second), *timing)
+    try:
+        audio = _source_row_group(utterance.audio, place.first)[place.second].as_py()
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError, IndexError) as error:  # what storage can't reach is a UserError by now
+        raise BadAudioError("unreadable", f"{utterance.audio}: {' '.join(str(error).split())[:120]}") from None
+    return decode(audio["bytes"] if isinstance(audio, dict) else audio, *timing)
+
+
+@functools.lru_cache(maxsize=1)
+def _source_row_group(uri: str, number: int) -> pa.ChunkedArray:
+    """The column `audio` of one row group of a Parquet source; tasks go through row groups one after the other."""
+
+    def read() -> pa.ChunkedArray:
+        with storage.open_file(uri) as file:
+            return pq.ParquetFile(file).read_row_group(number, columns=["audio"])["audio"]
+
+    return storage.retrying(read, uri)
+
+
+# --- Describing -------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)
+def _units(tokenizer: str | None) -> Units | None:
+    return tokenizer_units(tokenizer) if tokenizer else None
+
+
+def count_labels(text: str, units: Units | None) -> tuple[int, int]:
+    """Labels of a text, and how many equal the one before; without units every character is a label."""
+    ids: Any = units.encode(text) if units else text
+    return len(ids), sum(a == b for a, b in itertools.pairwise(ids))
+
+
+def _describe(task: ShardTask, data: bytes) -> WrittenShard:
+    file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+    table = file.read(columns=["id", "num_samples", "text", "language"])
+    texts = table["text"].to_pylist()
+    samples = table["num_samples"].to_numpy()
+    shard = Shard(
+        file=task.file,
+        split=task.split,
+        rows=table.num_rows,
+        seconds=int(samples.sum()) / SAMPLE_RATE,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        languages=sorted(set(table["language"].to_pylist()) - {""}),
+    )
+    groups = [_group_range(file.metadata.row_group(i)) for i in range(file.metadata.num_row_groups)]
+    rows = np.array([group["rows"] for group in groups], dtype=np.int64)
+    units = _units(task.tokenizer)
+    labels = np.array([count_labels(text, units) for text in texts], dtype=np.int32).reshape(-1, 2)
+    columns = {
+        "id": table["id"],
+        "split": pa.array([task.split] * table.num_rows, pa.string()),
+        "shard": np.zeros(table.num_rows, dtype=np.int32),
+        "row_group": np.repeat(np.arange(len(groups), dtype=np.int32), rows),
+        "row": np.concatenate([np.zeros(0, dtype=np.int32), *(np.arange(n, dtype=np.int32) for n in rows)]),
+        "num_samples": samples,
+        "num_labels": labels[:, 0],
+        "num_repeats": labels[:, 1],
+        "offset": np.repeat(np.array([g["offset"] for g in groups], dtype=np.int64), rows),
+        "bytes": np.repeat(np.array([g["bytes"] for g in groups], dtype=np.int64), rows),
     }
+    summary = json.loads(file.schema_arrow.metadata[_SUMMARY_KEY])
+    characters = "".join(sorted(set().union(*map(set, texts))))
+    return WrittenShard(shard, pa.table(columns, INDEX_SCHEMA), summary["quarantine"], characters)
 
 
 def _group_range(group: Any) -> dict[str, int]:
@@ -133,22 +220,39 @@ def quarantine_entry(utterance: Utterance, reason: str, detail: str) -> dict[str
     }
 
 
-def index_of_shards(summaries: list[dict[str, Any]], units: Units) -> pa.Table:
-    rows = []
-    for number, summary in enumerate(summaries):
-        place = [(g, r) for g, group in enumerate(summary["groups"]) for r in range(group["rows"])]
-        for i, (group, row) in enumerate(place):
-            rows.append(
-                {
-                    "id": summary["id"][i],
-                    "split": summary["shard"]["split"],
-                    "shard": number,
-                    "row_group": group,
-                    "row": row,
-                    "num_samples": summary["num_samples"][i],
-                    "num_labels": len(units.encode(summary["text"][i])),
-                    "offset": summary["groups"][group]["offset"],
-                    "bytes": summary["groups"][group]["bytes"],
-                }
-            )
-    return pa.Table.from_pylist(rows, INDEX_SCHEMA)
+# --- Reading ----------------------------------------------------------------------------------------
+
+
+def read_row_group(corpus: str, file: str, number: int) -> list[dict[str, Any]]:
+    """Rows (id, audio, text) of one row group, checked against the checksums of its pages.
+
+    Raises UserError naming a shard that is missing or damaged.
+    """
+    uri = storage.join(corpus, file)
+
+    def read() -> list[dict[str, Any]]:
+        with storage.open_file(uri) as opened:
+            parquet = pq.ParquetFile(opened, metadata=_footer(uri), page_checksum_verification=True)
+            rows: list[dict[str, Any]] = parquet.read_row_group(number, columns=["id", "audio", "text"]).to_pylist()
+            return rows
+
+    try:
+        return storage.retrying(read, uri)
+    except FileNotFoundError:
+        raise UserError(uri, "is missing; run `foldray prepare` again, which makes it anew") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        if "checksum" in str(error) or isinstance(error, pa.ArrowInvalid):
+            mend = f"{' '.join(str(error).split())[:120]}; delete it and run `foldray prepare` again"
+            raise UserError(uri, f"is damaged: {mend}") from None
+        raise
+
+
+@functools.lru_cache(maxsize=4096)
+def _footer(uri: str) -> Any:
+    """Footers are read once: a shard's row groups come one by one, hours apart."""
+
+    def read() -> Any:
+        with storage.open_file(uri) as opened:
+            return pq.read_metadata(opened)
+
+    return storage.retrying(read, uri)

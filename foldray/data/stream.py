@@ -1,8 +1,7 @@
-"""From planned micro-batches to tensors: read rows, decode, features, masks; ahead of the training thread."""
+"""From planned micro-batches to tensors: read rows, decode, augment, features; ahead of the training thread."""
 
-import hashlib
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,23 +9,26 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from foldray import storage
 from foldray.data.audio import decode_flac
-from foldray.data.epoch import MicroBatch
+from foldray.data.augment import WaveformAugmenter, change_speed, mask_features, utterance_rng
+from foldray.data.epoch import EpochPlan, MicroBatch
 from foldray.data.manifest import SplitIndex
+from foldray.data.shard import read_row_group
 from foldray.data.text import Units
 from foldray.families import family_of
 from foldray.models import mel_bins, output_frames, whole_frames
 from foldray.processor import build_extractor
 from foldray.spec import SAMPLE_RATE, AugmentSpec
 
-CACHE_BYTES = 512 * 2**20
+CACHE_BYTES = 1024 * 2**20
+"""Most encoded audio that is kept. An epoch needs about a minute of it for each micro-batch that a window makes,
+in each window that takes turns (epoch.py); only epochs from short to long may need more, and read it again."""
 AHEAD = 4
+READING_THREADS = 8
 DECODER_INPUTS = "decoder_input_ids"
 
 
@@ -62,38 +64,70 @@ class Batch:
 
 
 class RowReader:
-    """Rows of a split by position. Keeps the row groups read last, up to `CACHE_BYTES`, still encoded."""
+    """Rows of a split by position.
+
+    A row group is read once, by threads of its own, kept while rows of it are still expected, and let go
+    with the last; at most `CACHE_BYTES` of them stay, still encoded, whatever is expected.
+    """
 
     def __init__(self, index: SplitIndex) -> None:
         self._index = index
-        self._groups: OrderedDict[tuple[int, int], list[dict[str, Any]]] = OrderedDict()
-        self._held = 0
+        self._groups: OrderedDict[int, Future[list[dict[str, Any]]]] = OrderedDict()
+        self._expected: npt.NDArray[np.int64] | None = None
         self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="row groups")
+
+    def expect(self, positions: npt.NDArray[np.int64]) -> None:
+        """Say which rows will be asked for, each once: what none of them lies in need not be kept."""
+        counts = np.bincount(self._index.group_of(positions), minlength=len(self._index.groups) - 1)
+        with self._lock:
+            self._expected = counts
+            for group in [group for group in self._groups if not counts[group]]:
+                del self._groups[group]
+
+    def prefetch(self, positions: MicroBatch) -> None:
+        """Begin to read the row groups of these positions."""
+        with self._lock:
+            for group in np.unique(self._index.group_of(positions)):
+                self._reading(int(group))
 
     def __call__(self, position: int) -> dict[str, Any]:
-        """The row (id, audio, text …) at a position of the index."""
-        place = int(self._index.shard[position]), int(self._index.row_group[position])
+        """The row (id, audio, text) at a position of the index."""
+        group = int(self._index.group_of(np.array(position)))
         with self._lock:
-            if place not in self._groups:
-                self._load(place)
-            self._groups.move_to_end(place)
-            return self._groups[place][int(self._index.row[position])]
+            reading = self._reading(group)
+            if self._expected is not None:
+                self._expected[group] -= 1
+                if self._expected[group] <= 0:
+                    del self._groups[group]
+        return reading.result()[int(self._index.row[position])]
 
-    def _load(self, place: tuple[int, int]) -> None:
-        shard, group = place
-        uri = storage.join(self._index.corpus, self._index.files[shard])
-        found, path = storage.filesystem(uri)
-        with found.open_input_file(path) as file:
-            rows = pq.ParquetFile(file).read_row_group(group, columns=["id", "audio", "text"]).to_pylist()
-        self._groups[place] = rows
-        self._held += _size(rows)
-        while self._held > CACHE_BYTES and len(self._groups) > 1:
-            _, dropped = self._groups.popitem(last=False)
-            self._held -= _size(dropped)
+    def _reading(self, group: int) -> Future[list[dict[str, Any]]]:
+        """The row group, read or being read; with the lock held."""
+        if group not in self._groups:
+            first = self._index.groups[group]
+            file = self._index.files[self._index.shard[first]]
+            number = int(self._index.row_group[first])
+            self._groups[group] = self._pool.submit(read_row_group, self._index.corpus, file, number)
+            self._make_room()
+        self._groups.move_to_end(group)
+        return self._groups[group]
+
+    def _make_room(self) -> None:
+        held = {group: _size(each) for group, each in self._groups.items()}
+        total = sum(held.values())
+        for group in list(self._groups)[:-1]:
+            if total <= CACHE_BYTES:
+                break
+            total -= held[group]
+            del self._groups[group]
 
 
-def _size(rows: list[dict[str, Any]]) -> int:
-    return sum(len(row["audio"]) for row in rows)
+def _size(reading: Future[list[dict[str, Any]]]) -> int:
+    """Bytes of a row group that has been read."""
+    if not reading.done() or reading.exception():
+        return 0
+    return sum(len(row["audio"]) for row in reading.result())
 
 
 class BatchLoader:
@@ -106,33 +140,41 @@ class BatchLoader:
         units: Units,
         augment: AugmentSpec | None,
         seed: int,
+        threads: int = 1,
     ) -> None:
         self._read = RowReader(index)
         self._model = model
-        self._extractor = build_extractor(model)
-        self._units = units
+        self.extractor = build_extractor(model)
+        self.units = units
         self._augment = augment
+        self._waveforms = WaveformAugmenter(augment) if augment else None
         self._seed = seed
+        self._threads = threads
 
-    def load(self, batch: MicroBatch, epoch: int) -> Batch:
-        """One micro-batch; the same arguments give the same tensors."""
-        return self.make(self.read(batch), epoch)
+    def load(self, batch: MicroBatch, epoch: int, speed: npt.NDArray[np.float64] | None = None) -> Batch:
+        """One micro-batch; the same arguments give the same tensors. speed: the plan's factors, by position."""
+        return self.make(self.read(batch), epoch, None if speed is None else speed[batch].tolist())
 
     def read(self, batch: MicroBatch) -> list[dict[str, Any]]:
         """The rows of a micro-batch, audio still encoded."""
+        self._read.prefetch(batch)
         return [self._read(int(position)) for position in batch]
 
-    def make(self, rows: list[dict[str, Any]], epoch: int) -> Batch:
-        """Tensors of rows: decoded, as features, masked where this loader augments."""
-        waveforms = [whole_frames(self._model, decode_flac(row["audio"])) for row in rows]
-        inputs = extract_features(self._model, self._extractor, waveforms)
+    def make(self, rows: list[dict[str, Any]], epoch: int, speeds: list[float] | None = None) -> Batch:
+        """Tensors of rows: decoded, augmented where this loader does so, as features."""
+        rngs = [utterance_rng(self._seed, epoch, row["id"]) for row in rows]
+        heard = [
+            self._hear(row, rng, speed) for row, rng, speed in zip(rows, rngs, speeds or [1.0] * len(rows), strict=True)
+        ]
+        waveforms = [whole_frames(self._model, samples_T) for samples_T in heard]
+        inputs = extract_features(self._model, self.extractor, waveforms)
         if self._augment and epoch >= self._augment.from_epoch and "input_features" in inputs:
-            for i, row in enumerate(rows):
+            for i, rng in enumerate(rngs):
                 valid = int(inputs["attention_mask"][i].sum())
                 # Stacked windows are masked as the windows they are made of.
                 windows_TF = inputs["input_features"][i, :valid].view(-1, mel_bins(self._model))
-                mask_features(windows_TF, self._augment, self._generator(epoch, row["id"]))
-        labels = [torch.tensor(self._units.encode(row["text"])) for row in rows]
+                mask_features(windows_TF, self._augment, rng)
+        labels = [torch.tensor(self.units.encode(row["text"])) for row in rows]
         targets_BU = None
         if family_of(self._model).kind != "ctc":
             config: Any = self._model.config
@@ -150,25 +192,34 @@ class BatchLoader:
             targets_BU=targets_BU,
         )
 
-    def _generator(self, epoch: int, utterance: str) -> np.random.Generator:
-        """Randomness that belongs to the utterance: drawn from (seed, epoch, id), whoever loads it.
+    def _hear(self, row: dict[str, Any], rng: np.random.Generator, speed: float) -> npt.NDArray[np.float32]:
+        samples_T = change_speed(decode_flac(row["audio"]), speed)
+        return self._waveforms(samples_T, rng) if self._waveforms else samples_T
 
-        torchaudio's masks take torch's global generator, which this thread would share with the
-        training thread's dropout.
-        """
-        digest = hashlib.sha256(f"{self._seed} {epoch} {utterance}".encode()).digest()
-        return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    def share_ahead(self, plan: EpochPlan, rank: int, world: int, first: int = 0) -> Iterator[Batch]:
+        """What one of `world` workers loads of an epoch from step `first` on, ahead of the training thread."""
+        expected = plan.positions_of(rank, world, first)
+        return self.ahead(plan.share(rank, world, first), plan.epoch, plan.speed, expected)
 
-    def ahead(self, batches: Iterable[MicroBatch], epoch: int) -> Iterator[Batch]:
-        """The batches in order, loaded by a thread that stays up to four ahead."""
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-            waiting: list[Future[Batch]] = []
+    def ahead(
+        self,
+        batches: Iterable[MicroBatch],
+        epoch: int,
+        speed: npt.NDArray[np.float64] | None = None,
+        expected: npt.NDArray[np.int64] | None = None,
+    ) -> Iterator[Batch]:
+        """The batches in order, loaded by threads that stay up to `AHEAD` ahead and then wait."""
+        if expected is not None:
+            self._read.expect(expected)
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="batches") as pool:
+            waiting: deque[Future[Batch]] = deque()
             for batch in batches:
-                waiting.append(pool.submit(self.load, batch, epoch))
+                self._read.prefetch(batch)
+                waiting.append(pool.submit(self.load, batch, epoch, speed))
                 if len(waiting) > AHEAD:
-                    yield waiting.pop(0).result()
-            for future in waiting:
-                yield future.result()
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
 
 def _pad(sequences: list[Tensor]) -> Tensor:
@@ -196,20 +247,3 @@ def extract_features(
     if extractor.return_attention_mask and not whole:
         inputs["attention_mask"] = made["attention_mask"]
     return inputs
-
-
-WINDOWS_PER_SECOND = 100
-
-
-def mask_features(windows_TF: Tensor, augment: AugmentSpec, rng: np.random.Generator) -> None:
-    """Time and frequency masks of random place and width on (T, F) log-mel windows, in place; zero is their mean."""
-    windows, bins = windows_TF.shape
-    longest = min(augment.time_mask_seconds * WINDOWS_PER_SECOND, augment.time_mask_share * windows)
-    for _ in range(augment.time_masks):
-        width = int(rng.uniform(0, longest))
-        start = int(rng.integers(0, windows - width + 1))
-        windows_TF[start : start + width] = 0
-    for _ in range(augment.frequency_masks):
-        width = int(rng.integers(0, min(augment.frequency_mask_bins, bins) + 1))
-        start = int(rng.integers(0, bins - width + 1))
-        windows_TF[:, start : start + width] = 0

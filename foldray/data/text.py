@@ -1,5 +1,6 @@
 """Text: normalisation, and the units (characters or sub-words) that models write it in."""
 
+import hashlib
 import io
 import json
 import unicodedata
@@ -9,6 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from foldray.errors import UserError
+from foldray.spec import TextProfile
 
 PAD, UNKNOWN, WORD_BOUNDARY = "<pad>", "<unk>", "|"
 END = "<sos/eos>"
@@ -18,12 +20,20 @@ WORD_START = "\u2581"
 _APOSTROPHES = {"\u2019": "'", "\u02bc": "'", "\u2018": "'", "`": "'"}
 
 
-def normalise(text: str, profile: Literal["english", "unicode"]) -> str:
-    """Upper-case words with single spaces.
+def normalise(text: str, profile: TextProfile) -> str:
+    """Words with single spaces, in upper case unless the profile ends in `_lower`.
 
     `english` keeps A-Z and the apostrophe (accents are dropped from letters), `unicode` keeps every
-    letter, combining mark and digit of any script. Everything else separates words.
+    letter, combining mark and digit of any script; everything else separates words. `as_is` keeps
+    every character and its case, in the form NFC.
     """
+    if profile == "as_is":
+        return " ".join(unicodedata.normalize("NFC", text).split())
+    words = _upper_words(text, "english" if profile.startswith("english") else "unicode")
+    return words.lower() if profile.endswith("_lower") else words
+
+
+def _upper_words(text: str, profile: Literal["english", "unicode"]) -> str:
     form: Literal["NFKD", "NFKC"] = "NFKD" if profile == "english" else "NFKC"
     folded = unicodedata.normalize(form, "".join(_APOSTROPHES.get(c, c) for c in text)).upper()
     if profile == "english":
@@ -46,6 +56,11 @@ class Units:
 
     def __len__(self) -> int:
         return len(self.vocabulary)
+
+    @cached_property
+    def digest(self) -> str:
+        """Twelve hex digits that name these units: a model is of no use with others."""
+        return hashlib.sha256(json.dumps([self.vocabulary, self.tokenizer]).encode()).hexdigest()[:12]
 
     @cached_property
     def _ids(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -44,31 +45,26 @@ class Cycle:
         self._loader = loader
         self._index = index
         self._dtype = autocast_dtype(job.spec, worker.device)
-        # The frames of every utterance once, not at every step.
-        self._frames = np.array(output_frames(model, index.num_samples.tolist()))
-        _check_masks(model, int(self._frames.min()))
+        self._unwrapped = model
+        _check_masks(model, int(self._frames(index.num_samples).min()))
         self._objective = Objective(job.spec, model)
         unused = self._objective.may_skip_parts
         ddp = partial(DistributedDataParallel, broadcast_buffers=False, find_unused_parameters=unused)
         self._model = ddp(model) if worker.world > 1 else model
 
-    def run_epoch(self, plan: EpochPlan, epoch: int, first: int, step: int) -> Iterator[tuple[int, Record]]:
+    def run_epoch(self, plan: EpochPlan, first: int, step: int) -> Iterator[tuple[int, Record]]:
         """Run the steps from `first` on; yields each one's number in the epoch and its metrics."""
-        mine = [self._share(batches) for batches in plan.steps]
-        batches = self._loader.ahead((b for share in mine[first:] for b in share), epoch)
-        for epoch_step in range(first, len(plan.steps)):
-            progress = _progress(self._spec.optim, epoch, epoch_step, len(plan.steps), step)
-            yield epoch_step, self._step(plan, epoch, epoch_step, batches, progress)
+        batches = self._loader.share_ahead(plan, self._worker.rank, self._worker.world, first)
+        for epoch_step in range(first, len(plan)):
+            progress = _progress(self._spec.optim, plan.epoch, epoch_step, len(plan), step)
+            yield epoch_step, self._step(plan, epoch_step, batches, progress)
             step += 1
 
-    def _share(self, batches: list[MicroBatch]) -> list[MicroBatch]:
-        """This rank's micro-batches of a step; the first one, at weight zero, where it would have none."""
-        return batches[self._worker.rank :: self._worker.world] or batches[:1]
-
-    def _step(self, plan: EpochPlan, epoch: int, epoch_step: int, batches: Iterator[Batch], progress: float) -> Record:
+    def _step(self, plan: EpochPlan, epoch_step: int, batches: Iterator[Batch], progress: float) -> Record:
         began = time.perf_counter()
-        whole = plan.steps[epoch_step]
-        counts = self._counts(whole)
+        epoch, whole = plan.epoch, plan.step(epoch_step)
+        counts = self._counts(plan, whole)
+        data_wait = 0.0
         numbers = range(self._worker.rank, len(whole), self._worker.world) or [0]
         idle = self._worker.rank >= len(whole)
         rate = self._spec.optim.lr * learning_rate(progress, self._spec.optim.warmup, self._spec.optim.final_lr)
@@ -77,13 +73,17 @@ class Cycle:
         sums_LP = torch.zeros(len(self._objective.parts), len(depths), device=self._worker.device)
         self._model.train()
         for i, number in enumerate(numbers):
-            waited = next(batches).to(self._worker.device)
+            asked = time.perf_counter()
+            batch = next(batches)
+            data_wait += time.perf_counter() - asked
             seed_everything(self._spec.seed, epoch, epoch_step * self._spec.batch.per_step + number)
             last = i + 1 == len(numbers)
-            sums_LP += self._backward(waited, counts, progress, 0.0 if idle else 1.0, synchronise=last)
+            sums_LP += self._backward(
+                batch.to(self._worker.device), counts, progress, 0.0 if idle else 1.0, synchronise=last
+            )
         norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._spec.optim.clip_norm)
         if not torch.isfinite(norm):
-            ids = [self._index.ids[position] for batch in whole for position in batch]
+            ids = [self._index.ids[int(position)].as_py() for batch in whole for position in batch]
             raise FloatingPointError(
                 f"the gradient is not finite at epoch {epoch}, step {epoch_step}; utterances: {ids}"
             )
@@ -98,12 +98,18 @@ class Cycle:
             for part, values in zip(self._objective.parts, sums_LP.tolist(), strict=True)
         }
         seconds = time.perf_counter() - began
-        return {**losses, "grad_norm": float(norm), "lr": rate, "progress": progress, **self._speed(whole, seconds)}
+        speed = {"seconds": seconds, "data_wait": data_wait, **_heard(plan, whole)}
+        return {**losses, "grad_norm": float(norm), "lr": rate, "progress": progress, **speed}
 
-    def _counts(self, batches: list[MicroBatch]) -> StepCounts:
+    def _counts(self, plan: EpochPlan, batches: list[MicroBatch]) -> StepCounts:
         members = np.concatenate(batches)
-        labels, frames = self._index.num_labels[members].sum(), self._frames[members].sum()
-        return StepCounts(int(labels), int(frames), len(members))
+        frames = self._frames(plan.num_samples[members])
+        return StepCounts(int(self._index.num_labels[members].sum()), int(frames.sum()), len(members))
+
+    def _frames(self, num_samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Output frames of each utterance; lengths repeat, so each is worked out once."""
+        lengths, which = np.unique(num_samples, return_inverse=True)
+        return np.array(output_frames(self._unwrapped, lengths.tolist()), dtype=np.int64)[which]
 
     def _backward(
         self, batch: Batch, counts: StepCounts, progress: float, weight: float, *, synchronise: bool
@@ -119,11 +125,12 @@ class Cycle:
             (total * weight * self._worker.world).backward()
         return parts_LP * weight
 
-    def _speed(self, batches: list[MicroBatch], seconds: float) -> Record:
-        samples = [self._index.num_samples[batch] for batch in batches]
-        heard = sum(int(each.sum()) for each in samples)
-        padded = sum(int(each.max()) * len(each) for each in samples)
-        return {"seconds": seconds, "audio_seconds": heard / SAMPLE_RATE, "padding": 1 - heard / padded}
+
+def _heard(plan: EpochPlan, batches: list[MicroBatch]) -> Record:
+    samples = [plan.num_samples[batch] for batch in batches]
+    heard = sum(int(each.sum()) for each in samples)
+    padded = sum(int(each.max()) * len(each) for each in samples)
+    return {"audio_seconds": heard / SAMPLE_RATE, "padding": 1 - heard / padded}
 
 
 def _check_masks(model: nn.Module, fewest_frames: int) -> None:

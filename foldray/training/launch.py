@@ -47,7 +47,8 @@ def train(spec: RunSpec, corpus: str, *, on_record: Callable[[Record], None] = l
 
     `on_record` sees the newest metrics about twice a second.
     """
-    run_id = spec.run_id(read_manifest(corpus).corpus_id)
+    manifest = read_manifest(corpus)
+    run_id = spec.run_id(manifest.corpus_id, manifest.units.digest)
     run = run_uri(spec, run_id)
     if is_finished(run):
         last = read_metrics(run)[-1]["step"]
@@ -95,11 +96,11 @@ def describe_run(spec: RunSpec, corpus: str) -> dict[str, Any]:
     from importlib.metadata import version
 
     packages = ("foldray", "torch", "torchaudio", "transformers", "ray", "pyarrow", "numpy")
-    corpus_id = read_manifest(corpus).corpus_id
+    manifest = read_manifest(corpus)
     return {
         "corpus": corpus,
-        "corpus_id": corpus_id,
-        "spec_hash": spec.spec_hash(corpus_id),
+        "corpus_id": manifest.corpus_id,
+        "spec_hash": spec.spec_hash(manifest.corpus_id, manifest.units.digest),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in packages},
         "git_commit": _git_commit(),

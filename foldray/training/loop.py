@@ -50,9 +50,9 @@ def train_model(job: TrainJob, worker: Worker, on_record: Callable[[Record], Non
     groups = parameter_groups(model, spec.optim.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=spec.optim.lr, betas=spec.optim.betas)
     resumed = _resume(job, worker, model, optimizer)
-    loader = BatchLoader(index, model, manifest.units, spec.augment, spec.seed)
+    loader = BatchLoader(index, model, manifest.units, spec.augment, spec.seed, spec.scale.loader_threads)
     if sources and worker.rank == 0 and not resumed.step:
-        first = _plan(spec, index, 0).steps[0][0]
+        first = _plan(spec, index, 0).batch(0)
         _report_distances(job, worker, model, sources, loader.load(first, epoch=0))
     del sources  # as large as the model
     cycle = Cycle(job, worker, model, optimizer, loader, index)
@@ -92,9 +92,9 @@ def _cycles(spec: RunSpec, index: SplitIndex, cycle: Cycle, start: _Position) ->
     position = start
     while not _is_over(spec, position):
         plan = _plan(spec, index, position.epoch)
-        for epoch_step, record in cycle.run_epoch(plan, position.epoch, position.epoch_step, position.step):
+        for epoch_step, record in cycle.run_epoch(plan, position.epoch_step, position.step):
             done = {"step": position.step + 1, "epoch": position.epoch, **record}
-            last = epoch_step + 1 == len(plan.steps)
+            last = epoch_step + 1 == len(plan)
             position = _Position(position.step + 1, position.epoch + last, 0 if last else epoch_step + 1)
             yield position, done
             if _is_over(spec, position):
@@ -109,6 +109,8 @@ def _plan(spec: RunSpec, index: SplitIndex, epoch: int) -> EpochPlan:
         max_duration=spec.batch.max_duration,
         per_step=spec.batch.per_step,
         shortest_first=epoch < spec.batch.shortest_first,
+        longest_first=spec.batch.longest_first,
+        speeds=spec.augment.speeds,
     )
 
 

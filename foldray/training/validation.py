@@ -1,5 +1,6 @@
 """Loss on the validation split, at every depth, between epochs."""
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
@@ -30,7 +31,8 @@ class Validation:
         total_P = torch.zeros(len(self._depths), device=self._worker.device)
         self._model.eval()
         set_depths(self._model, self._depths)
-        for batch in self._loader.ahead(self._batches, epoch=0):
+        mine = np.concatenate(self._batches) if self._batches else np.zeros(0, dtype=np.int64)
+        for batch in self._loader.ahead(self._batches, epoch=0, expected=mine):
             moved = batch.to(self._worker.device)
             logits_PBTV = ctc_logits(self._model(**moved.encoder_inputs)).unflatten(0, (len(self._depths), -1))
             log_probs = logits_PBTV.float().log_softmax(-1)

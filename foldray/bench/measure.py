@@ -1,0 +1,50 @@
+"""Running the sides of a benchmark as processes of their own, each with its time and its peak memory."""
+
+import json
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from typing import Any
+
+from foldray.errors import UserError
+
+SAMPLING_SECONDS = 0.5
+
+
+def check_extras(*modules: str) -> None:
+    """Raises UserError for a peer that is not installed."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise UserError(module, "is not installed, and this benchmark needs it: pip install 'foldray[bench]'")
+
+
+def run_side(module: str, *arguments: str) -> dict[str, Any]:
+    """What `python -m module arguments` printed as JSON on its last line, and `peak_bytes` of it and its children."""
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, memory_of_tree(process.pid))
+        time.sleep(SAMPLING_SECONDS)
+    assert process.stdout is not None
+    answer = process.stdout.read()
+    if process.returncode:
+        raise RuntimeError(f"{module} {' '.join(arguments)} ended with {process.returncode}: {answer[-500:]}")
+    return {**json.loads(answer.splitlines()[-1]), "peak_bytes": peak}
+
+
+def memory_of_tree(pid: int | None = None) -> int:
+    """Proportional memory in bytes of a process (this one by default) and all below it: shared pages count once."""
+    import psutil
+
+    total = 0
+    try:
+        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    for process in processes:
+        try:
+            total += process.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return total

@@ -1,0 +1,124 @@
+"""`foldray bench resume`: going on in the middle of an epoch of a huge corpus, beside lhotse's bucketing sampler.
+
+Both get the same durations and are to stand in the middle of their third epoch, as after a kill. Ours
+opens manifest and index and computes the epoch's plan; lhotse's `DynamicBucketingSampler` restores its
+state, for which it draws the epoch's batches up to there once more. Each runs in a process of its own,
+which tells its peak memory.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from foldray.bench.measure import check_extras
+
+EPOCH = 2  # the third
+MAX_DURATION, PER_STEP = 100.0, 8
+
+
+def bench_resume(
+    utterances: int = 1_000_000,
+    *,
+    with_peer: bool = True,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Seconds and peak bytes of both, for a manifest of that many utterances. The peer needs the extra `bench`."""
+    from foldray.bench.synthetic import write_synthetic_corpus
+
+    if with_peer:
+        check_extras("lhotse")
+    with tempfile.TemporaryDirectory() as folder:
+        hours = write_synthetic_corpus(folder, utterances)
+        on_progress(1, 3)
+        ours = _in_own_process("ours", folder)
+        on_progress(2, 3)
+        peer = _in_own_process("peer", folder) if with_peer else {}
+        on_progress(3, 3)
+    ratio = {key: peer[key] / ours[key] for key in ("seconds", "peak_rss_bytes") if key in peer}
+    return {
+        "name": "resume",
+        "ours": ours,
+        "peer": {f"lhotse DynamicBucketingSampler, {key}": value for key, value in peer.items()},
+        "ratio": {f"peer to ours, {key}": value for key, value in ratio.items()},
+        "shape": f"{utterances:,} utterances, {hours:,.0f} h, to the middle of epoch {EPOCH + 1}",
+    }
+
+
+def _in_own_process(who: str, folder: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "foldray.bench.resume", who, folder]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    values: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
+    return values
+
+
+def _ours(folder: str) -> dict[str, float]:
+    from foldray.data.epoch import plan_epoch
+    from foldray.data.manifest import read_index, read_manifest
+
+    began = time.perf_counter()
+    index = read_index(folder, read_manifest(folder), "train")
+    opened = time.perf_counter()
+    plan = plan_epoch(index, seed=0, epoch=EPOCH, max_duration=MAX_DURATION, per_step=PER_STEP)
+    first = next(plan.share(0, 2, len(plan) // 2))
+    assert len(first)
+    return {"seconds": time.perf_counter() - opened, "opening_seconds": opened - began}
+
+
+def _peer(folder: str) -> dict[str, float]:
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    from lhotse import CutSet
+    from lhotse.dataset import DynamicBucketingSampler
+
+    file, seconds = _write_cuts(folder)
+    batches = int(seconds / MAX_DURATION / 0.9 / 2)
+
+    def sampler() -> Any:
+        cuts = CutSet.from_jsonl_lazy(file)
+        options = {"num_buckets": 8, "shuffle": True, "seed": 0, "world_size": 1, "rank": 0}
+        return DynamicBucketingSampler(cuts, max_duration=MAX_DURATION, **options)
+
+    state = sampler().state_dict()
+    state["epoch"] = EPOCH
+    counts = {"kept_cuts": 0, "discarded_cuts": 0, "kept_batches": batches, "discarded_batches": 0}
+    state["diagnostics"] = {"current_epoch": EPOCH, "stats_per_epoch": {EPOCH: {"epoch": EPOCH, **counts}}}
+    restored = sampler()
+    began = time.perf_counter()
+    restored.load_state_dict(state)
+    next(iter(restored))
+    return {"seconds": time.perf_counter() - began, "batches_drawn_again": batches}
+
+
+def _write_cuts(folder: str) -> tuple[Path, float]:
+    """The same utterances as lhotse's cuts, in shuffled order as its own tools leave them; and their seconds."""
+    import numpy as np
+    from lhotse.testing.dummies import dummy_cut
+
+    from foldray.data.manifest import read_index, read_manifest
+    from foldray.spec import SAMPLE_RATE
+
+    samples = read_index(folder, read_manifest(folder), "train").num_samples
+    file = Path(folder, "cuts.jsonl")
+    cut = dummy_cut(0, duration=1.0).to_dict()
+    with file.open("w") as lines:
+        for i in np.random.default_rng(1).permutation(len(samples)).tolist():
+            cut.update(id=f"utterance-{i}", duration=int(samples[i]) / SAMPLE_RATE)
+            cut["recording"].update(id=cut["id"], duration=cut["duration"], num_samples=int(samples[i]))
+            lines.write(json.dumps(cut) + "\n")
+    return file, float(samples.sum()) / SAMPLE_RATE
+
+
+if __name__ == "__main__":
+    measured = {"ours": _ours, "peer": _peer}[sys.argv[1]](sys.argv[2])
+    scale = 1 if sys.platform == "darwin" else 1024
+    measured["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    print(json.dumps(measured))

@@ -1,0 +1,128 @@
+"""What is done to audio before a model hears it: speed, noise, volume, masks.
+
+Everything is drawn from a generator that belongs to the utterance (seed, epoch, id), whoever loads it
+and in whichever batch. torchaudio's own masks and noise draw from torch's global generator, which the
+loading threads would share with the training thread's dropout; so the draws are made here.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from foldray import storage
+from foldray.data.audio import BadAudioError, decode, resample
+from foldray.data.epoch import samples_at_speed, speed_rate
+from foldray.errors import UserError
+from foldray.spec import AugmentSpec
+
+Samples = npt.NDArray[np.float32]
+
+WINDOWS_PER_SECOND = 100
+NOISES_HELD = 64
+
+
+def utterance_rng(seed: int, epoch: int, utterance: str) -> np.random.Generator:
+    """The generator that an utterance's augmentation of one epoch is drawn from."""
+    digest = hashlib.sha256(f"{seed} {epoch} {utterance}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
+def change_speed(samples_T: Samples, factor: float) -> Samples:
+    """Audio played `factor` times as fast, pitch and all: as many samples as the epoch plan counted."""
+    if factor == 1.0:
+        return samples_T
+    planned = int(samples_at_speed(np.array(len(samples_T)), factor))
+    faster_T = resample(samples_T, speed_rate(factor))[:planned]
+    return np.pad(faster_T, (0, planned - len(faster_T)))
+
+
+class WaveformAugmenter:
+    """Noise and volume, as a spec says. Raises UserError where its noise recordings are not there."""
+
+    def __init__(self, augment: AugmentSpec) -> None:
+        self._augment = augment
+        self._noises = Noises(augment.noise_path) if augment.noise_path and augment.noise_share else None
+
+    def __call__(self, samples_T: Samples, rng: np.random.Generator) -> Samples:
+        """The samples with what is drawn for them."""
+        augment = self._augment
+        if augment.noise_share and rng.uniform() < augment.noise_share:
+            snr_db = rng.uniform(*augment.noise_snr_db)
+            count = len(samples_T)
+            noise_T = self._noises.draw(count, rng) if self._noises else coloured_noise(count, rng)
+            samples_T = add_noise(samples_T, noise_T, snr_db)
+        if augment.volume_db:
+            samples_T = samples_T * np.float32(10 ** (rng.uniform(-1, 1) * augment.volume_db / 20))
+        return samples_T
+
+
+def add_noise(samples_T: Samples, noise_T: Samples, snr_db: float) -> Samples:
+    """Speech with noise `snr_db` decibels below it (negative: above)."""
+    import torch
+    import torchaudio
+
+    noisy: Samples = torchaudio.functional.add_noise(
+        torch.from_numpy(samples_T), torch.from_numpy(noise_T), torch.tensor(snr_db, dtype=torch.float32)
+    ).numpy()
+    return noisy
+
+
+def coloured_noise(count: int, rng: np.random.Generator) -> Samples:
+    """Noise whose power falls with frequency by a random slope, from white (0) to brown (2 per octave)."""
+    spectrum = np.fft.rfft(rng.standard_normal(count))
+    slope = rng.uniform(0, 2)
+    spectrum *= np.maximum(np.arange(len(spectrum)), 1) ** (-slope / 2)
+    return np.fft.irfft(spectrum, count).astype(np.float32)
+
+
+class Noises:
+    """Noise recordings under a folder or URI; the ones heard last are kept decoded."""
+
+    def __init__(self, path: str) -> None:
+        self._folder = storage.absolute(path)
+        found = storage.list_tree(self._folder)
+        self._names = sorted(name for name in found if name.lower().endswith((".wav", ".flac", ".ogg", ".mp3")))
+        if not self._names:
+            raise UserError("augment.noise_path", f"{self._folder} has no audio; name a folder with WAV, FLAC or OGG")
+        self._held: OrderedDict[str, Samples] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def draw(self, count: int, rng: np.random.Generator) -> Samples:
+        """`count` samples from a random place of a random recording, repeated where it is too short."""
+        noise_T = self._decoded(self._names[int(rng.integers(len(self._names)))])
+        start = int(rng.integers(len(noise_T)))
+        return np.resize(np.roll(noise_T, -start), count)
+
+    def _decoded(self, name: str) -> Samples:
+        with self._lock:
+            if name in self._held:
+                self._held.move_to_end(name)
+                return self._held[name]
+        file = storage.join(self._folder, name)
+        try:
+            noise_T = decode(storage.read_bytes(file))
+        except BadAudioError as bad:
+            raise UserError(file, f"is no noise to add ({bad.reason}: {bad.detail}); mend or remove it") from None
+        with self._lock:
+            self._held[name] = noise_T
+            while len(self._held) > NOISES_HELD:
+                self._held.popitem(last=False)
+        return noise_T
+
+
+def mask_features(windows_TF: Tensor, augment: AugmentSpec, rng: np.random.Generator) -> None:
+    """Time and frequency masks of random place and width on (T, F) log-mel windows, in place; zero is their mean."""
+    windows, bins = windows_TF.shape
+    longest = min(augment.time_mask_seconds * WINDOWS_PER_SECOND, augment.time_mask_share * windows)
+    for _ in range(augment.time_masks):
+        width = int(rng.uniform(0, longest))
+        start = int(rng.integers(0, windows - width + 1))
+        windows_TF[start : start + width] = 0
+    for _ in range(augment.frequency_masks):
+        width = int(rng.integers(0, min(augment.frequency_mask_bins, bins) + 1))
+        start = int(rng.integers(0, bins - width + 1))
+        windows_TF[:, start : start + width] = 0
