@@ -6,11 +6,11 @@ from typing import Any
 
 from foldray import storage
 from foldray.data.corpora import Corpus, find_corpus
-from foldray.data.manifest import MANIFEST_FILE, QUARANTINE_FILE, Manifest, read_manifest, read_quarantine
+from foldray.data.manifest import MANIFEST_FILE, QUARANTINE_FILE, Manifest, read_index, read_manifest, read_quarantine
 from foldray.errors import UserError
 from foldray.evaluation.provenance import FoundModel, find_model, provenance, read_run_spec
 from foldray.results.rows import Hypothesis, ResultRow, newest_rows, read_rows, write_rows
-from foldray.spec import BUILTIN_CORPUS, CorpusSpec, RunSpec
+from foldray.spec import BUILTIN_CORPUS, SAMPLE_RATE, CorpusSpec, RunSpec
 from foldray.terminal import counting, say, training_bar
 
 # --- Prepare and train -----------------------------------------------------------------------------
@@ -61,12 +61,15 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
     from foldray.training.launch import cpus_needed, is_finished, run_uri, train
 
     found = _find(spec.corpus, spec.storage.root)
+    model = None
     if not _is_trained(spec, found):
         check_model(spec.model, spec.fold.plan())
-        fold_on_meta(spec.model, spec.fold.plan(), num_units=32)
+        model = fold_on_meta(spec.model, spec.fold.plan(), num_units=32)
     corpus, manifest = _prepare(found, spec.corpus, spec.storage.root, cpus_needed(spec))
     run = run_uri(spec, spec.run_id(manifest.corpus_id, manifest.units.digest))
     if not is_finished(run):
+        if model:
+            _say_unlearnable(model, corpus, manifest)
         say(f"training  {run}, {spec.scale.workers} workers{_newest(run, ', going on from')}")
     try:
         with training_bar() as on_record:
@@ -93,6 +96,28 @@ def _is_trained(spec: RunSpec, corpus: Corpus) -> bool:
     if not storage.exists(storage.join(folder, MANIFEST_FILE)):
         return False
     return is_finished(run_uri(spec, spec.run_id(corpus.corpus_id, read_manifest(folder).units.digest)))
+
+
+def _say_unlearnable(model: Any, corpus: str, manifest: Manifest) -> None:
+    """How many training utterances have too few frames for their labels in this very model; CTC skips them."""
+    import numpy as np
+
+    from foldray.families import family_of
+    from foldray.models import output_frames
+
+    if family_of(model).kind == "attention":
+        return
+    index = read_index(corpus, manifest, "train")
+    lengths, which = np.unique(index.num_samples, return_inverse=True)
+    frames = np.array(output_frames(model, lengths.tolist()))[which]
+    count = int((index.num_labels + index.num_repeats > frames).sum())
+    if count:
+        frame = lengths[-1] / SAMPLE_RATE / max(1, int(frames.max()))
+        mend = f"corpus.frame_seconds={frame:.2g} would set them aside"
+        say(
+            f"note      {count} of {len(index)} training utterances have more labels than frames and teach nothing; "
+            f"{mend}"
+        )
 
 
 def _say_distances(run: str) -> None:

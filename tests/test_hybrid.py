@@ -35,9 +35,8 @@ def test_labels_are_counted_in_units_and_text_comes_back(
     assert (len(manifest.units), manifest.units.vocabulary[:2]) == (60, ["<pad>", "<unk>"])
     assert manifest.corpus_id != prepared[1].corpus_id
     index = read_index(corpus, manifest, "train")
-    characters = dict(
-        zip(*(getattr(read_index(*prepared, "train"), name) for name in ("ids", "num_labels")), strict=True)
-    )
+    spelled = read_index(*prepared, "train")
+    characters = dict(zip(spelled.ids.to_pylist(), spelled.num_labels, strict=True))
     fewer = [
         count < characters[i]
         for i, count in zip(index.ids.to_pylist(), index.num_labels, strict=True)

@@ -14,9 +14,10 @@ import torch
 
 from foldray.data import builtin, text
 from foldray.data import prepare as preparation
-from foldray.data.corpora import Utterance, _identity
+from foldray.data.corpora import _identity
 from foldray.data.manifest import Manifest, read_manifest
 from foldray.data.text import END, Units, bpe_units, character_units, normalise, unigram_units
+from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 from foldray.evaluation.decode import greedy_texts
 from foldray.families import transformers_class
@@ -152,12 +153,11 @@ def test_a_size_there_cannot_be_is_refused_before_any_audio_is_read(own_corpus: 
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-def test_units_are_part_of_a_corpus_and_characters_keep_its_old_name() -> None:
-    said = [Utterance("a", "train", "/c/a.flac", "HELLO", "anna", "en", 1.5, "/c/train.jsonl:1", None, 9)]
-    assert _identity(said, "/c", CorpusSpec(path="/c")) == "3b44ffc6a7"
-    kinds = [("bpe", 40), ("bpe", 41), ("unigram", 40)]
-    others = {_identity(said, "/c", CorpusSpec(path="/c", units=u, vocab_size=v)) for u, v in kinds}  # type: ignore[arg-type]
-    assert len(others | {"3b44ffc6a7"}) == 4
+def test_units_are_part_of_a_corpus() -> None:
+    said = [Utterance("a", "train", "/c/a.flac", "HELLO", "/c/train.jsonl:1", "anna", "en", 1.5, bytes=9)]
+    kinds: list[dict[str, Any]] = [{}, {"units": "bpe", "vocab_size": 40}, {"units": "bpe", "vocab_size": 41}]
+    kinds.append({"units": "unigram", "vocab_size": 40})
+    assert len({_identity(said, "/c", CorpusSpec(path="/c", **kind)) for kind in kinds}) == 4
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,11 @@ class RowReader:
             for group in [group for group in self._groups if not counts[group]]:
                 del self._groups[group]
 
+    @property
+    def held(self) -> int:
+        """How many row groups are kept."""
+        return len(self._groups)
+
     def prefetch(self, positions: MicroBatch) -> None:
         """Begin to read the row groups of these positions."""
         with self._lock:
