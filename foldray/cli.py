@@ -339,9 +339,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         _stopped(given)
     except Exception as error:
-        if "AWS Error" in str(error):  # pyarrow raises a plain OSError for whatever S3 answers
-            said = " ".join(str(error).split())
-            _fail(given, "storage", f"{said[:300]}; check AWS_ENDPOINT_URL, AWS_REGION and the credentials")
         # Typer carries its own copy of click, so its usage errors have no public base class.
         if not hasattr(error, "format_message"):
             if "--json" in given:

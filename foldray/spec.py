@@ -88,7 +88,8 @@ class CorpusSpec(_Section):
     @field_validator("units")
     @classmethod
     def _has_texts(cls, units: str, info: ValidationInfo) -> str:
-        if units != "characters" and "train" not in info.data.get("splits", ("train",)):
+        named = {entry.partition("=")[0] for entry in info.data.get("splits", ("train",))}
+        if units != "characters" and "train" not in named:
             raise ValueError(f"{units} units are learned from 'train'; add it to corpus.splits")
         return units
 

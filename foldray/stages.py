@@ -173,10 +173,10 @@ def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
     if storage.exists(storage.join(known, "manifest.json")):
         return known
     if data != BUILTIN_CORPUS and not storage.is_folder(storage.absolute(data)):
-        raise UserError("--data", f"{data} is neither a prepared corpus nor a folder with {split}.jsonl")
+        raise UserError("--data", f"{data} is neither a prepared corpus nor a folder with one")
     # Text must be normalised as the model learned it.
     like = read_run_spec(found.run).corpus if found.run else CorpusSpec(path=data)
-    fields = {"path": data, "layout": "auto", "splits": (split,), "max_quarantine": 1.0}
+    fields = {"path": data, "layout": "auto", "audio_root": None, "splits": (split,), "max_quarantine": 1.0}
     # Scoring compares words, so that it needs no units, and may have no 'train' to learn them from.
     fields |= {"units": "characters", "vocab_size": None}
     corpus = like.model_copy(update=fields)

@@ -147,6 +147,7 @@ class S3Server:
             for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port + 10_000}.sock"):
                 socket_file.unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
+        Path(self._claim.name).unlink(missing_ok=True)
         self._claim.close()
 
 

@@ -125,7 +125,7 @@ def test_segments_channels_and_durations(tmp_path: Path) -> None:
     write_lhotse(tmp_path / "cuts", ITEMS)
     cuts = find(tmp_path / "cuts").utterances
     assert {u.start for u in cuts} == {None, 0.1}
-    assert {(u.start or 0) + (u.duration or 0) for u in cuts} == {pytest.approx(0.6)}
+    assert {round((u.start or 0) + (u.duration or 0), 3) for u in cuts} == {0.6}
     channels = {i.id: i.samples.shape[1] for i in ITEMS}
     assert all(u.channel == (1 if channels[u.id] == 2 else None) for u in cuts)
 

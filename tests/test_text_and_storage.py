@@ -63,7 +63,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(nowhere)
     with pytest.raises(UserError, match=r"nope://x: not a readable location"):
-        storage.filesystem("nope://x")
+        storage.exists("nope://x/y")
 
 
 def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import soundfile
 from foldray.spec import SAMPLE_RATE
 
 BLOCK = 2**18
+STREAMED_BYTES = 2**31 - 2**20  # what streaming encoders write for a length they don't know is greater
 HEAD = 1024  # a SPHERE header, and more than any other needs
 MAX_SECONDS = 6 * 3600
 SILENCE_PEAK = 1e-4  # -80 dB of full scale: below the noise of any microphone
@@ -92,6 +93,8 @@ def _read(
     file.seek(0)
     if not head:
         raise BadAudioError("empty_file", "0 bytes")
+    if isinstance(source, bytes):
+        _check_whole(source)
     unknown_length = _flac_of_unknown_length(head)
     try:
         audio = soundfile.SoundFile(io.BytesIO(unknown_length + file.read()[len(head) :]) if unknown_length else file)
@@ -112,6 +115,15 @@ def _read(
             raise BadAudioError("truncated", _one_line(error)) from None
         promised = 0 if unknown_length or audio.frames >= MAX_SECONDS * rate else audio.frames
         return samples_TC, rate, promised
+
+
+def _check_whole(data: bytes) -> None:
+    """A WAV or AIFF file says how long it is; libsndfile reads one that was cut off as if nothing were missing."""
+    if data[:4] not in (b"RIFF", b"FORM"):
+        return
+    promised = int.from_bytes(data[4:8], "little" if data[:4] == b"RIFF" else "big") + 8
+    if len(data) < promised < STREAMED_BYTES:
+        raise BadAudioError("truncated", f"{len(data)} of {promised} bytes")
 
 
 def _segment(audio: soundfile.SoundFile, first: int, count: int) -> npt.NDArray[np.float32]:
@@ -165,7 +177,13 @@ def resample(mono_T: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float
     """Samples at 16 kHz of samples at another rate: ceil(T * 16000 / rate) of them."""
     import torch
 
-    resampled: npt.NDArray[np.float32] = _resampler(rate)(torch.from_numpy(mono_T)).numpy()
+    count = -(-len(mono_T) * SAMPLE_RATE // rate)
+    # Lengths in whole quarters of a second, zeros at the end: torch prepares a convolution for every length it has
+    # not met, which takes twice as long as the resampling itself (98 against 31 ms for a minute of utterances).
+    quarter = max(1, rate // 4)
+    padded_T = np.zeros(-(-len(mono_T) // quarter) * quarter, dtype=np.float32)
+    padded_T[: len(mono_T)] = mono_T
+    resampled: npt.NDArray[np.float32] = _resampler(rate)(torch.from_numpy(padded_T)).numpy()[:count]
     return resampled
 
 

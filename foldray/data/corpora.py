@@ -20,10 +20,8 @@ from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 from foldray.spec import BUILTIN_CORPUS, CorpusSpec
 
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 """Raise it with every change to what preparation writes: normalisation, decoding, shards."""
-
-_LATER_FIELDS = ("channel", "within", "problem")
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,6 @@ def _slug(name: str) -> str:
 def _identity(utterances: list[Utterance], folder: str, spec: CorpusSpec) -> str:
     digest = hashlib.sha256(f"{PREPARE_VERSION}".encode())
     left_out = {"path", "layout", "audio_root", "max_quarantine"}
-    # Characters were there first: a corpus of them keeps its name.
-    left_out |= {"units", "vocab_size"} if spec.units == "characters" else set()
     fields = spec.model_dump(mode="json", exclude=left_out)
     digest.update(json.dumps(fields, sort_keys=True).encode())
     folders = [folder, *([storage.absolute(spec.audio_root)] if spec.audio_root else [])]
@@ -92,8 +88,7 @@ def _described(utterance: Utterance, folders: list[str]) -> dict[str, Any]:
     inside = next(filter(None, (_inside(utterance.audio, folder) for folder in folders)), None)
     entry = {**asdict(utterance), "audio": f"/{inside}" if inside else utterance.audio, "row": ""}
     entry["problem"] = utterance.problem and utterance.problem[0]
-    # These came later: a corpus without them keeps its name.
-    return {name: value for name, value in entry.items() if value is not None or name not in _LATER_FIELDS}
+    return entry
 
 
 def _builtin_folder(root: str) -> str:

@@ -128,38 +128,38 @@ def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
     from ray.util.queue import Queue
 
     messages = Queue(maxsize=1000, actor_options={"num_cpus": 0})
-    trainer = TorchTrainer(
-        _worker_main,
-        train_loop_config={"job": _dump_job(job), "messages": messages},
-        scaling_config=ScalingConfig(
-            num_workers=scale.workers,
-            use_gpu=scale.use_gpu,
-            resources_per_worker=scale.resources_per_worker or None,
-        ),
-        run_config=RunConfig(
-            name=job.attempt,
-            storage_path=storage.join(job.run, "ray"),
-            failure_config=FailureConfig(max_failures=scale.max_failures),
-        ),
+    scaling = ScalingConfig(
+        num_workers=scale.workers, use_gpu=scale.use_gpu, resources_per_worker=scale.resources_per_worker or None
     )
     stop = threading.Event()
     listener = threading.Thread(target=_listen, args=(messages, stop, on_record), daemon=True)
     listener.start()
     on_interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit()
-    except SystemExit:
-        # Ray's own handler ends the process on Ctrl-C; whoever called decides what to say.
-        raise KeyboardInterrupt from None
-    except Exception as error:
-        raise _cause(error) from error
-    finally:
-        signal.signal(signal.SIGINT, on_interrupt)
-        stop.set()
-        listener.join(timeout=5)
-        messages.shutdown(force=True)
-    # Ray's own snapshots of a run that is over; ours are elsewhere.
-    storage.remove_folder(storage.join(job.run, "ray"))
+    # Ray's own snapshots are of no use to us (checkpoints are ours) and a store that is away while Ray writes
+    # one would end the run, whatever max_failures says: they go to this machine and are forgotten.
+    with tempfile.TemporaryDirectory() as snapshots:
+        trainer = TorchTrainer(
+            _worker_main,
+            train_loop_config={"job": _dump_job(job), "messages": messages},
+            scaling_config=scaling,
+            run_config=RunConfig(
+                name=job.attempt,
+                storage_path=snapshots,
+                failure_config=FailureConfig(max_failures=scale.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except SystemExit:
+            # Ray's own handler ends the process on Ctrl-C; whoever called decides what to say.
+            raise KeyboardInterrupt from None
+        except Exception as error:
+            raise _cause(error) from error
+        finally:
+            signal.signal(signal.SIGINT, on_interrupt)
+            stop.set()
+            listener.join(timeout=5)
+            messages.shutdown(force=True)
     return int(read_metrics(job.run)[-1]["step"])
 
 

@@ -1,0 +1,49 @@
+"""URIs: what a location is, before anything is asked of it."""
+
+from pathlib import Path
+
+
+def absolute(uri: str) -> str:
+    """A URI or path as workers on any host of the run may use it: local paths become absolute."""
+    if "://" in uri and not uri.startswith("file://"):
+        return uri.rstrip("/")
+    return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+
+
+def is_local(uri: str) -> bool:
+    """Whether the URI is a plain folder or file of this machine."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def is_s3(uri: str) -> bool:
+    """Whether the URI is in a bucket."""
+    return uri.startswith("s3://")
+
+
+def join(uri: str, *parts: str) -> str:
+    """Parts appended to a URI with single slashes; options after '?' stay at the end."""
+    base, mark, options = uri.partition("?") if not is_local(uri) else (uri, "", "")
+    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)]) + mark + options
+
+
+def filesystem_path(uri: str) -> str:
+    """The path of a URI inside its filesystem: keys as they are, since names may hold any character."""
+    return absolute(uri) if is_local(uri) else uri.split("://", 1)[1].partition("?")[0]
+
+
+def place(uri: str) -> str:
+    """What decides which filesystem serves a URI: nothing for local files, else scheme, bucket and options."""
+    if is_local(uri):
+        return ""
+    scheme, _, rest = uri.partition("://")
+    key, mark, options = rest.partition("?")
+    return f"{scheme}://{key.split('/', 1)[0]}{mark}{options}"
+
+
+def bucket_and_key(uri: str) -> tuple[str, str]:
+    bucket, _, key = filesystem_path(uri).partition("/")
+    return bucket, key.strip("/")
+
+
+def bare(uri: str) -> str:
+    return uri.partition("?")[0]
