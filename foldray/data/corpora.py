@@ -26,13 +26,14 @@ PREPARE_VERSION = 2
 
 @dataclass(frozen=True)
 class Corpus:
-    """All utterances of a source and its identity.
+    """All utterances of a source, where it lies, and its identity.
 
     corpus_id: `<name>-<hash>`, the folder of its prepared form; the hash covers every description,
     the size of every audio file and every field of the spec that preparation depends on.
     """
 
     corpus_id: str
+    folder: str
     layout: str
     utterances: list[Utterance]
 
@@ -56,7 +57,7 @@ def find_corpus(spec: CorpusSpec, root: str) -> Corpus:
         each for split, uris in zip(splits, found, strict=True) for uri in uris for each in read(uri, split, place)
     ]
     utterances = _with_sizes(_carve_valid(utterances, spec), folder)
-    return Corpus(f"{_slug(name)}-{_identity(utterances, folder, spec)}", layout, utterances)
+    return Corpus(f"{_slug(name)}-{_identity(utterances, folder, spec)}", folder, layout, utterances)
 
 
 def _checked_folder(path: str) -> str:

@@ -63,7 +63,7 @@ def prepare(
             return folder, manifest
     usable, refused = _screen(corpus.utterances, spec)
     subwords = _learn_subwords(usable, spec)
-    tasks = _plan_shards(usable, spec, subwords)
+    tasks = _plan_shards(usable, spec, corpus.folder, subwords)
     shards = _write_shards(tasks, folder, cpus, on_progress)
     quarantine = refused + [entry for shard in shards for entry in shard.quarantine]
     manifest = _describe(corpus, spec, shards, quarantine, subwords)
@@ -133,7 +133,7 @@ def _learn_subwords(utterances: list[Utterance], spec: CorpusSpec) -> Units | No
     return (bpe_units if spec.units == "bpe" else unigram_units)(train, spec.vocab_size)
 
 
-def _plan_shards(utterances: list[Utterance], spec: CorpusSpec, subwords: Units | None) -> list[ShardTask]:
+def _plan_shards(utterances: list[Utterance], spec: CorpusSpec, home: str, subwords: Units | None) -> list[ShardTask]:
     """Shards of one split and one duration bucket each, filled in the order of hashes."""
     tokenizer = subwords.tokenizer if subwords else None
     by_split: dict[str, list[Utterance]] = defaultdict(list)
@@ -144,7 +144,7 @@ def _plan_shards(utterances: list[Utterance], spec: CorpusSpec, subwords: Units 
         for bucket, held in enumerate(_buckets(members)):
             for part, chunk in enumerate(_chunks(held, spec.shard_minutes * 60)):
                 file = f"{SHARD_FOLDER}/{split}-{bucket:02d}-{part:05d}.parquet"
-                tasks.append(ShardTask(file, split, chunk, spec, tokenizer))
+                tasks.append(ShardTask(file, split, chunk, spec, home, tokenizer))
     return tasks
 
 

@@ -25,12 +25,17 @@ _SUMMARY_KEY = b"foldray.summary"
 
 @dataclass(frozen=True)
 class ShardTask:
-    """All that the task which writes one shard needs to know; tokenizer: JSON of the sub-words, None for characters."""
+    """All that the task which writes one shard needs to know.
+
+    home: the corpus folder, which sources are told from, so that the same corpus elsewhere gives the same bytes;
+    tokenizer: JSON of the sub-words, None for characters.
+    """
 
     file: str
     split: str
     utterances: list[Utterance]
     spec: CorpusSpec
+    home: str = ""
     tokenizer: str | None = None
 
 
@@ -82,7 +87,7 @@ def _row_groups(task: ShardTask) -> tuple[list[list[dict[str, Any]]], list[dict[
     units = _units(task.tokenizer)
     for utterance in task.utterances:
         try:
-            row = _read_utterance(utterance, task.spec, units)
+            row = _read_utterance(utterance, task, units)
         except BadAudioError as bad:
             quarantine.append(quarantine_entry(utterance, bad.reason, bad.detail))
             continue
@@ -95,7 +100,8 @@ def _row_groups(task: ShardTask) -> tuple[list[list[dict[str, Any]]], list[dict[
     return [group for group in groups if group], quarantine
 
 
-def _read_utterance(utterance: Utterance, spec: CorpusSpec, units: Units | None) -> dict[str, Any]:
+def _read_utterance(utterance: Utterance, task: ShardTask, units: Units | None) -> dict[str, Any]:
+    spec = task.spec
     try:
         samples_T = _read_audio(utterance)
     except FileNotFoundError:
@@ -119,7 +125,7 @@ def _read_utterance(utterance: Utterance, spec: CorpusSpec, units: Units | None)
         "text": utterance.text,
         "speaker": utterance.speaker,
         "language": utterance.language,
-        "source": utterance.row,
+        "source": utterance.row.removeprefix(f"{task.home}/"),
     }
 
 
