@@ -69,8 +69,8 @@ class CorpusSpec(_Section):
     frame_seconds: float = Field(
         0.04,
         gt=0,
-        description="Audio of one output frame of the models to be trained, 0.02 for wav2vec 2.0 and HuBERT; text that "
-        "CTC can't write in the frames of its audio is quarantined.",
+        description="Audio of one output frame of the models to be trained, 0.02 for wav2vec 2.0 and HuBERT; training "
+        "text that CTC can't write in the frames of its audio is quarantined.",
     )
     max_quarantine: float = Field(
         0.05, ge=0, le=1, description="Share of quarantined utterances above which preparation stops."

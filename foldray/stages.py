@@ -177,8 +177,9 @@ def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
     # Text must be normalised as the model learned it.
     like = read_run_spec(found.run).corpus if found.run else CorpusSpec(path=data)
     fields = {"path": data, "layout": "auto", "audio_root": None, "splits": (split,), "max_quarantine": 1.0}
-    # Scoring compares words, so that it needs no units, and may have no 'train' to learn them from.
-    fields |= {"units": "characters", "vocab_size": None}
+    # Scoring compares words, so that it needs no units, and may have no 'train' to learn them from; and it leaves out
+    # no text for being long.
+    fields |= {"units": "characters", "vocab_size": None, "frame_seconds": 1e-3}
     corpus = like.model_copy(update=fields)
     return _prepare(_find(corpus, found.store), corpus, found.store)[0]
 

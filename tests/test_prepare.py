@@ -274,3 +274,64 @@ def test_flac_of_unknown_length_is_read_to_its_end() -> None:
     with pytest.raises(BadAudioError) as caught:
         decode(bytes(streamed[: len(streamed) // 2]))
     assert caught.value.reason == "truncated"
+
+
+def test_a_damaged_shard_is_named_and_made_anew_once_deleted(own_corpus: Path, tmp_path: Path) -> None:
+    spec = CorpusSpec(path=str(own_corpus), row_group_seconds=10)
+    folder, manifest = prepare_serially(spec, tmp_path)
+    index = read_index(folder, manifest, "train")
+    file = Path(folder, index.files[index.shard[0]])
+    whole = file.read_bytes()
+    entry = pq.read_table(f"{folder}/index.parquet").to_pylist()[-1]
+    shard = Path(folder, manifest.shards[entry["shard"]].file)
+    data = bytearray(shard.read_bytes())
+    data[entry["offset"] + entry["bytes"] // 2] ^= 1  # one bit, in the audio
+    shard.write_bytes(bytes(data))
+    damaged = read_index(folder, manifest, manifest.shards[entry["shard"]].split)
+    with pytest.raises(UserError, match=rf"{shard.name}: is damaged: .*delete it and run `foldray prepare` again"):
+        RowReader(damaged)(len(damaged) - 1)
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"{shard.name}: is missing; run `foldray prepare` again"):
+        RowReader(damaged)(len(damaged) - 1)
+    stamp = file.stat().st_mtime_ns
+    again, same = prepare_serially(spec, tmp_path)
+    assert (again, same) == (folder, manifest)
+    assert RowReader(damaged)(len(damaged) - 1)["id"] == damaged.ids[len(damaged) - 1].as_py()
+    if shard != file:
+        assert file.stat().st_mtime_ns == stamp, "shards that are whole stay"
+    assert file.read_bytes() == whole
+    file.write_bytes(whole[: len(whole) // 2])
+    assert prepare_serially(spec, tmp_path)[1] == manifest
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("WAV", "truncated"), ("AIFF", "truncated"), ("FLAC", "truncated")])
+def test_a_file_that_was_cut_off_is_not_taken_for_a_short_one(kind: str, reason: str) -> None:
+    target = io.BytesIO()
+    soundfile.write(target, np.random.default_rng(0).normal(0, 0.1, 32_000), 16_000, format=kind, subtype="PCM_16")
+    assert len(decode(target.getvalue())) == 32_000
+    with pytest.raises(BadAudioError) as caught:
+        decode(target.getvalue()[: len(target.getvalue()) * 3 // 4])
+    assert caught.value.reason == reason
+
+
+def test_text_that_ctc_cannot_write_is_set_aside_in_training_but_not_in_a_test_set(
+    own_corpus: Path, tmp_path: Path
+) -> None:
+    """Repeated labels need a blank between them."""
+    tone = (0.3 * np.sin(np.arange(16_000) * 0.05)).astype(np.float32)
+    (own_corpus / "tone.wav").write_bytes(_wav(tone))
+    texts = {"fits": "ABCDE ABCDE ABCDE ABCDE A", "repeats": "AABBC CDDEE AABBC CDDEE A", "long": "ABCDE " * 5}
+    for split in ("train", "test"):
+        with (own_corpus / f"{split}.jsonl").open("a") as manifest:
+            for name, text in texts.items():
+                manifest.write(json.dumps({"id": f"{split} {name}", "audio": "tone.wav", "text": text}) + "\n")
+    folder, prepared = prepare_serially(CorpusSpec(path=str(own_corpus), max_quarantine=0.5), tmp_path)
+    quarantine = pq.read_table(f"{folder}/quarantine.parquet").to_pylist()
+    assert {e["id"]: e["reason"] for e in quarantine} == dict.fromkeys(
+        ("train repeats", "train long"), "labels_longer_than_frames"
+    )
+    assert quarantine[0]["detail"].startswith("the text needs ")
+    index = read_index(folder, prepared, "test")
+    place = index.ids.to_pylist().index("test repeats")
+    assert (index.num_labels[place], index.num_repeats[place]) == (25, 8)

@@ -115,7 +115,8 @@ def _read_utterance(utterance: Utterance, task: ShardTask, units: Units | None) 
         raise BadAudioError("too_long", f"{seconds:.2f} s, over corpus.max_seconds={spec.max_seconds:g}")
     labels, repeats = count_labels(utterance.text or "", units)
     frames = int(seconds / spec.frame_seconds)
-    if labels + repeats > frames:
+    # Only of what is trained on: a test set is scored whole.
+    if labels + repeats > frames and task.split != "test":
         needed = f"the text needs {labels + repeats} frames, {seconds:.2f} s have {frames}"
         raise BadAudioError("labels_longer_than_frames", f"{needed} (corpus.frame_seconds={spec.frame_seconds:g})")
     return {
