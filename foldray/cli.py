@@ -269,7 +269,7 @@ def transcribe(
 @app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="joint-step, resume, prepare, ingest or consumers.")],
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds (joint-step, ingest).")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds (joint-step, ingest).")] = 5,
     hours: Annotated[float, typer.Option(min=0.01, help="Hours of audio (prepare).")] = 10.0,
     utterances: Annotated[int, typer.Option(min=1000, help="Utterances of the manifest (resume).")] = 1_000_000,
     peer: Annotated[bool, typer.Option(help="Whether the peer runs too (resume).")] = True,
@@ -283,35 +283,41 @@ def bench(
 
     Example: foldray bench joint-step
     """
+    if name not in BENCHMARKS:
+        raise UserError(name, f"is not a benchmark; use {', '.join(BENCHMARKS)}")
     with counting("measuring") as on_progress:
-        if name == "joint-step":
-            from foldray.bench.joint_step import bench_joint_step
-
-            measured = bench_joint_step(rounds, on_progress=on_progress)
-        elif name == "resume":
-            from foldray.bench.resume import bench_resume
-
-            measured = bench_resume(utterances, with_peer=peer, on_progress=on_progress)
-        elif name == "prepare":
-            from foldray.bench.prepare import bench_prepare
-
-            measured = bench_prepare(hours, on_progress=on_progress)
-        elif name == "ingest":
-            from foldray.bench.ingest import bench_ingest
-
-            measured = bench_ingest(rounds, on_progress=on_progress)
-        elif name == "consumers":
-            from foldray.bench.consumers import bench_consumers
-
-            measured = bench_consumers(on_progress=on_progress)
-        else:
-            raise UserError(name, "is not a benchmark; use joint-step, resume, prepare, ingest or consumers")
+        measured = _measure(name, on_progress, rounds, hours, utterances, peer)
     if as_json:
         _emit(measured)
         return
     for part in ("ours", "peer", "ratio"):
         print_table("", [part, "value"], [[key, _figure(value)] for key, value in measured[part].items()])
     output.print(measured["shape"])
+
+
+BENCHMARKS = ("joint-step", "resume", "prepare", "ingest", "consumers")
+
+
+def _measure(name: str, on_progress: Any, rounds: int, hours: float, utterances: int, peer: bool) -> dict[str, Any]:
+    if name == "joint-step":
+        from foldray.bench.joint_step import bench_joint_step
+
+        return bench_joint_step(rounds, on_progress=on_progress)
+    if name == "resume":
+        from foldray.bench.resume import bench_resume
+
+        return bench_resume(utterances, with_peer=peer, on_progress=on_progress)
+    if name == "prepare":
+        from foldray.bench.prepare import bench_prepare
+
+        return bench_prepare(hours, on_progress=on_progress)
+    if name == "ingest":
+        from foldray.bench.ingest import bench_ingest
+
+        return bench_ingest(rounds, on_progress=on_progress)
+    from foldray.bench.consumers import bench_consumers
+
+    return bench_consumers(on_progress=on_progress)
 
 
 def _figure(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from foldray import storage
-from foldray.errors import UserError
+from foldray.errors import UserError, one_line
 from foldray.families import FAMILIES, Family, family_of_config, transformers_class
 from foldray.folding.seed import Method, check_seed
 from foldray.plan import FoldPlan
@@ -162,8 +162,3 @@ def check_model(spec: ModelSpec, plan: FoldPlan) -> None:
         config = checkpoint_config(spec, checkpoint)
         available = getattr(getattr(config, "encoder_config", config), FAMILIES[spec.family].depth_field)
         check_plan(available, plan, spec.seed_layers)
-
-
-def one_line(error: BaseException) -> str:
-    """The beginning of what an error says, without line breaks."""
-    return " ".join(str(error).split())[:160]

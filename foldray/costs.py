@@ -15,11 +15,10 @@ from foldray.configuration import (
     find_checkpoint,
     fold_errors,
     is_hub_name,
-    one_line,
     stock_config,
     with_units,
 )
-from foldray.errors import UserError
+from foldray.errors import UserError, one_line
 from foldray.families import FAMILIES, family_of, transformers_class
 from foldray.folding.account import PRECISIONS, DepthCost, count_bytes, depth_costs
 from foldray.models import encoder_config, fold, output_frames, set_depths, stack_of, unroll

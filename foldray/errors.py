@@ -14,3 +14,8 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.problem}"
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """An exception's message on one line of at most so many characters, or its kind where it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from foldray import storage
-from foldray.configuration import is_hub_name, one_line, stock_config
+from foldray.configuration import is_hub_name, stock_config
 from foldray.data.text import Units
-from foldray.errors import UserError
+from foldray.errors import UserError, one_line
 from foldray.families import FAMILIES, Family, transformers_class
 from foldray.processor import SUBWORDS_FILE, VOCABULARY_FILE, keep_extractor, read_units, save_processor
 from foldray.spec import ModelSpec

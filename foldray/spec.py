@@ -68,7 +68,7 @@ class CorpusSpec(_Section):
     max_seconds: float = Field(30.0, gt=0, description="Longer utterances are quarantined.")
     frame_seconds: float = Field(
         0.04,
-        gt=0,
+        ge=0.001,
         description="Audio of one output frame of the models to be trained, 0.02 for wav2vec 2.0 and HuBERT; training "
         "text that CTC can't write in the frames of its audio is quarantined.",
     )
@@ -80,10 +80,10 @@ class CorpusSpec(_Section):
         60.0, gt=0, description="Seconds of audio in one row group, the unit of reading and shuffling."
     )
 
-    @field_validator("path")
+    @field_validator("path", "audio_root")
     @classmethod
-    def _has_no_secret(cls, path: str) -> str:
-        return _without_secret(path)
+    def _has_no_secret(cls, path: str | None) -> str | None:
+        return path and _without_secret(path)
 
     @field_validator("units")
     @classmethod
@@ -111,7 +111,8 @@ class CorpusSpec(_Section):
 
 
 def _without_secret(uri: str) -> str:
-    if "@" in uri.partition("://")[2].split("/", 1)[0]:
+    _, _, rest = uri.partition("://")
+    if "@" in rest.split("/", 1)[0] or "@" in rest.partition("?")[2]:
         raise ValueError("holds credentials; they come from the AWS environment, never from a spec")
     return uri
 
@@ -336,6 +337,12 @@ class AugmentSpec(_Section):
     @classmethod
     def _has_no_secret(cls, path: str | None) -> str | None:
         return path and _without_secret(path)
+
+    @model_validator(mode="after")
+    def _uses_its_noise(self) -> "AugmentSpec":
+        if self.noise_path and not self.noise_share:
+            raise ValueError("noise_path: without a noise_share it does nothing; say augment.noise_share=0.3")
+        return self
 
 
 class ScaleSpec(_Section):

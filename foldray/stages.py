@@ -7,7 +7,7 @@ from typing import Any
 from foldray import storage
 from foldray.data.corpora import Corpus, find_corpus
 from foldray.data.manifest import MANIFEST_FILE, QUARANTINE_FILE, Manifest, read_index, read_manifest, read_quarantine
-from foldray.errors import UserError
+from foldray.errors import UserError, one_line
 from foldray.evaluation.provenance import FoundModel, find_model, provenance, read_run_spec
 from foldray.results.rows import Hypothesis, ResultRow, newest_rows, read_rows, write_rows
 from foldray.spec import BUILTIN_CORPUS, SAMPLE_RATE, CorpusSpec, RunSpec
@@ -58,11 +58,14 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
     """Prepare if need be, then train to the end or go on: run_id, run, step, resumed_from_step."""
     from foldray.configuration import check_model
     from foldray.costs import fold_on_meta
+    from foldray.data.augment import Noises
     from foldray.training.launch import cpus_needed, is_finished, run_uri, train
 
     found = _find(spec.corpus, spec.storage.root)
     model = None
     if not _is_trained(spec, found):
+        if spec.augment.noise_path:
+            Noises(spec.augment.noise_path)
         check_model(spec.model, spec.fold.plan())
         model = fold_on_meta(spec.model, spec.fold.plan(), num_units=32)
     corpus, manifest = _prepare(found, spec.corpus, spec.storage.root, cpus_needed(spec))
@@ -180,7 +183,10 @@ def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
     # Scoring compares words, so that it needs no units, and may have no 'train' to learn them from; and it leaves out
     # no text for being long.
     fields |= {"units": "characters", "vocab_size": None, "frame_seconds": 1e-3}
-    corpus = like.model_copy(update=fields)
+    try:
+        corpus = CorpusSpec.model_validate({**like.model_dump(), **fields})
+    except ValueError as error:
+        raise UserError("--data", f"{data} can't be scored: {one_line(error)}") from None
     return _prepare(_find(corpus, found.store), corpus, found.store)[0]
 
 

@@ -114,10 +114,7 @@ def test_a_lattice_of_workers_and_cursors_sees_every_utterance_once(index: Split
                 shares = [list(plan.share(rank, world, cursor)) for rank in range(world)]
                 assert interleaved(shares, plan, world, cursor) == steps[cursor:]
                 for rank, share in enumerate(shares):
-                    needed = set(np.concatenate(share).tolist())
-                    assert set(plan.positions_of(rank, world, cursor).tolist()) <= needed
-                    if rank < min(per_step, len(plan.step(len(plan) - 1))):
-                        assert sorted(plan.positions_of(rank, world, cursor)) == sorted(np.concatenate(share))
+                    assert sorted(plan.positions_of(rank, world, cursor)) == sorted(np.concatenate(share))
 
 
 def interleaved(shares: list[list[np.ndarray]], plan: EpochPlan, world: int, cursor: int) -> list[list[list[int]]]:
@@ -153,6 +150,17 @@ def test_killed_at_fifty_points_and_resumed_the_ids_are_unchanged(index: SplitIn
         assert before + after == whole
 
 
+def test_scoring_holds_an_hour_of_a_long_split_at_a_time() -> None:
+    long = index_of(np.random.default_rng(0).integers(16_000, 240_000, 3000).tolist())
+    batches = plan_scoring(long, 60)
+    assert sorted(int(i) for batch in batches for i in batch) == list(range(3000))
+    hours = (np.cumsum(long.num_samples) - long.num_samples) // (3600 * 16_000)
+    assert hours.max() > 3
+    heard = [sorted({int(hours[i]) for i in batch}) for batch in batches]
+    assert heard == sorted(heard)
+    assert all(len(each) == 1 for each in heard)
+
+
 @pytest.mark.parametrize("per_step", [1, 4])
 def test_every_row_group_is_held_by_one_worker_for_a_short_while(per_step: int) -> None:
     """A large corpus: no row group is read twice except where lanes meet, and few are held at any time."""
@@ -171,7 +179,7 @@ def test_every_row_group_is_held_by_one_worker_for_a_short_while(per_step: int) 
         for steps in spans.values():
             held[steps[0]] += 1
             held[steps[-1] + 1] -= 1
-        assert np.cumsum(held).max() < 0.15 * groups / (per_step**0.5)
+        assert np.cumsum(held).max() < 0.25 * groups / per_step
     assert reads < 1.02 * groups
 
 
@@ -198,8 +206,9 @@ def test_longest_first_moves_one_batch_only(index: SplitIndex) -> None:
     usual, moved = ([batch.tolist() for batch in batches_of(plan)] for plan in plans)
     assert int(index.num_samples[moved[0]].max()) == int(index.num_samples.max())
     assert sorted(usual) == sorted(moved)
-    usual.remove(moved[0])
-    assert usual == moved[1:]
+    place = usual.index(moved[0])
+    usual[0], usual[place] = usual[place], usual[0]
+    assert usual == moved
 
 
 def test_speeds_are_drawn_anew_each_epoch_and_the_plan_counts_with_them(index: SplitIndex) -> None:

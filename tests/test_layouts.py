@@ -92,7 +92,7 @@ def test_a_bucket_is_listed_once_and_gives_the_same(name: str, tmp_path: Path, m
     monkeypatch.setattr(storage, "is_local", lambda uri: False)
     monkeypatch.setattr(storage, "filesystem_path", lambda uri: uri)
     monkeypatch.setattr(storage, "file_sizes", lambda uris: asked.append(uris) or [7] * len(uris))
-    sized = corpora._with_sizes([*unsized, elsewhere], str(tmp_path / "c"))
+    sized = corpora._with_sizes([*unsized, elsewhere], [str(tmp_path / "c")])
     assert sized == [*local.utterances, replace(elsewhere, bytes=7)]
     assert asked == [[elsewhere.audio]]
 

@@ -1,6 +1,7 @@
 """The built-in voices written in every layout and format prepare to the same utterances, from a folder and from S3."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torchaudio
 
 from foldray import storage
 from foldray.data.audio import decode_flac
-from foldray.data.manifest import Manifest, read_index
+from foldray.data.manifest import Manifest, read_index, read_quarantine
 from foldray.data.stream import RowReader
 from foldray.spec import CorpusSpec
 from tests.conftest import prepare_serially
@@ -38,6 +39,27 @@ def voices(spoken: Path) -> list[Item]:
             name = f"{speaker}-1-{len(items):04d}"
             items.append(Item(name, split, speaker, row["text"], samples_TC, RATES[ending], ending))
     return items
+
+
+def test_shards_with_quarantine_are_the_same_bytes_wherever_the_corpus_lies(
+    voices: list[Item], s3_store: str, tmp_path: Path
+) -> None:
+    """Its entries are in the shards, with places told from the corpus folder."""
+    corpus = tmp_path / "corpus"
+    WRITERS["jsonl"](corpus, voices)
+    with (corpus / "train.jsonl").open("a") as manifest:
+        manifest.write(json.dumps({"id": "broken", "audio": "who?.wav", "text": "HELLO", "duration": 1.0}) + "\n")
+    (corpus / "who?.wav").write_bytes(b"no audio at all")
+    storage.upload(corpus, f"{s3_store}/corpus")
+    host = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")
+    places = [str(corpus), f"{s3_store}/corpus", f"{s3_store}/corpus?endpoint_override={host}&scheme=http"]
+    found = [prepared_from(place, tmp_path / str(i), "auto") for i, place in enumerate(places)]
+    assert found[0][0] == found[1][0] == found[2][0]
+    assert found[0][2].shards == found[1][2].shards == found[2][2].shards
+    for _, folder, prepared in found:
+        assert prepared.reasons == {"unreadable": 1}
+        entry = read_quarantine(folder)[0]
+        assert entry["source"].startswith("train.jsonl:")
 
 
 def prepared_from(path: str, store: Path, layout: str) -> tuple[Heard, str, Manifest]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import soundfile
 
 from foldray.data import prepare as preparation
-from foldray.data.audio import BadAudioError, decode, decode_flac, encode_flac
+from foldray.data.audio import BadAudioError, decode, decode_flac, encode_flac, near_rate
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import RowReader
 from foldray.errors import UserError
@@ -77,7 +78,7 @@ def test_in_equals_out_plus_quarantined(own_corpus: Path, tmp_path: Path) -> Non
     assert (manifest.utterances_in, manifest.quarantined) == (len(ids_in(own_corpus)), len(reasons))
     assert manifest.utterances_out == manifest.utterances_in - manifest.quarantined
     assert sum(manifest.reasons.values()) == manifest.quarantined
-    assert all(entry["source"].startswith(str(own_corpus)) and entry["detail"] for entry in quarantine)
+    assert all(entry["source"].startswith("train.jsonl:") and entry["detail"] for entry in quarantine)
 
 
 def test_stereo_44_khz_becomes_mono_16_khz() -> None:
@@ -335,3 +336,73 @@ def test_text_that_ctc_cannot_write_is_set_aside_in_training_but_not_in_a_test_s
     index = read_index(folder, prepared, "test")
     place = index.ids.to_pylist().index("test repeats")
     assert (index.num_labels[place], index.num_repeats[place]) == (25, 8)
+
+
+@pytest.mark.parametrize("rate", [11_127, 47_999, 8_001, 22_050, 191_999])
+def test_any_rate_is_resampled_without_a_giant_filter(rate: int) -> None:
+    """The filter of 11,127 Hz alone would take gigabytes; within 25 Hz there is a small one."""
+    near = near_rate(rate)
+    assert abs(near - rate) <= 25
+    assert (16_000 // math.gcd(near, 16_000)) * (near // math.gcd(near, 16_000)) <= 5_000_000
+    tone = 0.3 * np.sin(2 * np.pi * 400 * np.arange(rate) / rate)
+    heard = decode(_wav(tone, rate))
+    assert abs(len(heard) - 16_000) <= 50
+    assert abs(int(np.abs(np.fft.rfft(heard[:15_900], 16_000)).argmax()) - 400) <= 3
+
+
+def test_no_more_is_decoded_than_may_be_kept() -> None:
+    long = _wav(0.1 * np.sin(np.arange(16_000 * 20) * 0.05))
+    with pytest.raises(BadAudioError, match="too_long"):
+        decode(long, max_seconds=5)
+    with pytest.raises(BadAudioError, match="too_long"):
+        decode(io.BytesIO(long), declared_seconds=10.0, start=1.0, max_seconds=5)
+    assert len(decode(io.BytesIO(long), declared_seconds=4.0, start=1.0, max_seconds=5)) == 64_000
+
+
+def test_a_float_file_of_the_wrong_scale_is_clipped() -> None:
+    with pytest.raises(BadAudioError, match="clipped"):
+        decode(_wav(30_000 * np.sin(np.arange(16_000) * 0.05), subtype="FLOAT"))
+
+
+def test_odd_names_and_halves_of_characters_are_set_aside_or_kept_but_end_nothing(
+    own_corpus: Path, tmp_path: Path
+) -> None:
+    """A cut emoji in JSON, a path that no file can have, a place that nothing is read from, an offset beyond counting."""
+    good = json.loads((own_corpus / "train.jsonl").read_text().splitlines()[0])["audio"]
+    rows = [
+        {"id": "half text", "audio": good, "text": "\ud83d"},
+        {"id": "half \ud83d", "audio": good, "text": "HELLO"},
+        {"id": "half path", "audio": "a\ud83d.wav", "text": "HELLO"},
+        {"id": "nul", "audio": "a\0.wav", "text": "HELLO"},
+        {"id": "long name", "audio": "a" * 300 + ".wav", "text": "HELLO"},
+        {"id": "web", "audio": "http://example.org/a.wav", "text": "HELLO"},
+        {"id": "far", "audio": good, "text": "HELLO", "offset": 1e305, "duration": 1.0},
+        {"id": "again", "audio": "nowhere.wav", "text": "HELLO"},
+        {"id": "again", "audio": good, "text": "HELLO"},
+    ]
+    with (own_corpus / "train.jsonl").open("a") as manifest:
+        manifest.writelines(json.dumps(row) + "\n" for row in rows)
+    folder, manifest = prepare_serially(CorpusSpec(path=str(own_corpus), max_quarantine=0.5), tmp_path)
+    quarantine = pq.read_table(f"{folder}/quarantine.parquet").to_pylist()
+    assert {e["id"]: e["reason"] for e in quarantine} == {
+        "half text": "no_known_characters", "half path": "missing_file", "nul": "missing_file", "long name": "missing_file",
+        "web": "missing_file", "far": "truncated", "again": "missing_file",
+    }  # fmt: skip
+    kept = ids_out(folder, manifest)
+    assert {"half ?", "again"} <= set(kept), "a good row whose id a bad one had is kept"
+    assert len(kept) + len(quarantine) == manifest.utterances_in
+
+
+def test_a_bit_that_flipped_before_the_manifest_was_written_is_found_on_resuming(
+    own_corpus: Path, tmp_path: Path
+) -> None:
+    folder, manifest = prepare_serially(CorpusSpec(path=str(own_corpus)), tmp_path)
+    shard = max(Path(folder, "shards").iterdir(), key=lambda file: file.stat().st_size)
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :])
+    Path(folder, "manifest.json").unlink()
+    assert prepare_serially(CorpusSpec(path=str(own_corpus)), tmp_path)[1] == manifest
+    assert shard.read_bytes() == whole
+    Path(folder, "index.parquet").unlink()
+    assert prepare_serially(CorpusSpec(path=str(own_corpus)), tmp_path)[1] == manifest
+    assert Path(folder, "index.parquet").exists()

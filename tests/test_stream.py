@@ -139,7 +139,7 @@ def test_volume_and_noise_are_drawn_from_the_utterance_and_the_epoch() -> None:
     assert np.array_equal(WaveformAugmenter(AugmentSpec())(tone_T, utterance_rng(0, 0, "a")), tone_T)
 
 
-def test_noise_recordings(spoken: Path, tmp_path: Path) -> None:
+def test_noise_recordings(spoken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     noises = Noises(str(spoken / "audio" / "test"))
     long = noises.draw(400_000, np.random.default_rng(1))
     assert long.shape == (400_000,)
@@ -148,5 +148,32 @@ def test_noise_recordings(spoken: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"augment.noise_path: .* has no audio"):
         Noises(str(tmp_path))
     (tmp_path / "broken.wav").write_bytes(b"no audio")
-    with pytest.raises(UserError, match=r"broken.wav: is no noise to add \(unreadable"):
-        Noises(str(tmp_path)).draw(10, np.random.default_rng(0))
+    silence = Noises(str(tmp_path)).draw(10, np.random.default_rng(0))
+    assert "broken.wav is no noise to add (unreadable" in caplog.text
+    tone_T = (0.1 * np.sin(np.arange(10) * 0.5)).astype(np.float32)
+    assert np.array_equal(add_noise(tone_T, silence, 10.0), tone_T), "silence changes nothing; it is not NaN"
+
+
+def test_a_worker_without_a_batch_in_the_last_step_reads_each_row_group_once(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = read_index(*prepared, "train")
+    plan = plan_epoch(index, seed=0, epoch=0, max_duration=60, per_step=3)
+    read: list[tuple[str, int]] = []
+
+    def counting(corpus: str, file: str, number: int) -> list:
+        read.append((file, number))
+        return read_row_group(corpus, file, number)
+
+    monkeypatch.setattr(stream, "read_row_group", counting)
+    idle = [rank for rank in range(5) if rank >= len(plan.step(len(plan) - 1))]
+    assert idle
+    for rank in idle:
+        read.clear()
+        reader = RowReader(index)
+        reader.expect(plan.positions_of(rank, 5))
+        for batch in plan.share(rank, 5):
+            for position in batch:
+                reader(int(position))
+        assert len(read) == len(set(read))
+        assert not reader.held

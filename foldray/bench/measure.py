@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.util import find_spec
 from typing import Any
@@ -21,13 +22,14 @@ def check_extras(*modules: str) -> None:
 
 def run_side(module: str, *arguments: str) -> dict[str, Any]:
     """What `python -m module arguments` printed as JSON on its last line, and `peak_bytes` of it and its children."""
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, memory_of_tree(process.pid))
-        time.sleep(SAMPLING_SECONDS)
-    assert process.stdout is not None
-    answer = process.stdout.read()
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=out)
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, memory_of_tree(process.pid))
+            time.sleep(SAMPLING_SECONDS)
+        out.seek(0)
+        answer = out.read()
     if process.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)} ended with {process.returncode}: {answer[-500:]}")
     return {**json.loads(answer.splitlines()[-1]), "peak_bytes": peak}

@@ -20,6 +20,7 @@ from foldray.bench.measure import check_extras
 
 EPOCH = 2  # the third
 MAX_DURATION, PER_STEP = 100.0, 8
+CUTS = "cuts.jsonl"
 
 
 def bench_resume(
@@ -38,6 +39,8 @@ def bench_resume(
         on_progress(1, 3)
         ours = _in_own_process("ours", folder)
         on_progress(2, 3)
+        if with_peer:
+            _write_cuts(folder)
         peer = _in_own_process("peer", folder) if with_peer else {}
         on_progress(3, 3)
     ratio = {key: peer[key] / ours[key] for key in ("seconds", "peak_rss_bytes") if key in peer}
@@ -67,7 +70,8 @@ def _ours(folder: str) -> dict[str, float]:
     plan = plan_epoch(index, seed=0, epoch=EPOCH, max_duration=MAX_DURATION, per_step=PER_STEP)
     first = next(plan.share(0, 2, len(plan) // 2))
     assert len(first)
-    return {"seconds": time.perf_counter() - opened, "opening_seconds": opened - began}
+    planned = time.perf_counter()
+    return {"seconds": planned - began, "opening_s": opened - began, "planning_s": planned - opened}
 
 
 def _peer(folder: str) -> dict[str, float]:
@@ -79,11 +83,12 @@ def _peer(folder: str) -> dict[str, float]:
     from lhotse import CutSet
     from lhotse.dataset import DynamicBucketingSampler
 
-    file, seconds = _write_cuts(folder)
-    batches = int(seconds / MAX_DURATION / 0.9 / 2)
+    from foldray.data.manifest import read_manifest
+
+    batches = int(read_manifest(folder).hours * 3600 / MAX_DURATION / 0.9 / 2)
 
     def sampler() -> Any:
-        cuts = CutSet.from_jsonl_lazy(file)
+        cuts = CutSet.from_jsonl_lazy(Path(folder, CUTS))
         options = {"num_buckets": 8, "shuffle": True, "seed": 0, "world_size": 1, "rank": 0}
         return DynamicBucketingSampler(cuts, max_duration=MAX_DURATION, **options)
 
@@ -91,15 +96,15 @@ def _peer(folder: str) -> dict[str, float]:
     state["epoch"] = EPOCH
     counts = {"kept_cuts": 0, "discarded_cuts": 0, "kept_batches": batches, "discarded_batches": 0}
     state["diagnostics"] = {"current_epoch": EPOCH, "stats_per_epoch": {EPOCH: {"epoch": EPOCH, **counts}}}
-    restored = sampler()
     began = time.perf_counter()
+    restored = sampler()
     restored.load_state_dict(state)
     next(iter(restored))
     return {"seconds": time.perf_counter() - began, "batches_drawn_again": batches}
 
 
-def _write_cuts(folder: str) -> tuple[Path, float]:
-    """The same utterances as lhotse's cuts, in shuffled order as its own tools leave them; and their seconds."""
+def _write_cuts(folder: str) -> None:
+    """The same utterances as lhotse's cuts, in shuffled order as its own tools leave them."""
     import numpy as np
     from lhotse.testing.dummies import dummy_cut
 
@@ -107,14 +112,12 @@ def _write_cuts(folder: str) -> tuple[Path, float]:
     from foldray.spec import SAMPLE_RATE
 
     samples = read_index(folder, read_manifest(folder), "train").num_samples
-    file = Path(folder, "cuts.jsonl")
     cut = dummy_cut(0, duration=1.0).to_dict()
-    with file.open("w") as lines:
+    with Path(folder, CUTS).open("w") as lines:
         for i in np.random.default_rng(1).permutation(len(samples)).tolist():
             cut.update(id=f"utterance-{i}", duration=int(samples[i]) / SAMPLE_RATE)
             cut["recording"].update(id=cut["id"], duration=cut["duration"], num_samples=int(samples[i]))
             lines.write(json.dumps(cut) + "\n")
-    return file, float(samples.sum()) / SAMPLE_RATE
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -9,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from foldray.errors import one_line
 from foldray.spec import SAMPLE_RATE
 
 BLOCK = 2**18
+MOST_TAPS = 2**20
 STREAMED_BYTES = 2**31 - 2**20  # what streaming encoders write for a length they don't know is greater
 HEAD = 1024  # a SPHERE header, and more than any other needs
 MAX_SECONDS = 6 * 3600
@@ -50,13 +53,15 @@ def decode(
     declared_seconds: float | None = None,
     start: float | None = None,
     channel: int | None = None,
+    max_seconds: float = MAX_SECONDS,
 ) -> npt.NDArray[np.float32]:
     """Mono samples at 16 kHz, shape (T,), of an audio file, or of `declared_seconds` of it from `start` on.
 
     source: the file's bytes, or the file, open for reading at any place, of which a segment reads only
-    what it needs. channel: which one to take; None for the mean of all. Raises BadAudioError.
+    what it needs. channel: which one to take; None for the mean of all. max_seconds: no more than that
+    is ever decoded. Raises BadAudioError.
     """
-    samples_TC, rate, promised = _read(source, start, declared_seconds)
+    samples_TC, rate, promised = _read(source, start, declared_seconds, max_seconds)
     if len(samples_TC) == 0:
         raise BadAudioError("zero_length", "no samples")
     if not np.isfinite(samples_TC).all():
@@ -66,7 +71,7 @@ def decode(
     # Manifests round durations, so a tenth and 0.2 s are forgiven.
     if seconds < 0.9 * expected - 0.2 or len(samples_TC) < promised:
         raise BadAudioError("truncated", f"{seconds:.2f} s of {expected:.2f} s")
-    mono_T = _mono(samples_TC, channel)
+    mono_T = np.clip(_mono(samples_TC, channel), -1, 1)  # as 16 bits will hold it
     peak = float(np.abs(mono_T).max())
     if peak < SILENCE_PEAK:
         raise BadAudioError("silent", f"peak below {SILENCE_PEAK:g} of full scale")
@@ -85,7 +90,7 @@ def _mono(samples_TC: npt.NDArray[np.float32], channel: int | None) -> npt.NDArr
 
 
 def _read(
-    source: bytes | BinaryIO, start: float | None, seconds: float | None
+    source: bytes | BinaryIO, start: float | None, seconds: float | None, most: float
 ) -> tuple[npt.NDArray[np.float32], int, int]:
     """Samples (T, C), their rate, and how many the header promised (0 where it does not say, or of a segment)."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -106,13 +111,21 @@ def _read(
             raise BadAudioError("unreadable", f"{audio.channels} channels at {rate} Hz")
         try:
             if start is not None and seconds is not None:
+                _check_length(seconds, most)
                 return _segment(audio, round(start * rate), round(seconds * rate)), rate, 0
             if unknown_length:
                 # soundfile seeks after every read, which FLAC of unknown length can't; reading on needs none.
                 audio.seekable = lambda: False
-            samples_TC = _blocks(audio, MAX_SECONDS * rate)
-        except (soundfile.LibsndfileError, ValueError, MemoryError) as error:  # the header was whole, the rest is not
-            raise BadAudioError("truncated", _one_line(error)) from None
+            elif audio.frames < MAX_SECONDS * rate:
+                _check_length(audio.frames / rate, most)
+            samples_TC = _blocks(audio, most)
+        except (
+            soundfile.LibsndfileError,
+            ValueError,
+            OverflowError,
+            MemoryError,
+        ) as error:  # the header was whole, the rest is not
+            raise BadAudioError("truncated", _said(error)) from None
         promised = 0 if unknown_length or audio.frames >= MAX_SECONDS * rate else audio.frames
         return samples_TC, rate, promised
 
@@ -136,14 +149,19 @@ def _segment(audio: soundfile.SoundFile, first: int, count: int) -> npt.NDArray[
     return samples_TC
 
 
-def _blocks(audio: soundfile.SoundFile, most: int) -> npt.NDArray[np.float32]:
+def _check_length(seconds: float, most: float) -> None:
+    if seconds > most:
+        raise BadAudioError("too_long", f"{seconds:.2f} s, over the limit of {most:g} s")
+
+
+def _blocks(audio: soundfile.SoundFile, most: float) -> npt.NDArray[np.float32]:
     """All samples (T, C). A header may promise any number (streamed FLAC the largest there is), so memory is
     taken block by block as samples arrive, not on its word."""
     blocks: list[npt.NDArray[np.float32]] = []
     while len(block := audio.read(BLOCK, dtype="float32", always_2d=True)):
         blocks.append(block)
-        if len(blocks) * BLOCK > most:
-            raise BadAudioError("too_long", f"more than {MAX_SECONDS} s in one file")
+        if len(blocks) * BLOCK > (most + 1) * audio.samplerate + BLOCK:
+            raise BadAudioError("too_long", f"more than {most:g} s in one file")
     return np.concatenate(blocks) if blocks else np.zeros((0, 1), dtype=np.float32)
 
 
@@ -164,19 +182,20 @@ def _not_decodable(head: bytes, error: Exception) -> tuple[str, str]:
     for begins, kind in OTHER_KINDS.items():
         if head.lstrip().lower().startswith(begins):
             return "not_audio", f"the content is {kind}, whatever the name says"
-    return "unreadable", _one_line(error)
+    return "unreadable", _said(error)
 
 
-def _one_line(error: Exception) -> str:
-    # libsndfile's own words, without the Python object that it read from.
-    text = getattr(error, "error_string", "") or str(error)
-    return " ".join(text.split())[:160] or type(error).__name__
+def _said(error: Exception) -> str:
+    """libsndfile's own words, without the Python object that it read from."""
+    text = getattr(error, "error_string", "")
+    return " ".join(text.split())[:160] or one_line(error, 160)
 
 
 def resample(mono_T: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float32]:
-    """Samples at 16 kHz of samples at another rate: ceil(T * 16000 / rate) of them."""
+    """Samples at 16 kHz of samples at another rate: ceil(T * 16000 / rate) of them, at the nearest rate there is."""
     import torch
 
+    rate = near_rate(rate)
     count = -(-len(mono_T) * SAMPLE_RATE // rate)
     # Lengths in whole quarters of a second, zeros at the end: torch prepares a convolution for every length it has
     # not met, which takes twice as long as the resampling itself (98 against 31 ms for a minute of utterances).
@@ -185,6 +204,16 @@ def resample(mono_T: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float
     padded_T[: len(mono_T)] = mono_T
     resampled: npt.NDArray[np.float32] = _resampler(rate)(torch.from_numpy(padded_T)).numpy()[:count]
     return resampled
+
+
+def near_rate(rate: int) -> int:
+    """The rate itself where it shares enough with 16 kHz, as all usual ones do, else the nearest multiple of 50 Hz.
+
+    The filter has (16000 / g) x (rate / g) taps, g being what they share: 11,127 Hz alone would take 6 GB.
+    """
+    shared = math.gcd(rate, SAMPLE_RATE)
+    taps = (SAMPLE_RATE // shared) * (rate // shared)
+    return rate if taps <= MOST_TAPS else max(50, 50 * round(rate / 50))
 
 
 @functools.lru_cache(maxsize=16)

@@ -6,6 +6,7 @@ loading threads would share with the training thread's dropout; so the draws are
 """
 
 import hashlib
+import logging
 import threading
 from collections import OrderedDict
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from foldray import storage
-from foldray.data.audio import BadAudioError, decode, resample
+from foldray.data.audio import SILENCE_PEAK, BadAudioError, decode, resample
 from foldray.data.epoch import samples_at_speed, speed_rate
 from foldray.errors import UserError
 from foldray.spec import AugmentSpec
@@ -22,7 +23,9 @@ from foldray.spec import AugmentSpec
 Samples = npt.NDArray[np.float32]
 
 WINDOWS_PER_SECOND = 100
-NOISES_HELD = 64
+NOISES_HELD = 16_000_000
+
+_log = logging.getLogger(__name__)
 
 
 def utterance_rng(seed: int, epoch: int, utterance: str) -> np.random.Generator:
@@ -61,10 +64,12 @@ class WaveformAugmenter:
 
 
 def add_noise(samples_T: Samples, noise_T: Samples, snr_db: float) -> Samples:
-    """Speech with noise `snr_db` decibels below it (negative: above)."""
+    """Speech with noise `snr_db` decibels below it (negative: above); as it is where the noise is silent."""
     import torch
     import torchaudio
 
+    if float(np.abs(noise_T).max()) < SILENCE_PEAK:
+        return samples_T  # no gain would make it heard, and the ratio of nothing is NaN
     noisy: Samples = torchaudio.functional.add_noise(
         torch.from_numpy(samples_T), torch.from_numpy(noise_T), torch.tensor(snr_db, dtype=torch.float32)
     ).numpy()
@@ -80,7 +85,7 @@ def coloured_noise(count: int, rng: np.random.Generator) -> Samples:
 
 
 class Noises:
-    """Noise recordings under a folder or URI; the ones heard last are kept decoded."""
+    """Noise recordings under a folder or URI; the ones heard last are kept decoded, up to `NOISES_HELD` samples."""
 
     def __init__(self, path: str) -> None:
         self._folder = storage.absolute(path)
@@ -92,10 +97,13 @@ class Noises:
         self._lock = threading.Lock()
 
     def draw(self, count: int, rng: np.random.Generator) -> Samples:
-        """`count` samples from a random place of a random recording, repeated where it is too short."""
+        """`count` samples from a random place of a random recording, repeated where it is too short.
+
+        A recording that can't be used is silence: what others are drawn for does not depend on it.
+        """
         noise_T = self._decoded(self._names[int(rng.integers(len(self._names)))])
         start = int(rng.integers(len(noise_T)))
-        return np.resize(np.roll(noise_T, -start), count)
+        return np.take(noise_T, np.arange(start, start + count), mode="wrap")
 
     def _decoded(self, name: str) -> Samples:
         with self._lock:
@@ -106,10 +114,11 @@ class Noises:
         try:
             noise_T = decode(storage.read_bytes(file))
         except BadAudioError as bad:
-            raise UserError(file, f"is no noise to add ({bad.reason}: {bad.detail}); mend or remove it") from None
+            _log.warning("%s is no noise to add (%s: %s)", file, bad.reason, bad.detail)
+            noise_T = np.zeros(1, dtype=np.float32)
         with self._lock:
             self._held[name] = noise_T
-            while len(self._held) > NOISES_HELD:
+            while len(self._held) > 1 and sum(map(len, self._held.values())) > NOISES_HELD:
                 self._held.popitem(last=False)
         return noise_T
 

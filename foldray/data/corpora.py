@@ -9,7 +9,7 @@ import json
 import re
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from foldray.data.layouts import LAYOUTS, Place
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 from foldray.spec import BUILTIN_CORPUS, CorpusSpec
+
+LONGEST_NAME, LONGEST_PATH = 255, 4000
 
 PREPARE_VERSION = 2
 """Raise it with every change to what preparation writes: normalisation, decoding, shards."""
@@ -54,9 +56,12 @@ def find_corpus(spec: CorpusSpec, root: str) -> Corpus:
     found = _locate(layout, place, spec)
     read = LAYOUTS[layout].read
     utterances = [
-        each for split, uris in zip(splits, found, strict=True) for uri in uris for each in read(uri, split, place)
+        _encodable(each)
+        for split, uris in zip(splits, found, strict=True)
+        for uri in uris
+        for each in read(uri, split, place)
     ]
-    utterances = _with_sizes(_carve_valid(utterances, spec), folder)
+    utterances = _with_sizes(_carve_valid(utterances, spec), [folder, *filter(None, [place.audio_root])])
     return Corpus(f"{_slug(name)}-{_identity(utterances, folder, spec)}", folder, layout, utterances)
 
 
@@ -80,16 +85,15 @@ def _identity(utterances: list[Utterance], folder: str, spec: CorpusSpec) -> str
     digest.update(json.dumps(fields, sort_keys=True).encode())
     folders = [folder, *([storage.absolute(spec.audio_root)] if spec.audio_root else [])]
     for utterance in utterances:
-        digest.update(json.dumps(_described(utterance, folders), sort_keys=True).encode())
+        digest.update(json.dumps(_described(utterance, folders)).encode())
     return digest.hexdigest()[:10]
 
 
-def _described(utterance: Utterance, folders: list[str]) -> dict[str, Any]:
+def _described(utterance: Utterance, folders: list[str]) -> list[Any]:
     """What an utterance is, wherever its corpus lies: the same files under another root are the same corpus."""
     inside = next(filter(None, (_inside(utterance.audio, folder) for folder in folders)), None)
-    entry = {**asdict(utterance), "audio": f"/{inside}" if inside else utterance.audio, "row": ""}
-    entry["problem"] = utterance.problem and utterance.problem[0]
-    return entry
+    problem = utterance.problem and (utterance.problem[0], "")
+    return replace(utterance, audio=f"/{inside}" if inside else utterance.audio, row="", problem=problem).values()
 
 
 def _builtin_folder(root: str) -> str:
@@ -231,18 +235,47 @@ def _choose(names: list[str], wanted: float) -> set[str]:
 # --- Sizes -----------------------------------------------------------------------------------------
 
 
-def _with_sizes(utterances: list[Utterance], folder: str) -> list[Utterance]:
+def _encodable(utterance: Utterance) -> Utterance:
+    """The utterance with '?' for what is no text: JSON may hold halves of characters, which nothing can write."""
+    texts = {name: getattr(utterance, name) for name in ("id", "audio", "text", "speaker", "language", "row")}
+    try:
+        "".join(text or "" for text in texts.values()).encode()
+    except UnicodeEncodeError:
+        return replace(
+            utterance, **{name: text and text.encode(errors="replace").decode() for name, text in texts.items()}
+        )
+    return utterance
+
+
+def _with_sizes(utterances: list[Utterance], folders: list[str]) -> list[Utterance]:
     """The utterances with the sizes of their files; those in containers know theirs, and those ruled out need none."""
     wanted = {u.audio for u in utterances if u.bytes is None and not u.problem}
     sizes: dict[str, int | None] = {}
-    if not storage.is_local(folder):
-        # One listing for all files of the corpus: an object store would take a request for each.
-        below = {uri: inside for uri in wanted if (inside := _inside(uri, folder))}
+    for folder in (folder for folder in folders if not storage.is_local(folder)):
+        # One listing for all files below: an object store would take a request for each.
+        below = {uri: inside for uri in wanted - sizes.keys() if (inside := _inside(uri, folder))}
         tree = storage.list_tree(folder) if below else {}
-        sizes = {uri: tree.get(inside) for uri, inside in below.items()}
+        sizes.update({uri: tree.get(inside) for uri, inside in below.items()})
     others = sorted(wanted - sizes.keys())
+    odd = {uri: problem for uri in others if (problem := _odd_place(uri))}
+    sizes.update(dict.fromkeys(odd))
+    others = [uri for uri in others if uri not in odd]
     sizes.update(zip(others, storage.file_sizes(others), strict=True))
-    return [replace(u, bytes=sizes[u.audio]) if u.bytes is None and not u.problem else u for u in utterances]
+    return [
+        replace(u, bytes=sizes[u.audio], problem=odd.get(u.audio)) if u.bytes is None and not u.problem else u
+        for u in utterances
+    ]
+
+
+def _odd_place(uri: str) -> tuple[str, str] | None:
+    """What is wrong with a name that no file can have, or a place that nothing is read from."""
+    if storage.is_local(uri):
+        longest = max((len(part.encode()) for part in uri.split("/")), default=0)
+        if "\0" in uri or longest > LONGEST_NAME or len(uri.encode()) > LONGEST_PATH:
+            return "missing_file", "no file can have this name"
+    elif uri.startswith(("http://", "https://", "ftp://")):
+        return "missing_file", "foldray does not download; fetch the audio into a folder or bucket first"
+    return None
 
 
 def _inside(uri: str, folder: str) -> str | None:

@@ -24,11 +24,12 @@ MicroBatch = npt.NDArray[np.int64]
 
 Ints = npt.NDArray[np.int64]
 
-WINDOW_BATCHES = 16
-"""Batches that a window of row groups makes; the more there are, the less padding, and the more is held."""
+WINDOW_SECONDS, WINDOW_BATCHES = 1600, (8, 16)
+"""Audio of a window of row groups, and the fewest and most micro-batches that it may make: the larger a window, the
+less padding there is, and the more is held in memory."""
 
-MIXED_WINDOWS = 4
-"""Windows of a lane that take turns at any time: neighbouring steps hear other row groups and other lengths."""
+MIXED_WINDOWS = 8
+"""Windows that take turns at any time, over all lanes: neighbouring steps hear other row groups and other lengths."""
 
 JITTER = 0.05
 """Lengths are sorted after a random stretch of up to this share: neighbours change from epoch to epoch,
@@ -91,6 +92,9 @@ class EpochPlan:
         batches = np.arange(first * self.per_step, self.num_batches)
         lane = batches % self.per_step
         mine = batches[lane % world == rank if rank < self.per_step else lane == 0]
+        last = (len(self) - 1) * self.per_step
+        if self.num_batches - last <= rank < self.per_step:
+            mine = np.append(mine, last)  # what it runs at weight zero in the last step
         return self.positions[_ranges(self.starts[mine], np.diff(self.starts)[mine])]
 
 
@@ -108,16 +112,16 @@ def plan_epoch(
     """Every utterance once, packed to `max_duration` seconds of padded audio, in the order of (seed, epoch).
 
     Row groups are shuffled inside duration buckets (a shard has one bucket); windows of them are sorted
-    by jittered length and packed; windows are shuffled, dealt to the lanes, and a few of a lane take
-    turns. shortest_first: micro-batches go from short to long instead; longest_first: the one with the
+    by jittered length and packed; windows are shuffled, dealt to the lanes, and a few take turns.
+    shortest_first: micro-batches go from short to long instead; longest_first: the one with the
     longest audio is the first, to run out of memory at once if ever. speeds: factors to draw from for
     each utterance. Raises UserError where an utterance is longer than a micro-batch.
     """
     rng = np.random.default_rng([seed, epoch])
-    longest = int(max_duration * SAMPLE_RATE)
+    longest = round(max_duration * SAMPLE_RATE)
     _check_fits(index, longest)
     num_samples, speed = _draw_speeds(index.num_samples, seed, epoch, longest, speeds)
-    positions, windows = _windows(index, num_samples, WINDOW_BATCHES * longest, rng)
+    positions, windows = _windows(index, num_samples, _window_samples(longest), rng)
     jittered = num_samples[positions] * rng.uniform(1 - JITTER, 1 + JITTER, len(positions))
     positions = positions[_sorted_within(jittered, windows)]
     starts = pack(num_samples[positions], windows, longest)
@@ -127,8 +131,8 @@ def plan_epoch(
     if shortest_first:
         order = order[np.argsort(widest[order], kind="stable")]
     if longest_first:
-        longest_place = int(np.argmax(widest[order]))
-        order[: longest_place + 1] = np.roll(order[: longest_place + 1], 1)
+        place = int(np.argmax(widest[order]))
+        order[[0, place]] = order[[place, 0]]
     sizes = np.diff(starts)[order]
     positions = positions[_ranges(starts[:-1][order], sizes)]
     return EpochPlan(epoch, positions, _bounds(sizes), per_step, num_samples, speed)
@@ -146,8 +150,11 @@ def _check_fits(index: SplitIndex, longest: int) -> None:
 
 
 def speed_rate(factor: float) -> int:
-    """The rate that audio at `factor` times its speed is read as, before it is resampled to 16 kHz."""
-    return round(factor * SAMPLE_RATE)
+    """The rate that audio at `factor` times its speed is read as, before it is resampled to 16 kHz.
+
+    A multiple of 50 Hz, as `audio.near_rate` wants.
+    """
+    return 50 * round(factor * SAMPLE_RATE / 50)
 
 
 def samples_at_speed(num_samples: Ints, factor: float) -> Ints:
@@ -170,6 +177,11 @@ def _draw_speeds(
         fits = lengths <= longest
         changed[members[fits]], speed[members[fits]] = lengths[fits], factor
     return changed, speed
+
+
+def _window_samples(longest: int) -> int:
+    fewest, most = WINDOW_BATCHES
+    return max(fewest * longest, min(most * longest, WINDOW_SECONDS * SAMPLE_RATE))
 
 
 def _windows(index: SplitIndex, num_samples: Ints, samples: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
@@ -232,7 +244,7 @@ def _deal(window: Ints, num_windows: int, lanes: int, rng: np.random.Generator) 
     longer = len(window) - lanes * (steps - 1)  # lanes that reach into the last step
     held = np.where(np.arange(lanes) < longer, steps, steps - 1)
     lane = np.repeat(np.arange(lanes), held)
-    turn = rank[in_turn] + rng.uniform(0, MIXED_WINDOWS, len(window))
+    turn = rank[in_turn] + rng.uniform(0, max(1, MIXED_WINDOWS // lanes), len(window))
     dealt = in_turn[np.lexsort((turn, lane))]
     place = _ranges(np.zeros(lanes, dtype=np.int64), held) * lanes + lane
     order = np.empty_like(dealt)
@@ -242,7 +254,7 @@ def _deal(window: Ints, num_windows: int, lanes: int, rng: np.random.Generator) 
 
 def plan_scoring(index: SplitIndex, max_duration: float) -> list[MicroBatch]:
     """Every utterance once, packed to `max_duration` seconds of padded audio, longest first in each hour of audio."""
-    longest = max(int(max_duration * SAMPLE_RATE), int(index.num_samples.max()))
+    longest = max(round(max_duration * SAMPLE_RATE), int(index.num_samples.max()))
     hours = (np.cumsum(index.num_samples) - index.num_samples) // (SCORING_SECONDS * SAMPLE_RATE)
     positions = np.lexsort((-index.num_samples, hours))
     bounds = _bounds(np.bincount(hours))

@@ -11,7 +11,7 @@ import json
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from foldray.data.manifest import (
 )
 from foldray.data.shard import ShardTask, WrittenShard, quarantine_entry, write_shard
 from foldray.data.text import Units, bpe_units, character_units, normalise, unigram_units
-from foldray.data.utterance import Utterance, Within
+from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 from foldray.session import start_ray
 from foldray.spec import CorpusSpec
@@ -59,9 +59,9 @@ def prepare(
     folder = prepared_folder(corpus, root)
     if storage.exists(storage.join(folder, MANIFEST_FILE)):
         manifest = read_manifest(folder)
-        if not missing_shards(folder, manifest):
+        if not missing_files(folder, manifest):
             return folder, manifest
-    usable, refused = _screen(corpus.utterances, spec)
+    usable, refused = _screen(corpus, spec)
     subwords = _learn_subwords(usable, spec)
     tasks = _plan_shards(usable, spec, corpus.folder, subwords)
     shards = _write_shards(tasks, folder, cpus, on_progress)
@@ -79,28 +79,27 @@ def prepared_folder(corpus: Corpus, root: str) -> str:
     return storage.join(storage.absolute(root), "corpora", corpus.corpus_id)
 
 
-def missing_shards(folder: str, manifest: Manifest) -> list[str]:
-    """Shards that the manifest lists but that are not there, or have another size."""
-    there = storage.list_tree(storage.join(folder, SHARD_FOLDER))
-    return [
-        shard.file for shard in manifest.shards if there.get(shard.file.removeprefix(f"{SHARD_FOLDER}/")) != shard.bytes
-    ]
+def missing_files(folder: str, manifest: Manifest) -> list[str]:
+    """What a manifest speaks of but is not there: tables, and shards that are missing or of another size."""
+    there = storage.list_tree(folder)
+    shards = [shard.file for shard in manifest.shards if there.get(shard.file) != shard.bytes]
+    return shards + [name for name in (INDEX_FILE, QUARANTINE_FILE) if name not in there]
 
 
 # --- Before decoding -------------------------------------------------------------------------------
 
 
-def _screen(utterances: list[Utterance], spec: CorpusSpec) -> tuple[list[Utterance], list[dict[str, str]]]:
+def _screen(corpus: Corpus, spec: CorpusSpec) -> tuple[list[Utterance], list[dict[str, str]]]:
     """Usable utterances with normalised text, and quarantine entries for what metadata alone rules out."""
     usable, refused, seen = [], [], set[str]()
-    for utterance in utterances:
+    for utterance in corpus.utterances:
         text = normalise(utterance.text or "", spec.text)
-        reason = _refusal(utterance, text, seen)
-        if reason:
-            refused.append(quarantine_entry(utterance, *reason))
+        refusal = _refusal(utterance, text, seen)
+        if refusal:
+            refused.append(quarantine_entry(utterance, *refusal, corpus.folder))
         else:
             usable.append(replace(utterance, text=text))
-        seen.add(utterance.id)
+            seen.add(utterance.id)
     return usable, refused
 
 
@@ -222,14 +221,17 @@ def _cause(error: BaseException) -> BaseException:
 
 def _dump_task(task: ShardTask) -> bytes:
     # A tenth of the text: all tasks of a corpus wait in Ray's object store at once.
-    return zlib.compress(json.dumps({**asdict(task), "spec": task.spec.model_dump(mode="json")}).encode(), 1)
+    described = {
+        **vars(task),
+        "spec": task.spec.model_dump(mode="json"),
+        "utterances": [u.values() for u in task.utterances],
+    }
+    return zlib.compress(json.dumps(described).encode(), 1)
 
 
 def _load_task(data: bytes) -> ShardTask:
     values = json.loads(zlib.decompress(data))
-    utterances = [
-        Utterance(**{**each, "within": each["within"] and Within(**each["within"])}) for each in values["utterances"]
-    ]
+    utterances = [Utterance.of(each) for each in values["utterances"]]
     return ShardTask(**{**values, "utterances": utterances, "spec": CorpusSpec(**values["spec"])})
 
 

@@ -17,7 +17,7 @@ from foldray.data.audio import BadAudioError, decode, encode_flac
 from foldray.data.manifest import INDEX_SCHEMA, SHARD_SCHEMA, Shard
 from foldray.data.text import Units, tokenizer_units
 from foldray.data.utterance import Utterance
-from foldray.errors import UserError
+from foldray.errors import UserError, one_line
 from foldray.spec import SAMPLE_RATE, CorpusSpec
 
 _SUMMARY_KEY = b"foldray.summary"
@@ -55,8 +55,9 @@ def write_shard(task: ShardTask, folder: str) -> WrittenShard:
     if storage.exists(file):
         data = storage.read_bytes(file)
         try:
+            pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
             return _describe(task, data)
-        except (pa.ArrowInvalid, KeyError, OSError):
+        except (pa.ArrowException, KeyError, TypeError, OSError):
             storage.remove(file)  # damaged since it was written: made anew
     data = encode_shard(task)
     storage.write_bytes(file, data)
@@ -89,7 +90,7 @@ def _row_groups(task: ShardTask) -> tuple[list[list[dict[str, Any]]], list[dict[
         try:
             row = _read_utterance(utterance, task, units)
         except BadAudioError as bad:
-            quarantine.append(quarantine_entry(utterance, bad.reason, bad.detail))
+            quarantine.append(quarantine_entry(utterance, bad.reason, bad.detail, task.home))
             continue
         length = row["num_samples"] / SAMPLE_RATE
         if groups[-1] and seconds + length > task.spec.row_group_seconds:
@@ -103,20 +104,20 @@ def _row_groups(task: ShardTask) -> tuple[list[list[dict[str, Any]]], list[dict[
 def _read_utterance(utterance: Utterance, task: ShardTask, units: Units | None) -> dict[str, Any]:
     spec = task.spec
     try:
-        samples_T = _read_audio(utterance)
+        samples_T = _read_audio(utterance, spec.max_seconds)
     except FileNotFoundError:
         raise BadAudioError("missing_file", f"no file at {utterance.audio}") from None
-    except (PermissionError, IsADirectoryError) as error:
-        raise BadAudioError("unreadable", f"{utterance.audio}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # what a store refuses, or keeps refusing, is a UserError by now
+        raise BadAudioError("unreadable", f"{utterance.audio}: {one_line(error)}") from None
     seconds = len(samples_T) / SAMPLE_RATE
     if seconds < spec.min_seconds:
         raise BadAudioError("too_short", f"{seconds:.2f} s, under corpus.min_seconds={spec.min_seconds:g}")
     if seconds > spec.max_seconds:
         raise BadAudioError("too_long", f"{seconds:.2f} s, over corpus.max_seconds={spec.max_seconds:g}")
     labels, repeats = count_labels(utterance.text or "", units)
-    frames = int(seconds / spec.frame_seconds)
+    frames = int(len(samples_T) / round(spec.frame_seconds * SAMPLE_RATE))
     # Only of what is trained on: a test set is scored whole.
-    if labels + repeats > frames and task.split != "test":
+    if labels + repeats > frames and task.split in ("train", "valid"):
         needed = f"the text needs {labels + repeats} frames, {seconds:.2f} s have {frames}"
         raise BadAudioError("labels_longer_than_frames", f"{needed} (corpus.frame_seconds={spec.frame_seconds:g})")
     return {
@@ -126,13 +127,13 @@ def _read_utterance(utterance: Utterance, task: ShardTask, units: Units | None) 
         "text": utterance.text,
         "speaker": utterance.speaker,
         "language": utterance.language,
-        "source": utterance.row.removeprefix(f"{task.home}/"),
+        "source": storage.relative(utterance.row, task.home),
     }
 
 
-def _read_audio(utterance: Utterance) -> Any:
+def _read_audio(utterance: Utterance, max_seconds: float) -> Any:
     """Samples (T,) of an utterance; of a segment only its own part of the file is read."""
-    timing = (utterance.duration, utterance.start, utterance.channel)
+    timing = (utterance.duration, utterance.start, utterance.channel, max_seconds)
     if utterance.within is None:
         if utterance.start is None:
             return decode(storage.read_bytes(utterance.audio), *timing)
@@ -143,10 +144,8 @@ def _read_audio(utterance: Utterance) -> Any:
         return decode(storage.read_range(utterance.audio, place.first, place.second), *timing)
     try:
         audio = _source_row_group(utterance.audio, place.first)[place.second].as_py()
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowInvalid, OSError, IndexError) as error:  # what storage can't reach is a UserError by now
-        raise BadAudioError("unreadable", f"{utterance.audio}: {' '.join(str(error).split())[:120]}") from None
+    except (pa.ArrowException, IndexError) as error:
+        raise BadAudioError("unreadable", f"{utterance.audio}: {one_line(error)}") from None
     return decode(audio["bytes"] if isinstance(audio, dict) else audio, *timing)
 
 
@@ -216,14 +215,16 @@ def _group_range(group: Any) -> dict[str, int]:
     return {"rows": group.num_rows, "offset": start, "bytes": sum(c.total_compressed_size for c in columns)}
 
 
-def quarantine_entry(utterance: Utterance, reason: str, detail: str) -> dict[str, str]:
-    """A row of the quarantine table."""
+def quarantine_entry(utterance: Utterance, reason: str, detail: str, home: str) -> dict[str, str]:
+    """A row of the quarantine table; places are told from the corpus folder, which may lie anywhere."""
     return {
         "id": utterance.id,
         "split": utterance.split,
-        "source": utterance.row,
+        "source": storage.relative(utterance.row, home),
         "reason": reason,
-        "detail": detail,
+        "detail": detail.replace(utterance.audio, storage.relative(utterance.audio, home))
+        if utterance.audio
+        else detail,
     }
 
 
@@ -249,7 +250,7 @@ def read_row_group(corpus: str, file: str, number: int) -> list[dict[str, Any]]:
         raise UserError(uri, "is missing; run `foldray prepare` again, which makes it anew") from None
     except (pa.ArrowInvalid, OSError) as error:
         if "checksum" in str(error) or isinstance(error, pa.ArrowInvalid):
-            mend = f"{' '.join(str(error).split())[:120]}; delete it and run `foldray prepare` again"
+            mend = f"{one_line(error, 120)}; delete it and run `foldray prepare` again"
             raise UserError(uri, f"is damaged: {mend}") from None
         raise
 

@@ -25,8 +25,8 @@ from foldray.processor import build_extractor
 from foldray.spec import SAMPLE_RATE, AugmentSpec
 
 CACHE_BYTES = 1024 * 2**20
-"""Most encoded audio that is kept. An epoch needs about a minute of it for each micro-batch that a window makes,
-in each window that takes turns (epoch.py); only epochs from short to long may need more, and read it again."""
+"""Most encoded audio that is kept. A worker that has all lanes needs about eight windows of 1,600 s (epoch.py), some
+250 MB; only epochs from short to long, and micro-batches of ten minutes, may need more, and read it again."""
 AHEAD = 4
 READING_THREADS = 8
 DECODER_INPUTS = "decoder_input_ids"
@@ -122,10 +122,9 @@ class RowReader:
         held = {group: _size(each) for group, each in self._groups.items()}
         total = sum(held.values())
         for group in list(self._groups)[:-1]:
-            if total <= CACHE_BYTES:
-                break
-            total -= held[group]
-            del self._groups[group]
+            if total > CACHE_BYTES and held[group]:  # what is still being read holds nothing yet
+                total -= held[group]
+                del self._groups[group]
 
 
 def _size(reading: Future[list[dict[str, Any]]]) -> int:
@@ -155,6 +154,10 @@ class BatchLoader:
         self._waveforms = WaveformAugmenter(augment) if augment else None
         self._seed = seed
         self._threads = threads
+
+    def expect(self, positions: npt.NDArray[np.int64]) -> None:
+        """Say which rows will be read, each once, so that none is kept for longer."""
+        self._read.expect(positions)
 
     def load(self, batch: MicroBatch, epoch: int, speed: npt.NDArray[np.float64] | None = None) -> Batch:
         """One micro-batch; the same arguments give the same tensors. speed: the plan's factors, by position."""
@@ -215,7 +218,7 @@ class BatchLoader:
     ) -> Iterator[Batch]:
         """The batches in order, loaded by threads that stay up to `AHEAD` ahead and then wait."""
         if expected is not None:
-            self._read.expect(expected)
+            self.expect(expected)
         with ThreadPoolExecutor(self._threads, thread_name_prefix="batches") as pool:
             waiting: deque[Future[Batch]] = deque()
             for batch in batches:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jiwer
+import numpy as np
 from transformers import PreTrainedModel
 
 from foldray.data.epoch import plan_scoring
@@ -75,6 +76,7 @@ def score_depths(
     for number, depth in enumerate(depths):
         set_depths(model, [depth])
         _forget_peak()
+        loader.expect(np.concatenate(batches))
         texts: dict[str, tuple[str, str]] = {}
         seconds = audio = 0.0
         for done, planned in enumerate(batches):

@@ -17,15 +17,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from foldray.errors import UserError
+from foldray.errors import UserError, one_line
 from foldray.storage import objects
-from foldray.storage.outages import explain, one_line, retrying
-from foldray.storage.uri import absolute, bare, filesystem_path, is_local, is_s3, join, place
+from foldray.storage.outages import explain, retrying
+from foldray.storage.uri import absolute, bare, filesystem_path, is_local, is_s3, join, place, relative
 
 __all__ = [
     "absolute", "check_writable", "download", "exists", "explain", "file_sizes", "filesystem_path", "is_folder",
     "is_local", "is_s3", "join", "list_files", "list_folders", "list_tree", "local_folder", "open_file", "read_bytes",
-    "read_json", "read_range", "remove", "remove_folder", "retrying", "upload", "write_bytes", "write_json",
+    "read_json", "read_range", "relative", "remove", "remove_folder", "retrying", "upload", "write_bytes", "write_json",
 ]  # fmt: skip
 
 BLOCK = 2**18

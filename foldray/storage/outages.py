@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from foldray.errors import UserError
+from foldray.errors import UserError, one_line
 from foldray.storage.s3 import CONNECT_SECONDS, endpoint_of, store_of
 from foldray.storage.uri import bare, bucket_and_key, is_local
 
@@ -21,6 +21,7 @@ RETRY_SECONDS = 120.0
 """How long a store may be away before the job gives up; FOLDRAY_STORAGE_RETRY_SECONDS in the environment wins."""
 
 LONGEST_PAUSE = 5.0
+SHORTEST_SECRET = 8  # a shorter one would also be found in words
 
 _log = logging.getLogger("foldray.storage")
 _lock = threading.Lock()
@@ -59,7 +60,11 @@ def retrying(action: Callable[[], T], uri: str) -> T:
 
 
 def _retry_seconds() -> float:
-    return float(os.environ.get("FOLDRAY_STORAGE_RETRY_SECONDS") or RETRY_SECONDS)
+    said = os.environ.get("FOLDRAY_STORAGE_RETRY_SECONDS") or RETRY_SECONDS
+    try:
+        return float(said)
+    except ValueError:
+        raise UserError("FOLDRAY_STORAGE_RETRY_SECONDS", f"'{said}' is no number of seconds; say 120") from None
 
 
 def _say_away(error: BaseException, uri: str) -> None:
@@ -69,7 +74,7 @@ def _say_away(error: BaseException, uri: str) -> None:
         known = store in _away
         _away.add(store)
     if not known:
-        reason = _scrubbed(one_line(error))
+        reason = re.sub(r':? "https?://[^"]*"', "", _scrubbed(one_line(error)))
         _log.warning("%s is away (%s); waiting up to %.0f s for it", store, reason, _retry_seconds())
 
 
@@ -198,10 +203,7 @@ def is_transient(error: BaseException) -> bool:
 
 def _scrubbed(text: str) -> str:
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
-        if secret := os.environ.get(name):
+        secret = os.environ.get(name, "")
+        if len(secret) >= SHORTEST_SECRET:
             text = text.replace(secret, f"({name})")
-    return text
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -30,9 +30,8 @@ def settings(uri: str) -> tuple[str | None, str | None, bool]:
         endpoint = f"{options.get('scheme', 'https')}://{endpoint}"
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
     if endpoint and not re.match(r"https?://[^/]", endpoint):
-        raise UserError(
-            "storage", f"the S3 endpoint '{endpoint}' is no URL; set AWS_ENDPOINT_URL to http(s)://HOST:PORT"
-        )
+        shown = re.sub(r".*@", "", endpoint)
+        raise UserError("storage", f"the S3 endpoint '{shown}' is no URL; set AWS_ENDPOINT_URL to http(s)://HOST:PORT")
     region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
     return endpoint, region, options.get("anonymous", "").lower() in ("true", "1")
 

@@ -21,14 +21,31 @@ def is_s3(uri: str) -> bool:
 
 
 def join(uri: str, *parts: str) -> str:
-    """Parts appended to a URI with single slashes; options after '?' stay at the end."""
-    base, mark, options = uri.partition("?") if not is_local(uri) else (uri, "", "")
-    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)]) + mark + options
+    """Parts appended to a URI with single slashes; options after '?' stay at the end.
+
+    A '?' in a part is a letter of its name: it stands as %3F in a URI, where '?' begins the options.
+    """
+    if is_local(uri):
+        return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+    base, mark, options = uri.partition("?")
+    return "/".join([base.rstrip("/"), *(part.strip("/").replace("?", "%3F") for part in parts)]) + mark + options
+
+
+def relative(uri: str, folder: str) -> str:
+    """The path of a URI below a folder; the URI itself where it lies elsewhere."""
+    base, _, options = folder.partition("?") if not is_local(folder) else (folder, "", "")
+    if options and not uri.endswith(f"?{options}"):
+        # A row of a manifest: `URI:number`, the number behind the options.
+        path, _, rest = uri.partition(f"?{options}")
+        uri = path + rest
+    elif options:
+        uri = uri.removesuffix(f"?{options}")
+    return uri.removeprefix(base.rstrip("/") + "/")
 
 
 def filesystem_path(uri: str) -> str:
     """The path of a URI inside its filesystem: keys as they are, since names may hold any character."""
-    return absolute(uri) if is_local(uri) else uri.split("://", 1)[1].partition("?")[0]
+    return absolute(uri) if is_local(uri) else uri.split("://", 1)[1].partition("?")[0].replace("%3F", "?")
 
 
 def place(uri: str) -> str:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from foldray.data.epoch import EpochPlan, MicroBatch
+from foldray.data.epoch import EpochPlan, MicroBatch, samples_at_speed
 from foldray.data.manifest import SplitIndex
 from foldray.data.stream import Batch, BatchLoader
 from foldray.errors import UserError
@@ -46,7 +46,8 @@ class Cycle:
         self._index = index
         self._dtype = autocast_dtype(job.spec, worker.device)
         self._unwrapped = model
-        _check_masks(model, int(self._frames(index.num_samples).min()))
+        shortest = samples_at_speed(index.num_samples.min(keepdims=True), max(job.spec.augment.speeds))
+        _check_masks(model, int(self._frames(shortest)[0]))
         self._objective = Objective(job.spec, model)
         unused = self._objective.may_skip_parts
         ddp = partial(DistributedDataParallel, broadcast_buffers=False, find_unused_parameters=unused)

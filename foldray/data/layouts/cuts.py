@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from foldray import storage
-from foldray.data.layouts.place import Place, file_name, one_line, parent
+from foldray.data.layouts.place import Place, file_name, parent
 from foldray.data.utterance import Utterance
-from foldray.errors import UserError
+from foldray.errors import UserError, one_line
 
 _ENDING = ".jsonl.gz"
 _READABLE = ("file", "url")

@@ -53,9 +53,9 @@ def _read_row(line: str, row: str, base: str, split: str, place: Place) -> Utter
     start, duration = (_seconds(entry, name, row) for name in ("offset", "duration"))
     if start is not None and duration is None:
         raise UserError(row, "has an offset but no duration; a segment needs both")
-    segment = "" if start is None else f"@{start:g}+{duration:g}"
+    segment = "" if start is None else f"@{start!r}+{duration!r}"
     return Utterance(
-        id=str(entry.get("id") or audio.rsplit(".", 1)[0] + segment),
+        id=str(entry.get("id") or stem(audio) + segment),
         split=split,
         audio=place.audio(audio, base),
         text=_text(entry),

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foldray import storage
-from foldray.data.layouts.place import Place, file_name, find_shards, one_line, stem
+from foldray.data.layouts.place import Place, file_name, find_shards, stem
 from foldray.data.utterance import Utterance, Within
-from foldray.errors import UserError
+from foldray.errors import UserError, one_line
 
 _COLUMNS = {
     "text": ("text", "sentence", "transcription", "transcript", "normalized_text"),
@@ -112,6 +112,8 @@ def _utterance(
 ) -> Utterance:
     number = row.rpartition(":")[2]
     named = said["id"] if said["id"] not in (None, "") else stem((path or "").rpartition("/")[2])
+    if isinstance(named, int):  # a counter, which begins anew in each split
+        named = f"{split}-{named}"
     duration = said["duration"]
     known = isinstance(duration, int | float) and math.isfinite(duration) and duration > 0
     beside = place.audio(path, place.folder) if path else ""

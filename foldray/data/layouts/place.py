@@ -115,11 +115,6 @@ def read_texts(uris: Iterable[str]) -> Iterator[str]:
         yield from pool.map(read_text, uris)
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's message on one line."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
-
-
 def find_shards(place: Place, name: str, endings: tuple[str, ...]) -> list[str]:
     """`<name><ending>` or `<name>-*<ending>`, beside or in `data/`; else all with these endings in `<name>/`."""
     above, _, own = name.rpartition("/")

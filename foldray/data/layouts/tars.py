@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from foldray import storage
-from foldray.data.layouts.place import Place, file_name, find_shards, is_audio, one_line
+from foldray.data.layouts.place import Place, file_name, find_shards, is_audio
 from foldray.data.utterance import Utterance, Within
-from foldray.errors import UserError
+from foldray.errors import UserError, one_line
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MOST_TEXT = 2**20
