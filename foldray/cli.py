@@ -283,41 +283,18 @@ def bench(
 
     Example: foldray bench joint-step
     """
-    if name not in BENCHMARKS:
-        raise UserError(name, f"is not a benchmark; use {', '.join(BENCHMARKS)}")
+    from foldray.bench import run_benchmark
+
     with counting("measuring") as on_progress:
-        measured = _measure(name, on_progress, rounds, hours, utterances, peer)
+        measured = run_benchmark(
+            name, rounds=rounds, hours=hours, utterances=utterances, with_peer=peer, on_progress=on_progress
+        )
     if as_json:
         _emit(measured)
         return
     for part in ("ours", "peer", "ratio"):
         print_table("", [part, "value"], [[key, _figure(value)] for key, value in measured[part].items()])
     output.print(measured["shape"])
-
-
-BENCHMARKS = ("joint-step", "resume", "prepare", "ingest", "consumers")
-
-
-def _measure(name: str, on_progress: Any, rounds: int, hours: float, utterances: int, peer: bool) -> dict[str, Any]:
-    if name == "joint-step":
-        from foldray.bench.joint_step import bench_joint_step
-
-        return bench_joint_step(rounds, on_progress=on_progress)
-    if name == "resume":
-        from foldray.bench.resume import bench_resume
-
-        return bench_resume(utterances, with_peer=peer, on_progress=on_progress)
-    if name == "prepare":
-        from foldray.bench.prepare import bench_prepare
-
-        return bench_prepare(hours, on_progress=on_progress)
-    if name == "ingest":
-        from foldray.bench.ingest import bench_ingest
-
-        return bench_ingest(rounds, on_progress=on_progress)
-    from foldray.bench.consumers import bench_consumers
-
-    return bench_consumers(on_progress=on_progress)
 
 
 def _figure(value: Any) -> str:

@@ -1,15 +1,14 @@
 """The stages of the pipeline, each a function from a spec (or a model) to what it left in the store."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from foldray import storage
 from foldray.data.corpora import Corpus, find_corpus
 from foldray.data.manifest import MANIFEST_FILE, QUARANTINE_FILE, Manifest, read_index, read_manifest, read_quarantine
 from foldray.errors import UserError, one_line
-from foldray.evaluation.provenance import FoundModel, find_model, provenance, read_run_spec
-from foldray.results.rows import Hypothesis, ResultRow, newest_rows, read_rows, write_rows
+from foldray.evaluation.provenance import FoundModel, find_model, read_run_spec
+from foldray.results.rows import newest_rows, read_rows, write_rows
 from foldray.spec import BUILTIN_CORPUS, SAMPLE_RATE, CorpusSpec, RunSpec
 from foldray.terminal import counting, say, training_bar
 
@@ -194,6 +193,7 @@ def _evaluate(
     found: FoundModel, corpus: str, depths: tuple[int, ...], split: str, decoding: Any
 ) -> list[dict[str, Any]]:
     from foldray.evaluation.decode import DECODINGS, check_decoding
+    from foldray.evaluation.result_rows import result_rows
     from foldray.evaluation.score import score_depths
     from foldray.model_folder import load_model
     from foldray.models import stack_of
@@ -209,69 +209,9 @@ def _evaluate(
         units = read_units(found.uri)
         place = (corpus, manifest, split, chosen)
         scores = score_depths(model, units, *place, decoding=decoding, on_progress=on_progress)
-    rows, hypotheses = _result_rows(found, model, manifest, split, decoding, scores)
+    rows, hypotheses = result_rows(found, model, manifest, split, decoding, scores)
     write_rows(found.store, rows, hypotheses)
     return [row.model_dump() for row in rows]
-
-
-def _result_rows(
-    found: FoundModel, model: Any, manifest: Manifest, split: str, decoding: str, scores: list[Any]
-) -> tuple[list[ResultRow], list[Hypothesis]]:
-    from foldray.costs import costs_of
-    from foldray.families import family_of
-    from foldray.models import stack_of
-
-    plan = stack_of(model).plan
-    costs = {cost.depth: cost for cost in costs_of(model, [score.depth for score in scores])}
-    shared = {
-        "run_id": found.name,
-        "kind": "fold" if len(plan.depths) > 1 else "baseline",
-        "family": family_of(model).name,
-        "private": str(plan.private),
-        "num_layers": plan.num_layers,
-        "order": "paths" if plan.paths else plan.order,
-        "corpus": manifest.corpus_id,
-        "split": split,
-        "decoding": decoding,
-        "language": "+".join(sorted({name for s in manifest.shards if s.split == split for name in s.languages})),
-        "device": str(model.device),
-        "precision": "float32",
-        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        **provenance(found),
-    }
-    rows = [_row(score, costs[score.depth], shared) for score in scores]
-    said = [(score.depth, utterance) for score in scores for utterance in score.utterances]
-    place: dict[str, Any] = {
-        "run_id": found.name,
-        "corpus": manifest.corpus_id,
-        "split": split,
-        "decoding": decoding,
-        "created": shared["created"],
-    }
-    return rows, [Hypothesis(depth=depth, **place, **vars(utterance)) for depth, utterance in said]
-
-
-def _row(score: Any, cost: Any, shared: dict[str, Any]) -> ResultRow:
-    said = score.utterances
-    return ResultRow(
-        **shared,
-        path=" ".join(map(str, cost.path)),
-        depth=score.depth,
-        trained=cost.trained,
-        wer=score.wer,
-        cer=score.cer,
-        num_utterances=len(said),
-        num_words=sum(u.num_words for u in said),
-        substitutions=sum(u.substitutions for u in said),
-        deletions=sum(u.deletions for u in said),
-        insertions=sum(u.insertions for u in said),
-        params_stored=cost.params_stored,
-        params_unrolled=cost.params_unrolled,
-        bytes_stored=cost.bytes_stored,
-        macs_per_audio_second=cost.macs_per_audio_second,
-        rtfx=score.rtfx,
-        peak_rss_bytes=score.peak_rss_bytes,
-    )
 
 
 # --- The main job ----------------------------------------------------------------------------------

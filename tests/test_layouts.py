@@ -18,8 +18,9 @@ import soundfile
 
 from foldray import storage
 from foldray.data import corpora
-from foldray.data.corpora import Corpus, find_corpus, split_names
+from foldray.data.corpora import Corpus, find_corpus
 from foldray.data.layouts import LAYOUTS, Place
+from foldray.data.splits import split_names
 from foldray.data.utterance import Utterance, Within
 from foldray.errors import UserError
 from foldray.spec import CorpusSpec, Layout

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from foldray.data import stream
+from foldray.data import reader, stream
 from foldray.data.augment import (
     Noises,
     WaveformAugmenter,
@@ -19,8 +19,8 @@ from foldray.data.augment import (
 )
 from foldray.data.epoch import plan_epoch, samples_at_speed
 from foldray.data.manifest import Manifest, read_index
-from foldray.data.shard import read_row_group
-from foldray.data.stream import BatchLoader, RowReader
+from foldray.data.reader import RowReader, read_row_group
+from foldray.data.stream import BatchLoader
 from foldray.errors import UserError
 from foldray.spec import AugmentSpec
 from tests.tiny import tiny_model
@@ -44,31 +44,31 @@ def test_an_epoch_reads_every_row_group_once_and_lets_it_go(
         read.append((file, number))
         return read_row_group(corpus, file, number)
 
-    monkeypatch.setattr(stream, "read_row_group", counting)
+    monkeypatch.setattr(reader, "read_row_group", counting)
     for first in (0, len(plan) // 2):
         read.clear()
-        reader = RowReader(index)
+        rows = RowReader(index)
         expected = plan.positions_of(0, 1, first)
-        reader.expect(expected)
+        rows.expect(expected)
         heard = []
         for batch in plan.share(0, 1, first):
-            reader.prefetch(batch)
-            heard += [reader(int(position))["id"] for position in batch]
+            rows.prefetch(batch)
+            heard += [rows(int(position))["id"] for position in batch]
         assert sorted(heard) == sorted(index.ids.take(expected).to_pylist())
         assert len(read) == len(set(read)) == len(np.unique(index.group_of(expected)))
-        assert not reader.held
+        assert not rows.held
 
 
 def test_what_is_held_stays_under_its_cap_and_every_row_still_comes(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = read_index(*prepared, "train")
-    monkeypatch.setattr(stream, "CACHE_BYTES", 1)
-    reader = RowReader(index)
+    monkeypatch.setattr(reader, "CACHE_BYTES", 1)
+    rows = RowReader(index)
     ids = []
     for position in np.random.default_rng(0).permutation(len(index)):
-        ids.append((reader(int(position))["id"], index.ids[int(position)].as_py()))
-        assert reader.held <= 2
+        ids.append((rows(int(position))["id"], index.ids[int(position)].as_py()))
+        assert rows.held <= 2
     assert all(got == asked for got, asked in ids)
 
 
@@ -165,15 +165,15 @@ def test_a_worker_without_a_batch_in_the_last_step_reads_each_row_group_once(
         read.append((file, number))
         return read_row_group(corpus, file, number)
 
-    monkeypatch.setattr(stream, "read_row_group", counting)
+    monkeypatch.setattr(reader, "read_row_group", counting)
     idle = [rank for rank in range(5) if rank >= len(plan.step(len(plan) - 1))]
     assert idle
     for rank in idle:
         read.clear()
-        reader = RowReader(index)
-        reader.expect(plan.positions_of(rank, 5))
+        rows = RowReader(index)
+        rows.expect(plan.positions_of(rank, 5))
         for batch in plan.share(rank, 5):
             for position in batch:
-                reader(int(position))
+                rows(int(position))
         assert len(read) == len(set(read))
-        assert not reader.held
+        assert not rows.held

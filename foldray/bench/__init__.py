@@ -1,1 +1,41 @@
-"""Benchmarks: ours and a peer side by side in one run, as ratios."""
+"""Benchmarks, each beside a peer in one run; the ratios are what counts."""
+
+from collections.abc import Callable
+from typing import Any
+
+from foldray.errors import UserError
+
+BENCHMARKS = ("joint-step", "resume", "prepare", "ingest", "consumers")
+
+
+def run_benchmark(
+    name: str,
+    *,
+    rounds: int,
+    hours: float,
+    utterances: int,
+    with_peer: bool,
+    on_progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """`name`, `ours`, `peer`, `ratio` and `shape` of a benchmark. Raises UserError for a name that is none."""
+    if name not in BENCHMARKS:
+        raise UserError(name, f"is not a benchmark; use {', '.join(BENCHMARKS)}")
+    if name == "joint-step":
+        from foldray.bench.joint_step import bench_joint_step
+
+        return bench_joint_step(rounds, on_progress=on_progress)
+    if name == "resume":
+        from foldray.bench.resume import bench_resume
+
+        return bench_resume(utterances, with_peer=with_peer, on_progress=on_progress)
+    if name == "prepare":
+        from foldray.bench.prepare import bench_prepare
+
+        return bench_prepare(hours, on_progress=on_progress)
+    if name == "ingest":
+        from foldray.bench.ingest import bench_ingest
+
+        return bench_ingest(rounds, on_progress=on_progress)
+    from foldray.bench.consumers import bench_consumers
+
+    return bench_consumers(on_progress=on_progress)

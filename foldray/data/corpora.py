@@ -6,9 +6,7 @@ shards, training) is the same for all of them.
 
 import hashlib
 import json
-import re
 import tempfile
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 from foldray import storage
 from foldray.data.builtin import builtin_corpus_id, write_builtin_corpus
 from foldray.data.layouts import LAYOUTS, Place
+from foldray.data.splits import carve_valid, sources_of, split_names
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 from foldray.spec import BUILTIN_CORPUS, CorpusSpec
@@ -61,7 +60,7 @@ def find_corpus(spec: CorpusSpec, root: str) -> Corpus:
         for uri in uris
         for each in read(uri, split, place)
     ]
-    utterances = _with_sizes(_carve_valid(utterances, spec), [folder, *filter(None, [place.audio_root])])
+    utterances = _with_sizes(carve_valid(utterances, spec), [folder, *filter(None, [place.audio_root])])
     return Corpus(f"{_slug(name)}-{_identity(utterances, folder, spec)}", folder, layout, utterances)
 
 
@@ -118,31 +117,11 @@ def _builtin_folder(root: str) -> str:
 _ALIASES = {"valid": ("valid", "dev", "validation", "val"), "test": ("test", "eval")}
 
 
-def split_names(spec: CorpusSpec) -> tuple[str, ...]:
-    """The names of the splits that utterances will have: what stands before '=' in each of `corpus.splits`.
-
-    Raises UserError where one can't be: without a source, twice, or no name for files.
-    """
-    names = tuple(entry.partition("=")[0] for entry in spec.splits)
-    for entry, name in zip(spec.splits, names, strict=True):
-        if not re.fullmatch(r"\w[\w.-]*", name) or not all(_sources(entry)):
-            raise UserError("corpus.splits", f"'{entry}' is no split; say a name, or name=A+B for files or sub-folders")
-        if names.count(name) > 1:
-            raise UserError("corpus.splits", f"'{name}' comes twice; join what belongs to it: {name}=A+B")
-    return names
-
-
-def _sources(entry: str) -> list[str]:
-    """What an entry takes: its name, or what stands behind '='."""
-    name, named, parts = entry.partition("=")
-    return [part.strip("/") for part in parts.split("+")] if named else [name]
-
-
 def _find_split(layout: str, place: Place, entry: str) -> list[list[str]]:
     """What a layout finds for an entry of `corpus.splits`: for each of its sources, which may be none."""
     find = LAYOUTS[layout].find
     if "=" in entry:
-        return [find(place, source) for source in _sources(entry)]
+        return [find(place, source) for source in sources_of(entry)]
     names = _ALIASES.get(entry, (entry,))
     return [next(filter(None, (find(place, name) for name in names)), [])]
 
@@ -171,7 +150,7 @@ def _locate(layout: str, place: Place, spec: CorpusSpec) -> list[list[str]]:
     if not any(uris for each in found for uris in each):
         raise UserError("corpus.path", f"{place.folder} is not laid out as {layout} ({wants}); {_contents(place)}")
     for entry, each in zip(spec.splits, found, strict=True):
-        for source, uris in zip(_sources(entry), each, strict=True):
+        for source, uris in zip(sources_of(entry), each, strict=True):
             if not uris and entry != "valid":
                 mend = "add it, leave it out of corpus.splits, or say there what it is, such as [test=A+B]"
                 raise UserError(
@@ -195,41 +174,6 @@ def _contents(place: Place) -> str:
     names = sorted([*place.files(), *(f"{name}/" for name in place.folders())])
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return f"it holds {', '.join(names[:12]) or 'nothing'}{more}"
-
-
-def _carve_valid(utterances: list[Utterance], spec: CorpusSpec) -> list[Utterance]:
-    """Move whole speakers from `train` to `valid` where the source has no `valid`.
-
-    Which speakers: by the hash of their names, until the share is reached, so the choice does not
-    depend on the order of rows. An utterance without a speaker counts as a speaker of its own; where
-    no speaker is small enough for twice the share, utterances are moved instead.
-    """
-    splits = {utterance.split for utterance in utterances}
-    if "valid" in splits or "valid" not in split_names(spec) or not spec.valid_fraction:
-        return utterances
-    train = [utterance for utterance in utterances if utterance.split == "train"]
-    wanted = spec.valid_fraction * len(train)
-    moved = _choose([u.speaker or u.id for u in train], wanted)
-    by_speaker = bool(moved)
-    moved = moved or _choose([u.id for u in train], wanted)
-    return [
-        replace(u, split="valid")
-        if u.split == "train" and ((u.speaker or u.id) if by_speaker else u.id) in moved
-        else u
-        for u in utterances
-    ]
-
-
-def _choose(names: list[str], wanted: float) -> set[str]:
-    """Names whose counts add up to about `wanted`, in the order of their hashes; none over twice that."""
-    counts = Counter(names)
-    chosen: set[str] = set()
-    moved = 0
-    for name in sorted(counts, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        if moved < wanted and moved + counts[name] <= max(1, 2 * wanted) and moved + counts[name] < len(names):
-            chosen.add(name)
-            moved += counts[name]
-    return chosen
 
 
 # --- Sizes -----------------------------------------------------------------------------------------

@@ -5,13 +5,11 @@ task writes one shard whole. So a killed preparation is simply started again: fi
 and the result is the same.
 """
 
-import hashlib
 import io
 import json
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foldray import storage
-from foldray.data.corpora import Corpus, split_names
+from foldray.data.corpora import Corpus
 from foldray.data.manifest import (
     INDEX_FILE,
     INDEX_SCHEMA,
@@ -30,16 +28,14 @@ from foldray.data.manifest import (
     Shard,
     read_manifest,
 )
-from foldray.data.shard import ShardTask, WrittenShard, quarantine_entry, write_shard
-from foldray.data.text import Units, bpe_units, character_units, normalise, unigram_units
+from foldray.data.shard import ShardTask, WrittenShard, write_shard
+from foldray.data.sharding import plan_shards, screen
+from foldray.data.splits import split_names
+from foldray.data.text import Units, bpe_units, character_units, unigram_units
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 from foldray.session import start_ray
 from foldray.spec import CorpusSpec
-
-BUCKETS = 8
-SHARD_FOLDER = "shards"
-GUESSED_BYTES_PER_SECOND = 16_000  # FLAC of speech
 
 
 def prepare(
@@ -61,9 +57,9 @@ def prepare(
         manifest = read_manifest(folder)
         if not missing_files(folder, manifest):
             return folder, manifest
-    usable, refused = _screen(corpus, spec)
+    usable, refused = screen(corpus, spec)
     subwords = _learn_subwords(usable, spec)
-    tasks = _plan_shards(usable, spec, corpus.folder, subwords)
+    tasks = plan_shards(usable, spec, corpus.folder, subwords)
     shards = _write_shards(tasks, folder, cpus, on_progress)
     quarantine = refused + [entry for shard in shards for entry in shard.quarantine]
     manifest = _describe(corpus, spec, shards, quarantine, subwords)
@@ -89,38 +85,6 @@ def missing_files(folder: str, manifest: Manifest) -> list[str]:
 # --- Before decoding -------------------------------------------------------------------------------
 
 
-def _screen(corpus: Corpus, spec: CorpusSpec) -> tuple[list[Utterance], list[dict[str, str]]]:
-    """Usable utterances with normalised text, and quarantine entries for what metadata alone rules out."""
-    usable, refused, seen = [], [], set[str]()
-    for utterance in corpus.utterances:
-        text = normalise(utterance.text or "", spec.text)
-        refusal = _refusal(utterance, text, seen)
-        if refusal:
-            refused.append(quarantine_entry(utterance, *refusal, corpus.folder))
-        else:
-            usable.append(replace(utterance, text=text))
-            seen.add(utterance.id)
-    return usable, refused
-
-
-def _refusal(utterance: Utterance, text: str, seen: set[str]) -> tuple[str, str] | None:
-    if utterance.problem:
-        return utterance.problem
-    if utterance.bytes is None:
-        return "missing_file", f"no file at {utterance.audio}"
-    if utterance.bytes == 0:
-        return "empty_file", "0 bytes"
-    if utterance.text is None:
-        return "no_text", "the row has no field for the text; name it 'text'"
-    if not utterance.text.strip():
-        return "no_text", "the text is empty"
-    if not text:
-        return "no_known_characters", f"nothing left of '{utterance.text[:60]}'"
-    if utterance.id in seen:
-        return "duplicate_id", f"id '{utterance.id}' came before"
-    return None
-
-
 def _learn_subwords(utterances: list[Utterance], spec: CorpusSpec) -> Units | None:
     """Sub-word units from the transcripts of 'train'; None for characters, or without any 'train'.
 
@@ -130,61 +94,6 @@ def _learn_subwords(utterances: list[Utterance], spec: CorpusSpec) -> Units | No
     if spec.vocab_size is None or not train:
         return None
     return (bpe_units if spec.units == "bpe" else unigram_units)(train, spec.vocab_size)
-
-
-def _plan_shards(utterances: list[Utterance], spec: CorpusSpec, home: str, subwords: Units | None) -> list[ShardTask]:
-    """Shards of one split and one duration bucket each, filled in the order of hashes."""
-    tokenizer = subwords.tokenizer if subwords else None
-    by_split: dict[str, list[Utterance]] = defaultdict(list)
-    for utterance in utterances:
-        by_split[utterance.split].append(utterance)
-    tasks = []
-    for split, members in sorted(by_split.items()):
-        for bucket, held in enumerate(_buckets(members)):
-            for part, chunk in enumerate(_chunks(held, spec.shard_minutes * 60)):
-                file = f"{SHARD_FOLDER}/{split}-{bucket:02d}-{part:05d}.parquet"
-                tasks.append(ShardTask(file, split, chunk, spec, home, tokenizer))
-    return tasks
-
-
-def _length(utterance: Utterance) -> float:
-    """Seconds as declared, or a guess from the audio's size."""
-    return utterance.duration if utterance.duration else (utterance.bytes or 0) / GUESSED_BYTES_PER_SECOND
-
-
-def _buckets(utterances: list[Utterance]) -> list[list[Utterance]]:
-    """Up to eight duration buckets of about equal audio, none under about five minutes."""
-    ordered = sorted(utterances, key=lambda u: (_length(u), u.id))
-    total = sum(map(_length, ordered))
-    count = max(1, min(BUCKETS, int(total // 300)))
-    buckets: list[list[Utterance]] = [[] for _ in range(count)]
-    filled = 0.0
-    for utterance in ordered:
-        buckets[min(count - 1, int(filled * count / total) if total else 0)].append(utterance)
-        filled += _length(utterance)
-    return [bucket for bucket in buckets if bucket]
-
-
-def _chunks(utterances: list[Utterance], seconds: float) -> list[list[Utterance]]:
-    chunks: list[list[Utterance]] = [[]]
-    filled = 0.0
-    for utterance in sorted(utterances, key=_place):
-        if chunks[-1] and filled + _length(utterance) > seconds:
-            chunks.append([])
-            filled = 0.0
-        chunks[-1].append(utterance)
-        filled += _length(utterance)
-    return chunks
-
-
-def _place(utterance: Utterance) -> tuple[bytes, int, bytes]:
-    """Utterances by the hash of their id, except that rows of one row group of a Parquet source stay together:
-    only whole row groups can be read."""
-    key = hashlib.sha256(utterance.id.encode()).digest()
-    if utterance.within and utterance.within.kind == "row":
-        group = f"{utterance.audio.rsplit('/', 1)[-1]} {utterance.within.first}"
-        return hashlib.sha256(group.encode()).digest(), utterance.within.second, key
-    return key, 0, key
 
 
 # --- All shards -------------------------------------------------------------------------------------

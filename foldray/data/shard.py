@@ -17,7 +17,7 @@ from foldray.data.audio import BadAudioError, decode, encode_flac
 from foldray.data.manifest import INDEX_SCHEMA, SHARD_SCHEMA, Shard
 from foldray.data.text import Units, tokenizer_units
 from foldray.data.utterance import Utterance
-from foldray.errors import UserError, one_line
+from foldray.errors import one_line
 from foldray.spec import SAMPLE_RATE, CorpusSpec
 
 _SUMMARY_KEY = b"foldray.summary"
@@ -226,41 +226,3 @@ def quarantine_entry(utterance: Utterance, reason: str, detail: str, home: str) 
         if utterance.audio
         else detail,
     }
-
-
-# --- Reading ----------------------------------------------------------------------------------------
-
-
-def read_row_group(corpus: str, file: str, number: int) -> list[dict[str, Any]]:
-    """Rows (id, audio, text) of one row group, checked against the checksums of its pages.
-
-    Raises UserError naming a shard that is missing or damaged.
-    """
-    uri = storage.join(corpus, file)
-
-    def read() -> list[dict[str, Any]]:
-        with storage.open_file(uri) as opened:
-            parquet = pq.ParquetFile(opened, metadata=_footer(uri), page_checksum_verification=True)
-            rows: list[dict[str, Any]] = parquet.read_row_group(number, columns=["id", "audio", "text"]).to_pylist()
-            return rows
-
-    try:
-        return storage.retrying(read, uri)
-    except FileNotFoundError:
-        raise UserError(uri, "is missing; run `foldray prepare` again, which makes it anew") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        if "checksum" in str(error) or isinstance(error, pa.ArrowInvalid):
-            mend = f"{one_line(error, 120)}; delete it and run `foldray prepare` again"
-            raise UserError(uri, f"is damaged: {mend}") from None
-        raise
-
-
-@functools.lru_cache(maxsize=4096)
-def _footer(uri: str) -> Any:
-    """Footers are read once: a shard's row groups come one by one, hours apart."""
-
-    def read() -> Any:
-        with storage.open_file(uri) as opened:
-            return pq.read_metadata(opened)
-
-    return storage.retrying(read, uri)

@@ -1,7 +1,6 @@
 """From planned micro-batches to tensors: read rows, decode, augment, features; ahead of the training thread."""
 
-import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,18 +16,14 @@ from foldray.data.audio import decode_flac
 from foldray.data.augment import WaveformAugmenter, change_speed, mask_features, utterance_rng
 from foldray.data.epoch import EpochPlan, MicroBatch
 from foldray.data.manifest import SplitIndex
-from foldray.data.shard import read_row_group
+from foldray.data.reader import RowReader
 from foldray.data.text import Units
 from foldray.families import family_of
 from foldray.models import mel_bins, output_frames, whole_frames
 from foldray.processor import build_extractor
 from foldray.spec import SAMPLE_RATE, AugmentSpec
 
-CACHE_BYTES = 1024 * 2**20
-"""Most encoded audio that is kept. A worker that has all lanes needs about eight windows of 1,600 s (epoch.py), some
-250 MB; only epochs from short to long, and micro-batches of ten minutes, may need more, and read it again."""
 AHEAD = 4
-READING_THREADS = 8
 DECODER_INPUTS = "decoder_input_ids"
 
 
@@ -61,77 +56,6 @@ class Batch:
         lengths = (self.frames_B.to(device), self.labels_BU.to(device), self.num_labels_B.to(device))
         targets_BU = None if self.targets_BU is None else self.targets_BU.to(device)
         return Batch(inputs, *lengths, self.ids, self.texts, self.seconds, targets_BU)
-
-
-class RowReader:
-    """Rows of a split by position.
-
-    A row group is read once, by threads of its own, kept while rows of it are still expected, and let go
-    with the last; at most `CACHE_BYTES` of them stay, still encoded, whatever is expected.
-    """
-
-    def __init__(self, index: SplitIndex) -> None:
-        self._index = index
-        self._groups: OrderedDict[int, Future[list[dict[str, Any]]]] = OrderedDict()
-        self._expected: npt.NDArray[np.int64] | None = None
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="row groups")
-
-    def expect(self, positions: npt.NDArray[np.int64]) -> None:
-        """Say which rows will be asked for, each once: what none of them lies in need not be kept."""
-        counts = np.bincount(self._index.group_of(positions), minlength=len(self._index.groups) - 1)
-        with self._lock:
-            self._expected = counts
-            for group in [group for group in self._groups if not counts[group]]:
-                del self._groups[group]
-
-    @property
-    def held(self) -> int:
-        """How many row groups are kept."""
-        return len(self._groups)
-
-    def prefetch(self, positions: MicroBatch) -> None:
-        """Begin to read the row groups of these positions."""
-        with self._lock:
-            for group in np.unique(self._index.group_of(positions)):
-                self._reading(int(group))
-
-    def __call__(self, position: int) -> dict[str, Any]:
-        """The row (id, audio, text) at a position of the index."""
-        group = int(self._index.group_of(np.array(position)))
-        with self._lock:
-            reading = self._reading(group)
-            if self._expected is not None:
-                self._expected[group] -= 1
-                if self._expected[group] <= 0:
-                    del self._groups[group]
-        return reading.result()[int(self._index.row[position])]
-
-    def _reading(self, group: int) -> Future[list[dict[str, Any]]]:
-        """The row group, read or being read; with the lock held."""
-        if group not in self._groups:
-            first = self._index.groups[group]
-            file = self._index.files[self._index.shard[first]]
-            number = int(self._index.row_group[first])
-            self._groups[group] = self._pool.submit(read_row_group, self._index.corpus, file, number)
-            self._make_room()
-        self._groups.move_to_end(group)
-        return self._groups[group]
-
-    def _make_room(self) -> None:
-        held = {group: _size(each) for group, each in self._groups.items()}
-        total = sum(held.values())
-        for group in list(self._groups)[:-1]:
-            if total > CACHE_BYTES and held[group]:  # what is still being read holds nothing yet
-                total -= held[group]
-                del self._groups[group]
-
-
-def _size(reading: Future[list[dict[str, Any]]]) -> int:
-    """Bytes of a row group that has been read."""
-    if not reading.done() or reading.exception():
-        return 0
-    return sum(len(row["audio"]) for row in reading.result())
 
 
 class BatchLoader:

@@ -1,0 +1,65 @@
+"""Splits: what `corpus.splits` names, and a `valid` for corpora that have none."""
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import replace
+
+from foldray.data.utterance import Utterance
+from foldray.errors import UserError
+from foldray.spec import CorpusSpec
+
+
+def split_names(spec: CorpusSpec) -> tuple[str, ...]:
+    """The names of the splits that utterances will have: what stands before '=' in each of `corpus.splits`.
+
+    Raises UserError where one can't be: without a source, twice, or no name for files.
+    """
+    names = tuple(entry.partition("=")[0] for entry in spec.splits)
+    for entry, name in zip(spec.splits, names, strict=True):
+        if not re.fullmatch(r"\w[\w.-]*", name) or not all(sources_of(entry)):
+            raise UserError("corpus.splits", f"'{entry}' is no split; say a name, or name=A+B for files or sub-folders")
+        if names.count(name) > 1:
+            raise UserError("corpus.splits", f"'{name}' comes twice; join what belongs to it: {name}=A+B")
+    return names
+
+
+def sources_of(entry: str) -> list[str]:
+    """What an entry takes: its name, or what stands behind '='."""
+    name, named, parts = entry.partition("=")
+    return [part.strip("/") for part in parts.split("+")] if named else [name]
+
+
+def carve_valid(utterances: list[Utterance], spec: CorpusSpec) -> list[Utterance]:
+    """Move whole speakers from `train` to `valid` where the source has no `valid`.
+
+    Which speakers: by the hash of their names, until the share is reached, so the choice does not
+    depend on the order of rows. An utterance without a speaker counts as a speaker of its own; where
+    no speaker is small enough for twice the share, utterances are moved instead.
+    """
+    splits = {utterance.split for utterance in utterances}
+    if "valid" in splits or "valid" not in split_names(spec) or not spec.valid_fraction:
+        return utterances
+    train = [utterance for utterance in utterances if utterance.split == "train"]
+    wanted = spec.valid_fraction * len(train)
+    moved = _choose([u.speaker or u.id for u in train], wanted)
+    by_speaker = bool(moved)
+    moved = moved or _choose([u.id for u in train], wanted)
+    return [
+        replace(u, split="valid")
+        if u.split == "train" and ((u.speaker or u.id) if by_speaker else u.id) in moved
+        else u
+        for u in utterances
+    ]
+
+
+def _choose(names: list[str], wanted: float) -> set[str]:
+    """Names whose counts add up to about `wanted`, in the order of their hashes; none over twice that."""
+    counts = Counter(names)
+    chosen: set[str] = set()
+    moved = 0
+    for name in sorted(counts, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if moved < wanted and moved + counts[name] <= max(1, 2 * wanted) and moved + counts[name] < len(names):
+            chosen.add(name)
+            moved += counts[name]
+    return chosen
