@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from foldray.errors import UserError
+from foldray.errors import UserError, one_line
 from foldray.recipes import load_recipe, recipe_names
 from foldray.spec import RunSpec
 from foldray.terminal import counting, output, print_table, result_table, say
@@ -121,6 +121,7 @@ def prepare(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) 
         "utterances_in": manifest.utterances_in,
         "utterances_out": manifest.utterances_out,
         "quarantined": manifest.quarantined,
+        "splits": manifest.rows_by_split,
         "hours": manifest.hours,
         "reasons": manifest.reasons,
     }
@@ -321,6 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(given, error.where, error.problem)
     except (KeyboardInterrupt, typer.Abort):
         _stopped(given)
+    except PermissionError as error:
+        _fail(given, "storage", f"{one_line(error)}; mend its rights, or choose another place")
     except Exception as error:
         # Typer carries its own copy of click, so its usage errors have no public base class.
         if not hasattr(error, "format_message"):

@@ -106,7 +106,7 @@ class CorpusSpec(_Section):
     @model_validator(mode="after")
     def _has_a_range(self) -> "CorpusSpec":
         if self.min_seconds >= self.max_seconds:
-            raise ValueError("min_seconds must be below max_seconds")
+            raise ValueError(f"min_seconds ({self.min_seconds:g}) must be below max_seconds ({self.max_seconds:g})")
         return self
 
 
@@ -394,8 +394,8 @@ class RunSpec(_Section):
     def _every_utterance_fits(self) -> "RunSpec":
         if self.batch.max_duration < self.corpus.max_seconds:
             raise ValueError(
-                f"batch.max_duration: {self.batch.max_duration:g} s hold no utterance of corpus.max_seconds = "
-                f"{self.corpus.max_seconds:g}; raise the one or lower the other"
+                f"batch.max_duration: {self.batch.max_duration:g} s would not hold an utterance of corpus.max_seconds "
+                f"({self.corpus.max_seconds:g}); raise the one or lower the other"
             )
         return self
 

@@ -27,17 +27,24 @@ def _find(corpus: CorpusSpec, root: str) -> Corpus:
 
 
 def _prepare(found: Corpus, corpus: CorpusSpec, root: str, cpus: float = 1) -> tuple[str, Manifest]:
-    from foldray.data.prepare import prepare
+    from foldray.data.prepare import prepare, prepared_folder
 
     builtin = corpus.path == BUILTIN_CORPUS
     say(f"corpus    {'the built-in voices (eSpeak NG)' if builtin else f'{corpus.path}, read as {found.layout}'}")
-    with counting("preparing") as on_progress:
-        folder, manifest = prepare(found, corpus, root, cpus=cpus, on_progress=on_progress)
+    try:
+        with counting("preparing") as on_progress:
+            folder, manifest = prepare(found, corpus, root, cpus=cpus, on_progress=on_progress)
+    except UserError:
+        if storage.exists(storage.join(prepared_folder(found, root), QUARANTINE_FILE)):
+            _show_quarantine(prepared_folder(found, root))
+        raise
     if manifest.quarantined:
         _show_quarantine(folder)
     reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.reasons.items())
     kept = f"{manifest.utterances_out} of {manifest.utterances_in} utterances, {manifest.hours * 60:.1f} min"
-    say(f"prepared  {kept}, {manifest.quarantined} quarantined{f' ({reasons})' if reasons else ''}: {folder}")
+    splits = ", ".join(f"{split} {count}" for split, count in manifest.rows_by_split.items())
+    aside = f"{manifest.quarantined} quarantined{f' ({reasons})' if reasons else ''}"
+    say(f"prepared  {kept} ({splits}), {aside}: {folder}")
     return folder, manifest
 
 
@@ -72,6 +79,8 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
     if not is_finished(run):
         if model:
             _say_unlearnable(model, corpus, manifest)
+        if not manifest.rows_by_split.get("valid"):
+            say("note      there is no validation split; corpus.splits with 'valid' in it carves one")
         say(f"training  {run}, {spec.scale.workers} workers{_newest(run, ', going on from')}")
     try:
         with training_bar() as on_record:

@@ -578,3 +578,30 @@ def test_without_lhotse_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 def test_every_layout_is_in_the_spec() -> None:
     assert set(get_args(Layout)) == {"auto", *LAYOUTS}
+
+
+def test_audio_and_texts_side_by_side_are_a_split_of_their_own(tmp_path: Path) -> None:
+    for item in ITEMS[:3]:
+        (tmp_path / f"{item.id}.wav").write_bytes(b"RIFF")
+        (tmp_path / f"{item.id}.txt").write_text(item.text)
+    found = find_corpus(CorpusSpec(path=str(tmp_path), splits=("train=.",)), str(tmp_path / "store"))
+    assert found.layout == "folder"
+    assert {u.id: u.text for u in found.utterances} == {item.id: item.text for item in ITEMS[:3]}
+
+
+def test_kaldi_folders_below_data(tmp_path: Path) -> None:
+    WRITERS["kaldi"](tmp_path / "data", ITEMS)
+    assert find(tmp_path).layout == "kaldi"
+    assert {u.id for u in find(tmp_path).utterances} == {item.id for item in ITEMS}
+
+
+def test_validation_is_carved_from_what_can_be_used(tmp_path: Path) -> None:
+    """Rows without a speaker count for themselves, and broken ones would be the first to be chosen."""
+    (tmp_path / "good.wav").write_bytes(b"RIFF")
+    rows = [{"id": f"bad-{i}", "audio": f"nowhere-{i}.wav", "text": "A"} for i in range(50)]
+    rows += [{"id": f"good-{i}", "audio": "good.wav", "text": "A", "speaker": f"s{i % 4}"} for i in range(20)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = CorpusSpec(path=str(tmp_path), splits=("train", "valid"), valid_fraction=0.2)
+    valid = [u.id for u in find_corpus(spec, str(tmp_path)).utterances if u.split == "valid"]
+    assert valid
+    assert all(name.startswith("good") for name in valid)

@@ -183,21 +183,25 @@ def test_too_much_quarantine_stops_and_keeps_the_shards(own_corpus: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "detail"),
     [
-        ('{"audio": "a.wav", "text": "A", "duration": NaN}', r"train.jsonl:\d+: duration nan"),
-        ('{"audio": "a.wav", "text": "A", "offset": 1}', r"train.jsonl:\d+: has an offset but no duration"),
-        ('{"audio": ', r"train.jsonl:\d+: is not JSON"),
-        ("[1]", r"train.jsonl:\d+: is not an object"),
-        ('{"text": "HELLO"}', r"train.jsonl:\d+: has no audio file"),
-        ('{"audio": "a.wav", "text": "A", "duration": "long"}', r"train.jsonl:\d+: duration 'long'"),
+        ('{"audio": "a.wav", "text": "A", "duration": NaN}', "duration nan can't be a number of seconds"),
+        ('{"audio": "a.wav", "text": "A", "offset": 1}', "has an offset but no duration"),
+        ('{"audio": ', "is not JSON"),
+        ("[1]", "is not an object"),
+        ('{"text": "HELLO"}', "has no audio file"),
+        ('{"audio": "a.wav", "text": "A", "duration": "long"}', "duration 'long' can't be"),
     ],
 )
-def test_a_bad_row_is_named(own_corpus: Path, tmp_path: Path, line: str, message: str) -> None:
+def test_a_bad_row_is_set_aside_and_named(own_corpus: Path, tmp_path: Path, line: str, detail: str) -> None:
+    rows = len((own_corpus / "train.jsonl").read_text().splitlines())
     with (own_corpus / "train.jsonl").open("a") as manifest:
         manifest.write(line + "\n")
-    with pytest.raises(UserError, match=message):
-        prepare_serially(CorpusSpec(path=str(own_corpus)), tmp_path)
+    folder, prepared = prepare_serially(CorpusSpec(path=str(own_corpus)), tmp_path)
+    assert prepared.reasons == {"bad_metadata": 1}
+    entry = pq.read_table(f"{folder}/quarantine.parquet").to_pylist()[0]
+    assert (entry["id"], entry["source"]) == (f"train.jsonl:{rows + 1}", f"train.jsonl:{rows + 1}")
+    assert entry["detail"].startswith(detail)
 
 
 def test_a_folder_without_manifests_says_what_to_write(tmp_path: Path) -> None:

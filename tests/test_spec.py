@@ -42,8 +42,11 @@ def test_overrides_take_yaml_values() -> None:
         ("fold.order=group", r"^fold\.groups: sizes \[\] must be positive"),
         ("fold.order=spiral", r"^fold\.order: input should be 'in_place', 'cycle' or 'group'"),
         ("optim.steps=10", r"^optim: give one of epochs and steps; add optim.epochs=null"),
-        ("corpus.min_seconds=16", r"^corpus: min_seconds must be below max_seconds$"),
-        ("batch.max_duration=10", r"^batch\.max_duration: 10 s hold no utterance of corpus.max_seconds = 16; raise"),
+        ("corpus.min_seconds=16", r"^corpus: min_seconds \(16\) must be below max_seconds \(16\)$"),
+        (
+            "batch.max_duration=10",
+            r"^batch\.max_duration: 10 s would not hold an utterance of corpus.max_seconds \(16\); raise",
+        ),
         (
             "corpus.path=s3://key:secret@bucket/p",
             r"^corpus\.path: holds credentials; they come from the AWS environment",

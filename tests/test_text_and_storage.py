@@ -65,7 +65,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     storage.remove_folder(nowhere)
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(nowhere)
-    with pytest.raises(UserError, match=r"nope://x: not a readable location"):
+    with pytest.raises(UserError, match=r"nope://x/y: is no place foldray can use"):
         storage.exists("nope://x/y")
 
 
@@ -81,3 +81,20 @@ def test_metrics_parts_merge_by_step_and_the_later_attempt_wins(tmp_path: Path) 
     write_metrics(run, "2026a", [{"step": 3, "by": "a"}])
     write_metrics(run, "2026b", [{"step": 3, "by": "b"}, {"step": 4, "by": "b"}])
     assert [(r["step"], r["by"]) for r in read_metrics(run)] == [(1, "a"), (2, "a"), (3, "b"), (4, "b")]
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/x", "http://host/x", "s3:/bucket/x", "s3://", "hdfs://h/x"])
+def test_places_that_are_neither_a_folder_nor_a_bucket_are_refused_at_once(uri: str) -> None:
+    for verb in (storage.absolute, storage.exists, storage.list_tree, storage.read_bytes):
+        with pytest.raises(UserError, match="is no place foldray can use; give a folder or s3://bucket/prefix"):
+            verb(uri)
+
+
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "data" / "audio").mkdir(parents=True)
+    (tmp_path / "data" / "audio" / "a.wav").write_bytes(b"1")
+    (tmp_path / "linked").symlink_to(tmp_path / "data" / "audio")
+    (tmp_path / "data" / "round").symlink_to(tmp_path / "data")
+    assert storage.list_tree(str(tmp_path / "linked")) == {"a.wav": 1}
+    assert set(storage.list_tree(str(tmp_path))) >= {"data/audio/a.wav", "linked/a.wav"}
+    assert len(storage.list_tree(str(tmp_path))) <= 4

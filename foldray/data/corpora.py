@@ -19,7 +19,7 @@ from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 from foldray.spec import BUILTIN_CORPUS, CorpusSpec
 
-LONGEST_NAME, LONGEST_PATH = 255, 4000
+ARCHIVES = (".gz", ".tgz", ".zip", ".tar", ".bz2", ".xz", ".7z")
 
 PREPARE_VERSION = 2
 """Raise it with every change to what preparation writes: normalisation, decoding, shards."""
@@ -60,7 +60,7 @@ def find_corpus(spec: CorpusSpec, root: str) -> Corpus:
         for uri in uris
         for each in read(uri, split, place)
     ]
-    utterances = _with_sizes(carve_valid(utterances, spec), [folder, *filter(None, [place.audio_root])])
+    utterances = carve_valid(_with_sizes(utterances, [folder, *filter(None, [place.audio_root])]), spec)
     return Corpus(f"{_slug(name)}-{_identity(utterances, folder, spec)}", folder, layout, utterances)
 
 
@@ -69,7 +69,8 @@ def _checked_folder(path: str) -> str:
     if storage.is_folder(folder):
         return folder
     if storage.exists(folder):
-        raise UserError("corpus.path", f"{folder} is no folder but a file; give the folder that holds it")
+        mend = "unpack it and give the folder" if folder.endswith(ARCHIVES) else "give the folder that holds it"
+        raise UserError("corpus.path", f"{folder} is no folder but a file; {mend}")
     raise UserError("corpus.path", f"{folder} is no folder; give a folder with train.jsonl and test.jsonl")
 
 
@@ -135,11 +136,14 @@ def _recognise(place: Place, spec: CorpusSpec) -> str:
         first = next(found, None)
         if first and layout.looks_right(first[0]):
             return name
+    if "dataset_dict.json" in place.files():
+        mend = "write its splits as train.parquet, test.parquet with to_parquet()"
+        raise UserError("corpus.path", f"{place.folder} was written by datasets' save_to_disk; {mend}")
     raise UserError(
         "corpus.path",
         f"{place.folder} has none of the layouts known ({', '.join(LAYOUTS)}); write train.jsonl and test.jsonl, "
         'one object a line: {"audio": "clips/a.flac", "text": "HELLO"}, or name what there is in corpus.splits, '
-        f"such as [train=A, test=B]; {_contents(place)}",
+        f"such as [train=A, test=B], where . is the folder itself; {_contents(place)}",
     )
 
 
@@ -152,9 +156,11 @@ def _locate(layout: str, place: Place, spec: CorpusSpec) -> list[list[str]]:
     for entry, each in zip(spec.splits, found, strict=True):
         for source, uris in zip(sources_of(entry), each, strict=True):
             if not uris and entry != "valid":
-                mend = "add it, leave it out of corpus.splits, or say there what it is, such as [test=A+B]"
+                rest = ",".join(name for name in split_names(spec) if name != entry)
+                mend = f"add it, say what it is, corpus.splits=[…,{entry.partition('=')[0]}=A], or do without: [{rest}]"
+                looked = wants.replace("train", source)
                 raise UserError(
-                    "corpus.path", f"{place.folder} has no {source} ({layout}: {wants}); {_contents(place)}; {mend}"
+                    "corpus.path", f"{place.folder} has no {source} ({layout}: {looked}); {_contents(place)}; {mend}"
                 )
     located = [[uri for uris in each for uri in uris] for each in found]
     _refuse_shared(located, spec)
@@ -201,25 +207,9 @@ def _with_sizes(utterances: list[Utterance], folders: list[str]) -> list[Utteran
         tree = storage.list_tree(folder) if below else {}
         sizes.update({uri: tree.get(inside) for uri, inside in below.items()})
     others = sorted(wanted - sizes.keys())
-    odd = {uri: problem for uri in others if (problem := _odd_place(uri))}
-    sizes.update(dict.fromkeys(odd))
-    others = [uri for uri in others if uri not in odd]
-    sizes.update(zip(others, storage.file_sizes(others), strict=True))
-    return [
-        replace(u, bytes=sizes[u.audio], problem=odd.get(u.audio)) if u.bytes is None and not u.problem else u
-        for u in utterances
-    ]
-
-
-def _odd_place(uri: str) -> tuple[str, str] | None:
-    """What is wrong with a name that no file can have, or a place that nothing is read from."""
-    if storage.is_local(uri):
-        longest = max((len(part.encode()) for part in uri.split("/")), default=0)
-        if "\0" in uri or longest > LONGEST_NAME or len(uri.encode()) > LONGEST_PATH:
-            return "missing_file", "no file can have this name"
-    elif uri.startswith(("http://", "https://", "ftp://")):
-        return "missing_file", "foldray does not download; fetch the audio into a folder or bucket first"
-    return None
+    known = [uri for uri in others if storage.is_known(uri)]
+    sizes.update(zip(known, storage.file_sizes(known), strict=True))
+    return [replace(u, bytes=sizes.get(u.audio)) if u.bytes is None and not u.problem else u for u in utterances]
 
 
 def _inside(uri: str, folder: str) -> str | None:

@@ -83,6 +83,14 @@ class Manifest(BaseModel):
     shards: list[Shard]
 
     @property
+    def rows_by_split(self) -> dict[str, int]:
+        """Utterances of each split."""
+        rows: dict[str, int] = {}
+        for shard in self.shards:
+            rows[shard.split] = rows.get(shard.split, 0) + shard.rows
+        return rows
+
+    @property
     def units(self) -> Units:
         """What the transcripts are written in."""
         return Units(self.vocabulary, self.tokenizer)

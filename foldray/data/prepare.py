@@ -203,17 +203,29 @@ def _describe(
     )
 
 
+MENDS = {
+    "no_known_characters": "say corpus.text=unicode for other scripts than Latin,",
+    "too_long": "raise corpus.max_seconds",
+    "too_short": "lower corpus.min_seconds",
+    "labels_longer_than_frames": "lower corpus.frame_seconds",
+    "missing_file": "say in corpus.audio_root where relative audio paths begin",
+}
+"""What helps against a reason that most of the unusable utterances share."""
+
+
 def _refuse_too_bad(manifest: Manifest, spec: CorpusSpec, folder: str) -> None:
     share = manifest.quarantined / max(1, manifest.utterances_in)
     reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.reasons.items())
     if share > spec.max_quarantine:
+        mend = MENDS.get(next(iter(manifest.reasons)), "mend them")
         raise UserError(
             "corpus.max_quarantine",
             f"{manifest.quarantined} of {manifest.utterances_in} utterances are unusable ({reasons}), over the "
             f"limit of {spec.max_quarantine:.0%}; see "
-            f"{storage.join(folder, QUARANTINE_FILE)}, mend them or raise the limit",
+            f"{storage.join(folder, QUARANTINE_FILE)}, {mend} or raise the limit",
         )
-    for split in sorted({shard.split for shard in manifest.shards} | set(split_names(spec)) - {"valid"}):
+    # Training does without a 'valid', and one that was carved may turn out to be unusable.
+    for split in sorted(({shard.split for shard in manifest.shards} | set(split_names(spec))) - {"valid"}):
         if not any(shard.rows for shard in manifest.shards if shard.split == split):
             raise UserError(
                 "corpus.path", f"{spec.path} has no usable utterances in '{split}' ({reasons or 'it is empty'})"

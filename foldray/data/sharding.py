@@ -4,6 +4,7 @@ import hashlib
 from collections import defaultdict
 from dataclasses import replace
 
+from foldray import storage
 from foldray.data.corpora import Corpus
 from foldray.data.shard import ShardTask, quarantine_entry
 from foldray.data.text import Units, normalise
@@ -19,7 +20,7 @@ def screen(corpus: Corpus, spec: CorpusSpec) -> tuple[list[Utterance], list[dict
     usable, refused, seen = [], [], set[str]()
     for utterance in corpus.utterances:
         text = normalise(utterance.text or "", spec.text)
-        refusal = _refusal(utterance, text, seen)
+        refusal = _refusal(utterance, text, seen, spec.text)
         if refusal:
             refused.append(quarantine_entry(utterance, *refusal, corpus.folder))
         else:
@@ -28,11 +29,12 @@ def screen(corpus: Corpus, spec: CorpusSpec) -> tuple[list[Utterance], list[dict
     return usable, refused
 
 
-def _refusal(utterance: Utterance, text: str, seen: set[str]) -> tuple[str, str] | None:
+def _refusal(utterance: Utterance, text: str, seen: set[str], profile: str) -> tuple[str, str] | None:
     if utterance.problem:
         return utterance.problem
     if utterance.bytes is None:
-        return "missing_file", f"no file at {utterance.audio}"
+        mend = "" if storage.is_known(utterance.audio) else "; fetch it into a folder or bucket first"
+        return "missing_file", f"no file at {utterance.audio}{mend}"
     if utterance.bytes == 0:
         return "empty_file", "0 bytes"
     if utterance.text is None:
@@ -40,7 +42,7 @@ def _refusal(utterance: Utterance, text: str, seen: set[str]) -> tuple[str, str]
     if not utterance.text.strip():
         return "no_text", "the text is empty"
     if not text:
-        return "no_known_characters", f"nothing left of '{utterance.text[:60]}'"
+        return "no_known_characters", f"corpus.text={profile} leaves nothing of '{utterance.text[:60]}'"
     if utterance.id in seen:
         return "duplicate_id", f"id '{utterance.id}' came before"
     return None

@@ -40,7 +40,8 @@ def carve_valid(utterances: list[Utterance], spec: CorpusSpec) -> list[Utterance
     splits = {utterance.split for utterance in utterances}
     if "valid" in splits or "valid" not in split_names(spec) or not spec.valid_fraction:
         return utterances
-    train = [utterance for utterance in utterances if utterance.split == "train"]
+    # Of what can't be used, none is of use for validation either.
+    train = [u for u in utterances if u.split == "train" and u.bytes and u.text and not u.problem]
     wanted = spec.valid_fraction * len(train)
     moved = _choose([u.speaker or u.id for u in train], wanted)
     by_speaker = bool(moved)

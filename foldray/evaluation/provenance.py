@@ -26,7 +26,9 @@ class FoundModel:
 def find_model(model: str, store: str) -> FoundModel:
     """The model behind a run id, a run or checkpoint URI, or a folder. Raises UserError listing what there is."""
     root = storage.absolute(store)
-    for place in (storage.absolute(model), storage.join(root, "runs", model)):
+    for given in (storage.absolute(model), storage.join(root, "runs", model)):
+        run_of_it = given.removesuffix("/model")
+        place = run_of_it if storage.exists(storage.join(run_of_it, "run.json")) else given
         name = place.rstrip("/").rsplit("/", 1)[-1]
         if storage.exists(storage.join(place, "model", FOLD_FILE)):
             home = place.rsplit("/runs/", 1)[0] if "/runs/" in place else root

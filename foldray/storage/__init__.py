@@ -2,15 +2,15 @@
 
 S3 endpoint, region and credentials come from the usual AWS environment, never from a spec. The verbs speak S3 through
 boto3, because pyarrow's writer leaves empty "directory" objects, completes a half upload when it is closed by an
-error, asks twice for every read and hides the server's reason behind HEAD; other schemes go through pyarrow.
+error, asks twice for every read and hides the server's reason behind HEAD.
 """
 
 import contextlib
 import errno
-import functools
 import io
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
@@ -20,78 +20,38 @@ from typing import Any
 from foldray.errors import UserError, one_line
 from foldray.storage import objects
 from foldray.storage.outages import explain, retrying
-from foldray.storage.uri import absolute, bare, filesystem_path, is_local, is_s3, join, place, relative
+from foldray.storage.uri import absolute, bare, filesystem_path, is_known, is_local, is_s3, join, local_path, relative
 
 __all__ = [
     "absolute", "check_writable", "download", "exists", "explain", "file_sizes", "filesystem_path", "is_folder",
-    "is_local", "is_s3", "join", "list_files", "list_folders", "list_tree", "local_folder", "open_file", "read_bytes",
-    "read_json", "read_range", "relative", "remove", "remove_folder", "retrying", "upload", "write_bytes", "write_json",
+    "is_known", "is_local", "is_s3", "join", "list_files", "list_folders", "list_tree", "local_folder", "open_file",
+    "read_bytes", "read_json", "read_range", "relative", "remove", "remove_folder", "retrying", "upload", "write_bytes", "write_json",
 ]  # fmt: skip
 
 BLOCK = 2**18
 
 
-def _filesystem(uri: str) -> tuple[Any, str]:
-    """The pyarrow filesystem of a URI that is not in S3, and the path inside it."""
-    return _filesystem_at(place(uri)), filesystem_path(uri)
-
-
-@functools.lru_cache(maxsize=64)
-def _filesystem_at(where: str) -> Any:
-    from pyarrow import fs
-
-    try:
-        return fs.FileSystem.from_uri(where)[0] if where else fs.LocalFileSystem()
-    except Exception as error:
-        problem = f"not a readable location ({one_line(error)}); use a folder or s3://bucket/prefix"
-        raise UserError(where, problem) from None
-
-
-def _infos(uri: str, recursive: bool = False) -> list[Any]:
-    """What pyarrow lists in a folder, nothing if it is not there."""
-    from pyarrow import fs
-
-    found, path = _filesystem(uri)
-    selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
-    return list(retrying(lambda: found.get_file_info(selector), uri))
-
-
-def _type(uri: str) -> Any:
-    found, path = _filesystem(uri)
-    return retrying(lambda: found.get_file_info(path).type, uri)
-
-
 def exists(uri: str) -> bool:
     """Whether a file is there. Empty 'directories' of an object store do not count."""
-    from pyarrow import fs
-
-    return objects.size(uri) is not None if is_s3(uri) else bool(_type(uri) == fs.FileType.File)
+    return objects.size(uri) is not None if is_s3(uri) else local_path(uri).is_file()
 
 
 def is_folder(uri: str) -> bool:
     """Whether a folder (in an object store: a prefix with files under it) is there."""
-    from pyarrow import fs
-
-    if is_s3(uri):
-        return next(objects.files(uri, MaxKeys=10), None) is not None
-    return bool(_type(uri) == fs.FileType.Directory)
+    return next(objects.files(uri, MaxKeys=10), None) is not None if is_s3(uri) else local_path(uri).is_dir()
 
 
 def list_files(uri: str) -> list[str]:
     """Names of the files directly under a folder, sorted; empty if it is not there."""
-    from pyarrow import fs
-
     if is_s3(uri):
         return sorted(name for name, _ in objects.files(uri, Delimiter="/"))
-    return sorted(info.base_name for info in _infos(uri) if info.type == fs.FileType.File)
+    return sorted(entry.name for entry in _entries(local_path(uri)) if entry.is_file())
 
 
 def list_folders(uri: str) -> list[str]:
     """Names of the folders directly under a folder, sorted; empty if it is not there."""
-    from pyarrow import fs
-
     if not is_s3(uri):
-        return sorted(info.base_name for info in _infos(uri) if info.type == fs.FileType.Directory)
+        return sorted(entry.name for entry in _entries(local_path(uri)) if entry.is_dir())
     pages = objects.pages(uri, Delimiter="/")
     prefixes = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())]
     names = sorted({prefix.rstrip("/").rpartition("/")[2] for prefix in prefixes})
@@ -99,42 +59,58 @@ def list_folders(uri: str) -> list[str]:
     return [name for name, keep in zip(names, kept, strict=True) if keep]
 
 
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def file_sizes(uris: Iterable[str]) -> list[int | None]:
     """Bytes of each file, None where it is missing; requests to a bucket go out many at once."""
-    from pyarrow import fs
-
     wanted = list(uris)
     remote = [uri for uri in wanted if is_s3(uri)]
     sizes: dict[str, int | None] = dict(zip(remote, objects.in_threads(objects.size, remote), strict=True))
-    others = [uri for uri in wanted if not is_s3(uri)]
-    for where in {place(uri) for uri in others}:
-        members = [uri for uri in others if place(uri) == where]
-        found = _filesystem(members[0])[0]
-        paths = [filesystem_path(uri) for uri in members]
-        infos = retrying(functools.partial(found.get_file_info, paths), members[0])
-        sizes.update(
-            (uri, info.size if info.type == fs.FileType.File else None)
-            for uri, info in zip(members, infos, strict=True)
-        )
-    return [sizes[uri] for uri in wanted]
+    return [sizes[uri] if uri in sizes else _local_size(local_path(uri)) for uri in wanted]
+
+
+def _local_size(path: Path) -> int | None:
+    """Bytes of a file; None for a folder, or a name that no file can have."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except ValueError:  # a NUL in it
+        return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise
 
 
 def list_tree(uri: str) -> dict[str, int]:
     """Bytes of every file below a folder, by its path relative to it; empty if it is not there."""
-    from pyarrow import fs
-
     if is_s3(uri):
         return dict(sorted(objects.files(uri)))
-    path = filesystem_path(uri)
-    infos = (info for info in _infos(uri, recursive=True) if info.type == fs.FileType.File)
-    return dict(sorted((info.path.removeprefix(path).lstrip("/"), info.size) for info in infos))
+    return dict(sorted(_walk(local_path(uri), "", set())))
+
+
+def _walk(folder: Path, prefix: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, int]]:
+    """Files below a folder; links to folders are followed, but not in circles."""
+    for entry in _entries(folder):
+        if entry.is_file():
+            yield prefix + entry.name, entry.stat().st_size
+        elif entry.is_dir():
+            found = entry.stat()
+            itself = found.st_dev, found.st_ino
+            if itself not in above:
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", above | {itself})
 
 
 def open_file(uri: str) -> io.BufferedReader:
     """A file opened for reading at any place, in blocks of 256 KiB. Raises FileNotFoundError."""
-    if is_local(uri):
-        return open(filesystem_path(uri), "rb")
-    size = file_sizes([uri])[0]
+    if not is_s3(uri):
+        return local_path(uri).open("rb")
+    size = objects.size(uri)
     if size is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), bare(uri))
     return io.BufferedReader(_RemoteFile(uri, size), BLOCK)
@@ -175,51 +151,24 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
     """`length` bytes of a file from `offset` on; fewer where it ends before."""
     if length <= 0:
         return b""
-    if is_local(uri):
-        with open(filesystem_path(uri), "rb") as file:
-            file.seek(offset)
-            return file.read(length)
     if is_s3(uri):
         return objects.read_part(uri, offset, length)[0]
-    found, path = _filesystem(uri)
-
-    def read() -> bytes:
-        with found.open_input_file(path) as file:
-            return bytes(file.read_at(length, offset))
-
-    return retrying(read, uri)
+    with local_path(uri).open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises FileNotFoundError."""
-    if is_s3(uri):
-        return objects.read(uri)
-    found, path = _filesystem(uri)
-
-    def read() -> bytes:
-        with found.open_input_stream(path) as stream:
-            return bytes(stream.read())
-
-    return retrying(read, uri)
+    return objects.read(uri) if is_s3(uri) else local_path(uri).read_bytes()
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file so that no reader ever sees half of it."""
     if is_s3(uri):
         objects.write(uri, data)
-    elif is_local(uri):
-        _local_write(Path(filesystem_path(uri)), data)
-    else:
-        found, path = _filesystem(uri)
-
-        def write() -> None:
-            with found.open_output_stream(path) as stream:
-                stream.write(data)
-
-        retrying(write, uri)
-
-
-def _local_write(target: Path, data: bytes) -> None:
+        return
+    target = local_path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
@@ -243,10 +192,8 @@ def remove(uri: str) -> None:
     """Delete one file if it is there."""
     if is_s3(uri):
         objects.delete(uri)
-        return
-    found, path = _filesystem(uri)
-    with contextlib.suppress(FileNotFoundError):
-        retrying(lambda: found.delete_file(path), uri)
+    else:
+        local_path(uri).unlink(missing_ok=True)
 
 
 def remove_folder(uri: str) -> None:
@@ -254,9 +201,8 @@ def remove_folder(uri: str) -> None:
     if is_s3(uri):
         objects.delete_below(uri)
         return
-    found, path = _filesystem(uri)
     with contextlib.suppress(FileNotFoundError):
-        retrying(lambda: found.delete_dir(path), uri)
+        shutil.rmtree(local_path(uri))
 
 
 def upload(folder: Path, uri: str, last: str | None = None) -> None:

@@ -1,13 +1,28 @@
 """URIs: what a location is, before anything is asked of it."""
 
+import re
 from pathlib import Path
+
+from foldray.errors import UserError
+
+NO_PLACE = "is no place foldray can use; give a folder or s3://bucket/prefix"
 
 
 def absolute(uri: str) -> str:
-    """A URI or path as workers on any host of the run may use it: local paths become absolute."""
-    if "://" in uri and not uri.startswith("file://"):
+    """A URI or path as workers on any host of the run may use it: local paths become absolute.
+
+    Raises UserError for what is neither a path nor `s3://bucket…`.
+    """
+    if is_s3(uri) and uri.removeprefix("s3://").strip("/"):
         return uri.rstrip("/")
+    if re.match(r"\w+:/", uri) and not uri.startswith("file://"):
+        raise UserError(uri, NO_PLACE)
     return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+
+
+def local_path(uri: str) -> Path:
+    """The path of a local URI. Raises UserError for any other."""
+    return Path(absolute(uri))
 
 
 def is_local(uri: str) -> bool:
@@ -18,6 +33,11 @@ def is_local(uri: str) -> bool:
 def is_s3(uri: str) -> bool:
     """Whether the URI is in a bucket."""
     return uri.startswith("s3://")
+
+
+def is_known(uri: str) -> bool:
+    """Whether the URI is of a kind that is read at all."""
+    return is_local(uri) or is_s3(uri)
 
 
 def join(uri: str, *parts: str) -> str:
@@ -59,6 +79,8 @@ def place(uri: str) -> str:
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
     bucket, _, key = filesystem_path(uri).partition("/")
+    if not bucket:
+        raise UserError(uri, NO_PLACE)
     return bucket, key.strip("/")
 
 

@@ -15,8 +15,8 @@ _IN_AN_ARCHIVE = re.compile(r":\d+(\[.*\])?$")
 
 
 def find_kaldi(place: Place, name: str) -> list[str]:
-    """`<name>/` with a wav.scp."""
-    return [place.uri(name)] if "wav.scp" in place.files(name) else []
+    """`<name>/` or `data/<name>/` with a wav.scp."""
+    return next(([place.uri(sub)] for sub in (name, f"data/{name}") if "wav.scp" in place.files(sub)), [])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from foldray import storage
-from foldray.data.layouts.place import Place, parent, read_lines, stem
+from foldray.data.layouts.place import Place, file_name, parent, read_lines, stem
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 
@@ -33,26 +33,32 @@ def read_jsonl(uri: str, split: str, place: Place) -> Iterator[Utterance]:
 
     Optional: `id`, `speaker`, `lang`, `duration` and `offset` (seconds; both together name a segment
     of a longer file). NeMo's `audio_filepath` is understood too. Relative audio paths start at the
-    folder of the manifest, and are the ids of rows without one.
+    folder of the manifest, and are the ids of rows without one. A row that is none of this is an utterance
+    with the problem bad_metadata.
     """
     base = parent(uri)
     for number, line in read_lines(uri):
-        yield _read_row(line, f"{uri}:{number}", base, split, place)
+        row = f"{uri}:{number}"
+        try:
+            yield _read_row(line, row, base, split, place)
+        except ValueError as error:
+            problem = ("bad_metadata", str(error))
+            yield Utterance(f"{file_name(uri)}:{number}", split, "", None, row, problem=problem)
 
 
 def _read_row(line: str, row: str, base: str, split: str, place: Place) -> Utterance:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(row, f"is not JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
+        raise ValueError(f"is not JSON ({error.msg} at column {error.colno})") from None
     if not isinstance(entry, dict):
-        raise UserError(row, 'is not an object; write {"audio": "…", "text": "…"}')
+        raise ValueError('is not an object; write {"audio": "…", "text": "…"}')
     audio = str(_field(entry, "audio") or "")
     if not audio:
-        raise UserError(row, f"has no audio file; give one of {', '.join(_NAMES['audio'])}")
-    start, duration = (_seconds(entry, name, row) for name in ("offset", "duration"))
+        raise ValueError(f"has no audio file; give one of {', '.join(_NAMES['audio'])}")
+    start, duration = (_seconds(entry, name) for name in ("offset", "duration"))
     if start is not None and duration is None:
-        raise UserError(row, "has an offset but no duration; a segment needs both")
+        raise ValueError("has an offset but no duration; a segment needs both")
     segment = "" if start is None else f"@{start!r}+{duration!r}"
     return Utterance(
         id=str(entry.get("id") or stem(audio) + segment),
@@ -76,7 +82,7 @@ def _field(entry: dict[str, Any], name: str) -> Any:
     return next((entry[key] for key in _NAMES[name] if entry.get(key) not in (None, "")), None)
 
 
-def _seconds(entry: dict[str, Any], name: str, row: str) -> float | None:
+def _seconds(entry: dict[str, Any], name: str) -> float | None:
     value = entry.get(name)
     if value is None:
         return None
@@ -85,7 +91,7 @@ def _seconds(entry: dict[str, Any], name: str, row: str) -> float | None:
     except (TypeError, ValueError):
         seconds = math.nan
     if not math.isfinite(seconds) or seconds < 0 or (name == "duration" and not seconds):
-        raise UserError(row, f"{name} {value!r} is not a number of seconds")
+        raise ValueError(f"{name} {value!r} can't be a number of seconds")
     return seconds
 
 

@@ -73,7 +73,9 @@ def _speaker(path: str) -> str:
 
 
 def find_folder(place: Place, name: str) -> list[str]:
-    """The sub-folder `name`."""
+    """The sub-folder `name`, or the folder itself for `.`."""
+    if name == ".":
+        return [place.folder]
     above, _, own = name.rpartition("/")
     return [place.uri(name)] if own in place.folders(above) else []
 
