@@ -237,7 +237,7 @@ def test_one_line_for_rights_to_read_only(
         storage.exists(f"{file}?anonymous=true")
 
 
-@pytest.mark.parametrize("bucket", ["Not_A_Bucket!", "x", ""])
+@pytest.mark.parametrize("bucket", ["Not_A_Bucket!", "x"])
 def test_one_line_for_a_name_that_no_bucket_can_have(bucket: str, s3_store: str) -> None:  # noqa: ARG001
     with pytest.raises(UserError, match=r"^storage: .* is no name a bucket can have; mend the URI s3://"):
         storage.write_bytes(f"s3://{bucket}/store/x", b"")

@@ -25,7 +25,8 @@ from foldray.storage.uri import absolute, bare, filesystem_path, is_known, is_lo
 __all__ = [
     "absolute", "check_writable", "download", "exists", "explain", "file_sizes", "filesystem_path", "is_folder",
     "is_known", "is_local", "is_s3", "join", "list_files", "list_folders", "list_tree", "local_folder", "open_file",
-    "read_bytes", "read_json", "read_range", "relative", "remove", "remove_folder", "retrying", "upload", "write_bytes", "write_json",
+    "read_bytes", "read_json", "read_range", "relative", "remove", "remove_folder", "retrying", "upload",
+    "write_bytes", "write_json",
 ]  # fmt: skip
 
 BLOCK = 2**18
