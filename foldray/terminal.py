@@ -24,7 +24,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of done and total for the time of a block."""
+    """A bar of done and total for the time of a block; where there is no terminal, a line now and then."""
     columns = (
         TextColumn("{task.description:9}"),
         BarColumn(),
@@ -33,7 +33,16 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     )
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task(what, total=1, start=True)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        said = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            nonlocal said
+            progress.update(task, completed=done, total=total)
+            if not errors.is_terminal and time.monotonic() - said >= LINE_SECONDS:
+                said = time.monotonic()
+                say(f"{what:9} {done}/{total}")
+
+        yield show
 
 
 @contextmanager

@@ -198,7 +198,7 @@ def resample(mono_T: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float
     rate = near_rate(rate)
     count = -(-len(mono_T) * SAMPLE_RATE // rate)
     # Lengths in whole quarters of a second, zeros at the end: torch prepares a convolution for every length it has
-    # not met, which takes twice as long as the resampling itself (`foldray bench prepare`, where the bare loop does so).
+    # not met, which takes twice as long as the resampling itself (as in the bare loop of `foldray bench prepare`).
     quarter = max(1, rate // 4)
     padded_T = np.zeros(-(-len(mono_T) // quarter) * quarter, dtype=np.float32)
     padded_T[: len(mono_T)] = mono_T
