@@ -33,18 +33,22 @@ def loader_for(prepared: Prepared, augment: AugmentSpec | None = None, threads: 
     return BatchLoader(index, tiny_model("parakeet"), prepared[1].units, augment, seed=7, threads=threads)
 
 
-def test_an_epoch_reads_every_row_group_once_and_lets_it_go(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index = read_index(*prepared, "train")
-    plan = plan_epoch(index, seed=0, epoch=0, max_duration=12, per_step=2)
-    read: list[tuple[str, int]] = []
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Shard and number of every row group that is read, as it is read."""
+    groups: list[tuple[str, int]] = []
 
     def counting(corpus: str, file: str, number: int) -> list:
-        read.append((file, number))
+        groups.append((file, number))
         return read_row_group(corpus, file, number)
 
     monkeypatch.setattr(reader, "read_row_group", counting)
+    return groups
+
+
+def test_an_epoch_reads_every_row_group_once_and_lets_it_go(prepared: Prepared, read: list[tuple[str, int]]) -> None:
+    index = read_index(*prepared, "train")
+    plan = plan_epoch(index, seed=0, epoch=0, max_duration=12, per_step=2)
     for first in (0, len(plan) // 2):
         read.clear()
         rows = RowReader(index)
@@ -155,17 +159,10 @@ def test_noise_recordings(spoken: Path, tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_a_worker_without_a_batch_in_the_last_step_reads_each_row_group_once(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, read: list[tuple[str, int]]
 ) -> None:
     index = read_index(*prepared, "train")
     plan = plan_epoch(index, seed=0, epoch=0, max_duration=60, per_step=3)
-    read: list[tuple[str, int]] = []
-
-    def counting(corpus: str, file: str, number: int) -> list:
-        read.append((file, number))
-        return read_row_group(corpus, file, number)
-
-    monkeypatch.setattr(reader, "read_row_group", counting)
     idle = [rank for rank in range(5) if rank >= len(plan.step(len(plan) - 1))]
     assert idle
     for rank in idle:
