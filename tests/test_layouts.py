@@ -259,7 +259,7 @@ def test_relative_paths_are_resolved_by_name() -> None:
     assert place.audio("../../../../a.wav", base) == "s3://bucket/a.wav?region=x"
     assert place.audio("/data/a.wav", base) == "/data/a.wav"
     assert place.audio("s3://other/a.wav", base) == "s3://other/a.wav"
-    assert Place("/c", "/root").audio("x/../a.wav", "/c/train") == "/root/a.wav"
+    assert Place("/c", "/other").audio("x/../a.wav", "/c/train") == "/other/a.wav"
 
 
 # --- JSON lines ------------------------------------------------------------------------------------
