@@ -34,8 +34,11 @@ def _prepare(found: Corpus, corpus: CorpusSpec, root: str, cpus: float = 1) -> t
     try:
         with counting("preparing") as on_progress:
             folder, manifest = prepare(found, corpus, root, cpus=cpus, on_progress=on_progress)
-    except UserError:
-        if storage.exists(storage.join(prepared_folder(found, root), QUARANTINE_FILE)):
+    except UserError as error:
+        # Not where the store itself refused or stayed away: asking it again would wait as long once more.
+        if error.where.startswith("corpus.") and storage.exists(
+            storage.join(prepared_folder(found, root), QUARANTINE_FILE)
+        ):
             _show_quarantine(prepared_folder(found, root))
         raise
     if manifest.quarantined:

@@ -38,7 +38,7 @@ INDEX_SCHEMA = pa.schema(
         ("num_labels", pa.int32()),
         ("num_repeats", pa.int32()),  # labels equal to the one before, between which CTC needs a blank
         ("offset", pa.int64()),  # first byte of the row group in its shard
-        ("bytes", pa.int64()),  # as the index lists them: shard by shard, row group by row group
+        ("bytes", pa.int64()),
     ]
 )
 QUARANTINE_SCHEMA = pa.schema(
