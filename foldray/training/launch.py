@@ -74,7 +74,7 @@ def is_finished(run: str) -> bool:
 
 def cpus_needed(spec: RunSpec) -> float:
     """Logical CPUs that all workers of a spec take together."""
-    return spec.scale.workers * spec.scale.resources_per_worker.get("CPU", 1.0)
+    return spec.scale.most_workers * spec.scale.resources_per_worker.get("CPU", 1.0)
 
 
 def _initial_weights(spec: RunSpec, run: str, corpus: str) -> str:
@@ -129,7 +129,7 @@ def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
 
     messages = Queue(maxsize=1000, actor_options={"num_cpus": 0})
     scaling = ScalingConfig(
-        num_workers=scale.workers, use_gpu=scale.use_gpu, resources_per_worker=scale.resources_per_worker or None
+        num_workers=scale.workers, placement_strategy=scale.placement, use_gpu=scale.use_gpu, resources_per_worker=scale.resources_per_worker or None
     )
     stop = threading.Event()
     listener = threading.Thread(target=_listen, args=(messages, stop, on_record), daemon=True)
@@ -168,8 +168,8 @@ def _check_resources(ray: Any, spec: RunSpec) -> None:
     if "RAY_ADDRESS" in os.environ:
         return
     there = ray.cluster_resources()
-    if spec.scale.use_gpu and there.get("GPU", 0) < spec.scale.workers:
-        found = f"{there.get('GPU', 0):g} GPUs for {spec.scale.workers} workers"
+    if spec.scale.use_gpu and there.get("GPU", 0) < spec.scale.least_workers:
+        found = f"{there.get('GPU', 0):g} GPUs for {spec.scale.least_workers} workers"
         raise UserError(
             "scale.use_gpu", f"this machine offers {found}; set it to false or join a cluster (RAY_ADDRESS)"
         )
