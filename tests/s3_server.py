@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,11 +28,16 @@ BLOCKS = range(20_000, 22_700, 5)
 
 
 class S3Server:
-    """The server's process, its keys and its ports; after `kill()`, `start()` brings it back with the same data."""
+    """The server's process, its keys and its ports; after `kill()`, `start()` brings it back with the same data.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+    On another host (tests/hosts.py), give its address and its way to begin processes, and `call` what asks the server.
+    """
+
+    def __init__(
+        self, folder: Path, address: str = "127.0.0.1", popen: Callable[..., "subprocess.Popen[Any]"] = subprocess.Popen
+    ) -> None:
+        self._folder, self._address, self._popen = folder, address, popen
+        self._process: subprocess.Popen[Any] | None = None
         self._ports, self._claim = _claim_ports()
         self._keys = {name: (secrets.token_hex(10), secrets.token_hex(20)) for name in ("writer", "reader")}
         actions = {"writer": ["Admin", "Read", "List", "Tagging", "Write"], "reader": ["Read", "List"]}
@@ -45,7 +50,7 @@ class S3Server:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._ports}"
+        return f"http://{self._address}:{self._ports}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -91,16 +96,17 @@ class S3Server:
     def start(self, wait: bool = True) -> None:
         """Start the server; by default until a PUT works."""
         port = self._ports
+        bind = self._address if self._address == "127.0.0.1" else "0.0.0.0"
         command = [
             str(Path(sys.executable).with_name("weed")), "mini", f"-dir={self._folder / 'data'}", f"-bucket={BUCKET}",
-            "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-webdav=false", "-admin.ui=false",
+            f"-ip={self._address}", f"-ip.bind={bind}", "-master.telemetry=false", "-webdav=false", "-admin.ui=false",
             f"-s3.config={self._folder / 'identities.json'}", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0",
             "-s3.port.lance=0", f"-s3.port={port}", f"-master.port={port + 1}", f"-volume.port={port + 2}",
             f"-filer.port={port + 3}", f"-admin.port={port + 4}",
         ]  # fmt: skip
         plain = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = self._popen(
                 command, cwd=self._folder, env=plain, stdout=log, stderr=log, start_new_session=True
             )
         if wait:

@@ -1,0 +1,154 @@
+"""Training over several hosts, one of which is cut off and dies in the middle of an epoch.
+
+The hosts are namespaces of this machine (tests/hosts.py); where there can't be any, the test skips with a line.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from foldray import storage
+from foldray.results.metrics import read_metrics
+from foldray.training.checkpoint import whole_checkpoints
+from tests.hosts import Host, network, require_hosts
+from tests.s3_server import S3Server
+from tests.test_pipeline import TINY
+
+pytestmark = pytest.mark.ray
+
+PROJECT = Path(__file__).parents[1]
+WORKERS = ("w1", "w2", "w3")
+HASTE = {
+    # A host that does not answer is dead after 3 seconds, not 15, and nobody waits a minute for it to come back.
+    "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+}  # fmt: skip
+PORT = 6379
+
+
+def start_ray(hosts: dict[str, Host], environment: dict[str, str]) -> str:
+    """A Ray head without CPUs, workers of one CPU each; the address that drivers on these hosts use."""
+    address = f"{hosts['head'].address}:{PORT}"
+    _ray(hosts["head"], environment, "--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false")
+    _wait_for_ray(hosts["head"])
+    for name in WORKERS:
+        _ray(hosts[name], environment, f"--address={address}", "--num-cpus=1")
+    for name in WORKERS:
+        _wait_for_ray(hosts[name])
+    return address
+
+
+def _ray(host: Host, environment: dict[str, str], *options: str) -> None:
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "start", "--block", f"--node-ip-address={host.address}", "--object-store-memory=100000000"]
+    with (host.folder / "log").open("w") as log:
+        host.popen([*command, *options], env=environment, stdout=log, stderr=log)
+
+
+def _wait_for_ray(host: Host) -> None:
+    wait_until(lambda: "Ray runtime started" in (host.folder / "log").read_text(), 120, f"Ray on {host.name}")
+
+
+def wait_until(is_so: Callable[[], Any], seconds: float, what: str) -> Any:
+    """What `is_so` says as soon as that is true."""
+    until = time.monotonic() + seconds
+    while not (answer := is_so()):
+        assert time.monotonic() < until, f"{what}: not in {seconds:g} s"
+        time.sleep(0.2)
+    return answer
+
+
+def trains(host: Host) -> bool:
+    return any("RayTrainWorker" in process for process in host.processes())
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[dict[str, Host]]:
+    require_hosts()
+    with network(tmp_path / "hosts", "head", *WORKERS, "s3") as up:
+        yield up
+
+
+@pytest.fixture
+def server(hosts: dict[str, Host], tmp_path: Path) -> Iterator[S3Server]:
+    """The S3 server on its own host."""
+    (tmp_path / "s3").mkdir()
+    server = S3Server(tmp_path / "s3", hosts["s3"].address, hosts["s3"].popen)
+    try:
+        hosts["s3"].call(server.start)
+        yield server
+    finally:
+        server.close()
+
+
+class Training:
+    """`python -m pipelines.train` on the head: what it says goes to `log`."""
+
+    def __init__(self, head: Host, environment: dict[str, str], *arguments: str) -> None:
+        self.log = head.folder / "train.log"
+        with self.log.open("w") as log:
+            self.process = head.popen(
+                [sys.executable, "-m", "pipelines.train", *arguments, "--json"],
+                PROJECT, env=environment, stdout=subprocess.PIPE, stderr=log,
+            )  # fmt: skip
+
+    def finish(self) -> dict[str, Any]:
+        out, _ = self.process.communicate(timeout=300)
+        assert self.process.returncode == 0, self.log.read_text()
+        value: dict[str, Any] = json.loads(out.splitlines()[-1])  # before it Ray may say that a node was lost
+        return value
+
+
+def test_a_third_host_takes_over_from_one_that_is_cut_off_and_dies(
+    hosts: dict[str, Host], server: S3Server, own_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    ask = hosts["s3"].call  # this process is on none of the hosts
+    ask(storage.upload, own_corpus, server.uri("voices"))
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {**plain, **HASTE, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(PROJECT)}
+    environment["RAY_ADDRESS"] = start_ray(hosts, environment)
+    recipe = [
+        "an4", f"corpus.path={server.uri('voices')}", f"storage.root={server.uri('store')}", *TINY, "optim.steps=40",
+        "corpus.max_seconds=8", "batch.max_duration=8", "checkpoint.every_steps=5", "scale.placement=STRICT_SPREAD",
+    ]  # fmt: skip
+    whole = Training(hosts["head"], environment, *recipe, "name=whole").finish()
+
+    cut = Training(hosts["head"], environment, *recipe, "name=cut")
+    steps = lambda: ask(whole_steps, server.uri("store"), "cut-")  # noqa: E731
+    wait_until(lambda: steps()[-1:] > [5] or cut.process.poll() is not None, 120, "the second checkpoint")
+    first = [name for name in WORKERS if trains(hosts[name])]
+    (spare,) = set(WORKERS) - set(first)
+    lost = hosts[first[0]]
+    lost.cut()
+    resumed_from = steps()[-1]
+    wait_until(lambda: trains(hosts[spare]), 120, f"{spare} takes over")
+    lost.kill()
+    resumed = cut.finish()
+
+    theirs, ours = (ask(read_metrics, trained["run"]) for trained in (whole, resumed))
+    assert [record["step"] for record in ours] == list(range(1, 41)), "every step once"
+    assert ours[resumed_from - 1]["epoch"] == ours[resumed_from]["epoch"], "it was in the middle of an epoch"
+    for our, their in zip(ours, theirs, strict=True):
+        assert (our["epoch"], our["audio_seconds"]) == (their["epoch"], their["audio_seconds"]), "the same order"
+        assert our["ctc"] == pytest.approx(their["ctc"], abs=1e-4)
+    theirs, ours = (load(ask(storage.read_bytes, f"{run['run']}/model/model.safetensors")) for run in (whole, resumed))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours), "as many workers as before: bit-equal"
+
+
+def whole_steps(store: str, name: str) -> list[int]:
+    """Steps of the whole checkpoints of the runs whose ids begin so."""
+    runs = [run for run in storage.list_folders(f"{store}/runs") if run.startswith(name)]
+    return [step for run in runs for step, _ in whole_checkpoints(f"{store}/runs/{run}")]
