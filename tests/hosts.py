@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -181,3 +182,12 @@ def _ip(*arguments: str, inside: int | None = None) -> None:
     enter = ["nsenter", f"--target={inside}", "--net"] if inside else []
     done = subprocess.run([*enter, "ip", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
+
+
+def wait_until(is_so: Callable[[], Any], seconds: float, what: str) -> Any:
+    """What `is_so` says as soon as that is true."""
+    until = time.monotonic() + seconds
+    while not (answer := is_so()):
+        assert time.monotonic() < until, f"{what}: not in {seconds:g} s"
+        time.sleep(0.2)
+    return answer

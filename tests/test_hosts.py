@@ -7,10 +7,9 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -19,10 +18,13 @@ from safetensors.torch import load
 from foldray import storage
 from foldray.results.metrics import read_metrics
 from foldray.training.checkpoint import whole_checkpoints
-from tests.hosts import Host, network, require_hosts
-from tests.s3_server import S3Server
+from tests.hosts import Host, network, require_hosts, wait_until
 from tests.test_pipeline import TINY
 
+if TYPE_CHECKING:
+    from tests.s3_server import S3Server
+
+pytest_plugins = ["tests.s3_server"]
 pytestmark = pytest.mark.ray
 
 PROJECT = Path(__file__).parents[1]
@@ -59,15 +61,6 @@ def _wait_for_ray(host: Host) -> None:
     wait_until(lambda: "Ray runtime started" in (host.folder / "log").read_text(), 120, f"Ray on {host.name}")
 
 
-def wait_until(is_so: Callable[[], Any], seconds: float, what: str) -> Any:
-    """What `is_so` says as soon as that is true."""
-    until = time.monotonic() + seconds
-    while not (answer := is_so()):
-        assert time.monotonic() < until, f"{what}: not in {seconds:g} s"
-        time.sleep(0.2)
-    return answer
-
-
 def trains(host: Host) -> bool:
     return any("RayTrainWorker" in process for process in host.processes())
 
@@ -80,8 +73,10 @@ def hosts(tmp_path: Path) -> Iterator[dict[str, Host]]:
 
 
 @pytest.fixture
-def server(hosts: dict[str, Host], tmp_path: Path) -> Iterator[S3Server]:
+def server(hosts: dict[str, Host], tmp_path: Path) -> Iterator["S3Server"]:
     """The S3 server on its own host."""
+    from tests.s3_server import S3Server
+
     (tmp_path / "s3").mkdir()
     server = S3Server(tmp_path / "s3", hosts["s3"].address, hosts["s3"].popen)
     try:
@@ -110,7 +105,7 @@ class Training:
 
 
 def test_a_third_host_takes_over_from_one_that_is_cut_off_and_dies(
-    hosts: dict[str, Host], server: S3Server, own_corpus: Path, monkeypatch: pytest.MonkeyPatch
+    hosts: dict[str, Host], server: "S3Server", own_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)

@@ -1,0 +1,214 @@
+"""Every stage as a Ray job: a client that has a checkout and a token, a head of its own on loopback, an S3 store whose
+keys come with the job."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from foldray import storage
+from foldray.results.metrics import read_metrics
+from foldray.results.rows import read_rows
+from foldray.training.checkpoint import whole_checkpoints
+from tests.hosts import wait_until
+from tests.test_pipeline import TINY
+
+if TYPE_CHECKING:
+    from tests.s3_server import S3Server
+
+pytest_plugins = ["tests.s3_server"]
+pytestmark = pytest.mark.ray
+
+PROJECT = Path(__file__).parents[1]
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+class Head:
+    """A Ray head on loopback that asks for a token, and clients of its jobs."""
+
+    def __init__(self, folder: Path, checkout: Path) -> None:
+        self._folder, self._checkout = folder, checkout
+        self.temporary = Path(tempfile.mkdtemp(prefix="jobs-", dir="/tmp"))  # short: it holds sockets
+        self._token = folder / "token"
+        self._token.write_text(secrets.token_hex(32))
+        self._token.chmod(0o600)
+        self._url = f"http://127.0.0.1:{free_port()}"
+        self._around = {
+            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin", "HOME": str(folder),
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token), "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }  # fmt: skip
+        with (folder / "head.log").open("w") as log:
+            self._process = subprocess.Popen(
+                [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}",
+                 "--num-cpus=3", "--object-store-memory=200000000", f"--temp-dir={self.temporary}",
+                 "--dashboard-host=127.0.0.1", f"--dashboard-port={self._url.rpartition(':')[2]}",
+                 f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
+                 "--disable-usage-stats"],
+                env=self._around, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def client(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """`ray job …` in the checkout; `output` has all that it says."""
+        around = {**self._around, "RAY_API_SERVER_ADDRESS": self._url, **environment}
+        return subprocess.run(
+            [RAY, "job", *arguments], cwd=self._checkout, env=around, timeout=300,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+
+    def submit(self, *entry: str, keys: dict[str, str], wait: bool = True) -> str:
+        """The id of a job that runs `python -m …` with the checkout around it."""
+        job = f"job-{uuid.uuid4().hex[:8]}"
+        options = ["--submission-id", job, "--working-dir", ".", "--runtime-env-json", json.dumps({"env_vars": keys})]
+        said = self.client("submit", *options, *([] if wait else ["--no-wait"]), "--", "python", "-m", *entry)
+        if wait:
+            assert (said.returncode == 0) == (self.job(job)["status"] == "SUCCEEDED"), said.stdout
+        return job
+
+    def logs(self, job: str) -> list[str]:
+        """What a job itself said, line by line."""
+        said = self.client("logs", job, "--log-style=record").stdout
+        return said.partition("Running entrypoint for job ")[2].splitlines()[1:]
+
+    def job(self, job: str) -> dict[str, Any]:
+        """What the head knows of a job."""
+        asked = urllib.request.Request(
+            f"{self._url}/api/jobs/{job}", headers={"Authorization": f"Bearer {self._token.read_text()}"}
+        )
+        with urllib.request.urlopen(asked, timeout=20) as answer:
+            value: dict[str, Any] = json.load(answer)
+            return value
+
+    def processes(self) -> dict[int, str]:
+        """Command line of everything that has a file of this head open: its daemons, workers, drivers."""
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                files = [os.readlink(file) for file in (entry / "fd").iterdir()]
+                if any(file.startswith(str(self.temporary)) for file in files):
+                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
+            except OSError:  # it ended meanwhile
+                continue
+        return found
+
+    def close(self) -> None:
+        """End the head and all that is left of it, by process id: `ray stop` would end every Ray on the machine."""
+        self._process.kill()
+        self._process.wait()
+        while left := self.processes():
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What `git clone` gives, and beside it what a working copy collects: a .venv and a store."""
+    folder = tmp_path / "checkout"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(PROJECT / name, folder / name)
+    for name in (".venv/bin/python", "foldray-store/corpora/x"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("not for the cluster")
+    return folder
+
+
+@pytest.fixture
+def head(tmp_path: Path, checkout: Path) -> Iterator[Head]:
+    head = Head(tmp_path, checkout)
+    try:
+        started = lambda: "Ray runtime started" in (tmp_path / "head.log").read_text()  # noqa: E731
+        wait_until(started, 90, "the head")
+        yield head
+    finally:
+        head.close()
+
+
+def test_every_stage_as_a_job(head: Head, s3_server: "S3Server", s3_store: str, own_corpus: Path) -> None:
+    """Training is killed and stopped, and goes on each time with the same command."""
+    keys = s3_server.environment
+    storage.upload(own_corpus, f"{s3_store}/voices")
+    recipe = ["an4", f"corpus.path={s3_store}/voices", f"storage.root={s3_store}", *TINY, "optim.steps=120"]
+    for environment in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN_PATH": "/nowhere"}):
+        refused = head.client("list", **environment)
+        assert refused.returncode == 1
+        assert "AuthenticationError" in refused.stdout
+
+    wrong = head.submit("pipelines.train", "an5", keys=keys)
+    assert (head.job(wrong)["status"], head.job(wrong)["driver_exit_code"]) == ("FAILED", 2)
+    (line,) = filter(None, head.logs(wrong))
+    assert line.startswith("an5: no such recipe or file")
+    (package,) = head.temporary.glob("session_latest/runtime_resources/working_dir_files/*/")
+    assert {"foldray", "pipelines", "pyproject.toml"} < {entry.name for entry in package.iterdir()}
+    assert not any((package / name).exists() for name in (".venv", "foldray-store"))
+
+    prepared = head.submit("pipelines.prepare", *recipe, keys=keys)
+    assert any(line.startswith("prepared  47 of 47 utterances") for line in head.logs(prepared))
+
+    killed = head.submit("pipelines.train", *recipe, keys=keys, wait=False)
+    wait_for_step(head, killed, s3_store, 8)
+    os.kill(int(head.job(killed)["driver_info"]["pid"]), signal.SIGKILL)
+    wait_until(lambda: head.job(killed)["status"] == "FAILED", 60, "the end of the job")
+    wait_until(lambda: not trains(head), 30, "the end of its workers")
+
+    step = newest_step(s3_store)
+    stopped = head.submit("pipelines.train", *recipe, keys=keys, wait=False)
+    wait_for_step(head, stopped, s3_store, step + 8)
+    assert head.client("stop", stopped).returncode == 0
+    assert head.job(stopped)["status"] == "STOPPED"
+    wait_until(lambda: not trains(head), 30, "the end of its workers")
+    said = head.logs(stopped)
+    assert any(f", 2 workers, going on from step {step}" in line for line in said)
+    assert any(line.startswith("training   ") and "loss by depth" in line for line in said), "progress"
+    assert said[-1] == "stopped; run the same command again to go on"
+
+    step = newest_step(s3_store)
+    finished = head.submit("pipelines.train", *recipe, keys=keys)
+    assert head.logs(finished)[-1].startswith(f"trained   120 steps (resumed from step {step})")
+    (run,) = storage.list_folders(f"{s3_store}/runs")
+    assert [record["step"] for record in read_metrics(f"{s3_store}/runs/{run}")] == list(range(1, 121))
+
+    head.submit("pipelines.evaluate", run, "--store", s3_store, keys=keys)
+    assert [row["depth"] for row in sorted(read_rows(s3_store), key=lambda row: row["depth"])] == [3, 6]
+    head.submit("pipelines.report", s3_store, keys=keys)
+    assert run.encode() in storage.read_bytes(f"{s3_store}/report/index.html")
+
+
+def wait_for_step(head: Head, job: str, store: str, step: int) -> None:
+    """Until a job that trains has left a whole checkpoint at or beyond a step."""
+    wait_until(lambda: newest_step(store) >= step or head.job(job)["status"] == "FAILED", 120, f"step {step}")
+    assert head.job(job)["status"] == "RUNNING", head.logs(job)
+
+
+def newest_step(store: str) -> int:
+    """Step of the newest whole checkpoint of a store with one run; 0 without."""
+    runs = storage.list_folders(f"{store}/runs")
+    return max([0, *(step for run in runs for step, _ in whole_checkpoints(f"{store}/runs/{run}"))])
+
+
+def trains(head: Head) -> bool:
+    return any("RayTrain" in process or "pipelines" in process for process in head.processes().values())
