@@ -143,6 +143,28 @@ def train(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) ->
 
 
 @app.command()
+def resume(
+    run: Annotated[str, typer.Argument(metavar="RUN_URI", help="A run's folder: STORE/runs/RUN_ID, local or s3://.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Fields of scale, checkpoint and tracking, such as scale.workers=4."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Go on with an interrupted training from its last whole checkpoint; nothing else is needed, on any machine.
+
+    Example: foldray resume s3://bucket/store/runs/an4-1a2b3c4d5e scale.workers=4
+    """
+    from foldray.stages import resume_stage
+
+    trained = resume_stage(run, overrides or [])
+    if as_json:
+        _emit(trained)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run id in the store, a run or checkpoint URI, or a model folder.")],
     data: Annotated[

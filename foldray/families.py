@@ -28,6 +28,7 @@ class Family:
     decoder: the attribute path to a decoder that does not know of depths.
     surplus: prefixes of keys that a checkpoint may hold and recognition does not need.
     unused: prefixes of parameters that no forward pass reaches.
+    front: prefixes of what turns audio into frames, before any block.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Family:
     decoder: str | None = None
     surplus: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    front: tuple[str, ...] = ("encoder.subsampling.",)
 
 
 _PRETRAINING = ("quantizer.", "project_hid.", "project_q.")
@@ -53,6 +55,7 @@ _PRETRAINING = ("quantizer.", "project_hid.", "project_q.")
 def _on_waveforms(name: str, prefix: str, base: str, **more: Any) -> Family:
     """wav2vec 2.0 and its descendants: the same layout under other names."""
     extractor = "Wav2Vec2FeatureExtractor"
+    more["front"] = (f"{base}.feature_extractor.",)
     return Family(name, f"{prefix}ForCTC", f"{prefix}Config", extractor, f"{base}.encoder", **more)
 
 
@@ -67,7 +70,7 @@ FAMILIES = {
         Family(
             name="wav2vec2-bert", model="Wav2Vec2BertForCTC", config="Wav2Vec2BertConfig",
             extractor="SeamlessM4TFeatureExtractor", encoder="wav2vec2_bert.encoder",
-            inputs="input_features", features="stacked_mel",
+            inputs="input_features", features="stacked_mel", front=("wav2vec2_bert.feature_projection.",),
         ),
         _on_waveforms("wav2vec2", "Wav2Vec2", "wav2vec2", surplus=_PRETRAINING),
         _on_waveforms("hubert", "Hubert", "hubert"),
@@ -86,11 +89,13 @@ FAMILIES = {
             name="whisper", model="WhisperForConditionalGeneration", config="WhisperConfig",
             extractor="WhisperFeatureExtractor", encoder="model.encoder", decoder="model.decoder", kind="attention",
             head=("proj_out.",), inputs="input_features", features="thirty_seconds", depth_field="encoder_layers",
+            front=("model.encoder.conv",),
         ),
         Family(
             name="moonshine", model="MoonshineForConditionalGeneration", config="MoonshineConfig",
             extractor="Wav2Vec2FeatureExtractor", encoder="model.encoder", decoder="model.decoder", kind="attention",
             head=("proj_out.",), depth_field="encoder_num_hidden_layers",
+            front=("model.encoder.conv", "model.encoder.groupnorm."),
         ),
         Family(
             name="conformer", model="ConformerForSpeech", config="ConformerConfig",
@@ -113,7 +118,7 @@ REFUSED = {
 
 def family_of(model: nn.Module) -> Family:
     """The family of a stock or folded model. Raises UserError, with the reason, for a class that can't be folded."""
-    name = type(model).__name__
+    name = type(model).__name__.removeprefix("FSDP")  # fully_shard() gives a model a class of its own
     for family in FAMILIES.values():
         if name == family.model:
             return family

@@ -19,6 +19,12 @@ from foldray.plan import FOLD_FILE, FoldPlan, Private
 from foldray.pretrained import from_pretrained
 from foldray.processor import keep_extractor, save_processor
 
+OPTIMIZER_FILE = "optimizer.safetensors"
+TRAINED_FILE = "trained.safetensors"
+TRAINING_FILES = (OPTIMIZER_FILE, TRAINED_FILE)
+"""What lies beside the model in a checkpoint: the optimiser's state, and where the model is an average, the weights
+that training goes on with."""
+
 
 def load_model(uri: str, depth: int | None = None) -> PreTrainedModel:
     """A foldable model from a model folder or a run's checkpoint (local or in a bucket), in evaluation mode.
@@ -27,7 +33,7 @@ def load_model(uri: str, depth: int | None = None) -> PreTrainedModel:
     folder that holds no foldable model, an incomplete one, or a depth that has no path.
     """
     plan = read_plan(uri)
-    with storage.local_folder(uri) as folder:
+    with storage.local_folder(uri, without=TRAINING_FILES) as folder:
         config = transformers_class("AutoConfig").from_pretrained(folder, trust_remote_code=False)
         family = family_of_config(config)
         if family is None:

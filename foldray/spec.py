@@ -22,6 +22,9 @@ SAMPLE_RATE = 16_000
 """Samples a second of all prepared audio; every speech encoder here was trained at it."""
 
 
+NOT_HASHED = ("about", "storage", "scale", "checkpoint", "corpus", "tracking")
+"""Sections that no result depends on; the corpus is hashed by what is in it."""
+
 DEFAULTS_VERSION = 3
 """Raise it with every change to the default of a field that results depend on, or to the order of an epoch."""
 
@@ -522,12 +525,23 @@ class RunSpec(_Section):
 
         Fields at their defaults are left out, so that a field added later changes no run's name.
         """
-        left_out = {"about", "storage", "scale", "checkpoint", "corpus", "tracking"}
-        kept = self.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
+        kept = self.model_dump(mode="json", exclude=set(NOT_HASHED), exclude_defaults=True)
         facts: dict[str, Any] = {"corpus_id": corpus_id, "vocabulary": vocabulary, "defaults": DEFAULTS_VERSION}
         if self.optim.average > 1:
             facts["average_every"] = self.checkpoint.every_steps
         return hashlib.sha256(json.dumps({**kept, **facts}, sort_keys=True).encode()).hexdigest()[:10]
+
+    def other_results(self, other: "RunSpec") -> str | None:
+        """The first field in which two specs differ and that results depend on; None where there is none."""
+        for name in type(self).model_fields:
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs and (name == "corpus" or name not in NOT_HASHED):
+                fields = type(ours).model_fields if isinstance(ours, BaseModel) else {}
+                inner = [field for field in fields if getattr(ours, field) != getattr(theirs, field)]
+                return ".".join([name, *inner[:1]])
+        if self.optim.average > 1 and self.checkpoint.every_steps != other.checkpoint.every_steps:
+            return "checkpoint.every_steps"
+        return None
 
     def run_id(self, corpus_id: str, vocabulary: str) -> str:
         """Name and hash: the same spec on the same corpus resumes its run, another can never overwrite it."""

@@ -71,6 +71,11 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
     return merged
 
 
+def override_spec(spec: RunSpec, overrides: list[str]) -> RunSpec:
+    """Another spec with `key=value` pairs set in it. Raises UserError."""
+    return build_spec(apply_overrides(spec.model_dump(mode="json"), overrides), "the spec")
+
+
 def _parse_value(key: str, text: str) -> Any:
     try:
         value = yaml.safe_load(text)

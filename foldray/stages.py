@@ -10,6 +10,7 @@ from foldray.errors import UserError, one_line
 from foldray.evaluation.provenance import FoundModel, find_model, read_run_spec
 from foldray.results.rows import newest_rows, read_rows, write_rows
 from foldray.spec import BUILTIN_CORPUS, SAMPLE_RATE, CorpusSpec, RunSpec
+from foldray.spec_input import override_spec
 from foldray.terminal import counting, say, training_bar
 
 # --- Prepare and train -----------------------------------------------------------------------------
@@ -68,8 +69,11 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
     from foldray.configuration import check_model
     from foldray.costs import fold_on_meta
     from foldray.data.augment import Noises
-    from foldray.training.launch import cpus_needed, is_finished, run_uri, train
+    from foldray.training.finish import is_finished
+    from foldray.training.launch import cpus_needed, describe, run_uri
+    from foldray.training.tracking import check_trackers
 
+    check_trackers(spec)
     found = _find(spec.corpus, spec.storage.root)
     model = None
     if not _is_trained(spec, found):
@@ -82,12 +86,32 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
     if not is_finished(run):
         if model:
             _say_unlearnable(model, corpus, manifest)
-        if not manifest.rows_by_split.get("valid"):
-            say("note      there is no validation split; corpus.splits with 'valid' in it carves one")
-        say(f"training  {run}, {spec.scale.workers} workers{_newest(run, ', going on from')}")
+        _check_validation(spec, manifest)
+        describe(spec, corpus, run)
+    return _train(spec, corpus, run)
+
+
+def _check_validation(spec: RunSpec, manifest: Manifest) -> None:
+    """Refuse what would need scores where there is nothing to score. Raises UserError."""
+    if manifest.rows_by_split.get("valid"):
+        return
+    for field, asked in (("patience", spec.valid.patience), ("final", spec.valid.final == "best")):
+        if asked:
+            raise UserError(f"valid.{field}", "needs a validation split; corpus.splits with 'valid' in it carves one")
+    say("note      there is no validation split; corpus.splits with 'valid' in it carves one")
+
+
+def _train(spec: RunSpec, corpus: str, run: str) -> dict[str, Any]:
+    from foldray.training.finish import is_finished
+    from foldray.training.launch import train
+
+    if not is_finished(run):
+        least, most = spec.scale.least_workers, spec.scale.most_workers
+        workers = f"{most} workers" if least == most else f"{least} to {most} workers"
+        say(f"training  {run}, {workers}{_newest(run, ', going on from')}")
     try:
         with training_bar() as on_record:
-            trained = train(spec, corpus, on_record=on_record)
+            trained = train(spec, corpus, run, on_record=on_record)
     except KeyboardInterrupt:
         say(f"training  interrupted{_newest(run, ', newest checkpoint:') or ', no checkpoint yet'}")
         raise
@@ -101,10 +125,37 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
     }
 
 
+def resume_stage(run: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Go on with a run of which nothing is at hand but its URI: run_id, run, step, resumed_from_step.
+
+    The store is the one that the URI lies in, wherever it was when the run began; neither the raw corpus nor the
+    checkpoint that the run started from is needed. `overrides` may change the machine (scale, checkpoint, tracking).
+    """
+    from foldray.training.tracking import check_trackers
+
+    run = storage.absolute(run.rstrip("/"))
+    root, mark, _ = run.rpartition("/runs/")
+    if not mark or not storage.exists(storage.join(run, "spec.json")):
+        raise UserError(
+            "RUN_URI", f"{run} is no run (STORE/runs/RUN_ID with a spec.json); `foldray results` lists runs"
+        )
+    begun = read_run_spec(run)
+    here = begun.model_copy(update={"storage": begun.storage.model_copy(update={"root": root})})
+    spec = override_spec(here, list(overrides))
+    if changed := begun.other_results(spec):
+        raise UserError(changed, "decides what a run computes; a run goes on as it began. Start another with `train`")
+    check_trackers(spec)
+    corpus = storage.join(root, "corpora", storage.read_json(storage.join(run, "run.json"))["corpus_id"])
+    if not storage.exists(storage.join(corpus, MANIFEST_FILE)):
+        raise UserError("RUN_URI", f"the run's prepared corpus {corpus} is gone; `foldray train` prepares it again")
+    return _train(spec, corpus, run)
+
+
 def _is_trained(spec: RunSpec, corpus: Corpus) -> bool:
     """Whether the run of this spec is done; only a prepared corpus can tell."""
     from foldray.data.prepare import prepared_folder
-    from foldray.training.launch import is_finished, run_uri
+    from foldray.training.finish import is_finished
+    from foldray.training.launch import run_uri
 
     folder = prepared_folder(corpus, spec.storage.root)
     if not storage.exists(storage.join(folder, MANIFEST_FILE)):
@@ -149,7 +200,7 @@ def _newest(run: str, words: str) -> str:
     from foldray.training.checkpoint import whole_checkpoints
 
     found = whole_checkpoints(run)
-    return f"{words} step {found[-1][0]}" if found else ""
+    return f"{words} step {found[-1].step}" if found else ""
 
 
 def _resumed(step: int, resumed_from: int) -> str:

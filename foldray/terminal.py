@@ -59,6 +59,10 @@ def training_bar() -> Iterator[Callable[[dict[str, Any]], None]]:
         tracker = _Tracker()
 
         def show(record: dict[str, Any]) -> None:
+            if "progress" not in record:
+                wers = "  ".join(f"{depth}: {wer:.1%}" for depth, wer in record["valid_wer"].items())
+                say(f"validated step {record['step']}  WER by depth  {wers}")
+                return
             text = tracker.describe(record)
             progress.update(task, completed=record["progress"], description=text)
             if not errors.is_terminal and tracker.line_due():

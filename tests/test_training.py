@@ -1,5 +1,6 @@
 """Training: two ranks == one process, resumed == uninterrupted, one step == the loss written out."""
 
+import json
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +21,11 @@ from foldray.errors import UserError
 from foldray.families import transformers_class
 from foldray.pretrained import write_random_checkpoint
 from foldray.results.metrics import read_metrics
-from foldray.spec import RunSpec
+from foldray.spec import OptimSpec, RunSpec
 from foldray.spec_input import build_spec
 from foldray.training.checkpoint import whole_checkpoints
-from foldray.training.job import TrainJob, Worker
-from foldray.training.launch import finish_run
+from foldray.training.finish import finish_run
+from foldray.training.job import Stopped, Surroundings, TrainJob, Worker
 from foldray.training.loop import build_model, train_model
 from foldray.training.schedule import learning_rate
 from tests.tiny import CONFIGS, run
@@ -54,7 +55,6 @@ def job_for(
     name: str,
     prepared: tuple[str, Manifest],
     folder: Path,
-    attempt: str = "a1",
     per_step: int = 3,
     **optim: Any,
 ) -> TrainJob:
@@ -62,11 +62,11 @@ def job_for(
     init = folder / "init"
     if not init.exists():
         write_random_checkpoint(spec.model, spec.fold.num_layers, prepared[1].units, 0, init)
-    return TrainJob(spec, str(folder / "run"), prepared[0], str(init), attempt)
+    return TrainJob(spec, str(folder / "run"), prepared[0], str(init))
 
 
 def weights(run: str) -> dict[str, torch.Tensor]:
-    newest = Path(whole_checkpoints(run)[-1][1])
+    newest = Path(whole_checkpoints(run)[-1].uri)
     private = newest / "private.safetensors"
     return load_file(newest / "model.safetensors") | (load_file(private) if private.exists() else {})
 
@@ -80,6 +80,10 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], 
             assert torch.equal(ours[key], theirs[key]), key
 
 
+MEASURED = ("seconds", "data_wait", "checkpoint_seconds", "validation_wait", "memory")
+"""What a step's record says of the machine, not of the run."""
+
+
 class Killed(BaseException):
     """Stands for the process's end in the middle of a run."""
 
@@ -91,22 +95,22 @@ def test_killed_and_resumed_is_bit_equal_to_uninterrupted(
     whole = job_for(name, prepared, tmp_path / "whole")
     trained = train_model(whole, Worker())
     assert trained.step > 9
-    for attempt, stop in enumerate((2, 5, trained.step - 1)):
+    for stop in (2, 5, trained.step - 1):
 
         def die(record: dict[str, Any], stop: int = stop) -> None:
             if record["step"] == stop:
                 raise Killed
 
         with pytest.raises(Killed):
-            train_model(job_for(name, prepared, tmp_path / "cut", f"a{attempt}"), Worker(), die)
-    last = job_for(name, prepared, tmp_path / "cut", "a9")
+            train_model(job_for(name, prepared, tmp_path / "cut"), Worker(), Surroundings(die))
+    last = job_for(name, prepared, tmp_path / "cut")
     resumed = train_model(last, Worker())
     assert resumed.resumed_from_step == (trained.step - 2) // 3 * 3
     assert_same(weights(whole.run), weights(last.run))
     steps = [record["step"] for record in read_metrics(last.run)]
     assert steps == list(range(1, trained.step + 1))
     timeless = [
-        [{k: v for k, v in record.items() if k not in ("seconds", "data_wait")} for record in read_metrics(run)]
+        [{k: v for k, v in record.items() if k not in MEASURED} for record in read_metrics(run)]
         for run in (whole.run, last.run)
     ]
     assert timeless[0] == timeless[1]
@@ -118,7 +122,7 @@ def test_a_run_killed_after_its_last_checkpoint_takes_no_further_step(
 ) -> None:
     job = job_for("parakeet", prepared, tmp_path, **length)
     trained = train_model(job, Worker())
-    again = train_model(job, Worker(), lambda record: pytest.fail(f"step {record['step']} ran again"))
+    again = train_model(job, Worker(), Surroundings(lambda record: pytest.fail(f"step {record['step']} ran again")))
     assert (again.step, again.resumed_from_step) == (trained.step, trained.step)
     assert_same(trained.model.state_dict(), again.model.state_dict())
 
@@ -201,7 +205,7 @@ def test_the_finished_model_is_the_trained_one_and_opens_in_stock_transformers(
 ) -> None:
     job = job_for(name, prepared, tmp_path, steps=2)
     trained = train_model(job, Worker())
-    finish_run(job, trained.model)
+    finish_run(job, trained.final_steps, trained.attempt)
     model = load_model(f"{job.run}/model")
     trained.model.eval()
     index = read_index(*prepared, "test")
@@ -217,7 +221,7 @@ def test_the_finished_model_is_the_trained_one_and_opens_in_stock_transformers(
         assert torch.equal(logits_PBTV, run(trained.model, batch.inputs).unflatten(0, (3, -1)))
         assert torch.equal(logits_PBTV[0], run(stock.eval(), batch.inputs))
         assert torch.equal(logits_PBTV[2], run(load_model(f"{job.run}/model", depth=4), batch.inputs))
-        newest = load_model(whole_checkpoints(job.run)[-1][1])
+        newest = load_model(whole_checkpoints(job.run)[-1].uri)
         assert torch.equal(logits_PBTV, run(newest, batch.inputs).unflatten(0, (3, -1)))
     with pytest.raises(UserError, match=r"depth 1 is shallower than the seed, 2 \(trained: 2, 3, 4\)"):
         load_model(f"{job.run}/model", depth=1)
@@ -247,9 +251,14 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_the_utt
         if record["step"] == 4:
             monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
 
-    with pytest.raises(FloatingPointError, match=r"epoch 1, step 1; utterances: \['train-"):
-        train_model(job, Worker(), poison)
-    assert [step for step, _ in whole_checkpoints(job.run)] == [3]
+    with pytest.raises(Stopped, match=r"the gradient of step 5 is not finite; the \d+ utterances of its batch"):
+        train_model(job, Worker(), Surroundings(poison))
+    facts = json.loads((Path(job.run) / "exploded" / "step-00000005.json").read_text())
+    assert facts["step"] == 5
+    assert facts["ids"]
+    assert all(i.startswith("train-") for i in facts["ids"])
+    assert [record["step"] for record in read_metrics(job.run)] == [1, 2, 3, 4]
+    assert [found.step for found in whole_checkpoints(job.run)] == [3]
 
 
 def test_a_damaged_checkpoint_is_named_and_a_half_written_one_is_not_seen(
@@ -257,19 +266,32 @@ def test_a_damaged_checkpoint_is_named_and_a_half_written_one_is_not_seen(
 ) -> None:
     job = job_for("parakeet", prepared, tmp_path, steps=6)
     train_model(job, Worker())
-    newest = Path(whole_checkpoints(job.run)[-1][1])
+    newest = Path(whole_checkpoints(job.run)[-1].uri)
     (newest / "manifest.json").rename(newest / "later")
-    assert [step for step, _ in whole_checkpoints(job.run)] == [3]
+    assert [found.step for found in whole_checkpoints(job.run)] == [3]
     (newest / "later").rename(newest / "manifest.json")
     (newest / "model.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(UserError, match=r"step-00000006/model.safetensors: is damaged"):
+    with pytest.raises(UserError, match=r"step-00000006-0001-0001/model.safetensors: is damaged"):
         train_model(job, Worker())
 
 
-def test_the_learning_rate_rises_and_falls() -> None:
-    rates = [learning_rate(p / 100, 0.1, 0.02) for p in range(101)]
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "inverse_sqrt", "constant"])
+@pytest.mark.parametrize("hold", [0.0, 0.4])
+def test_the_learning_rate_rises_holds_and_falls(schedule: Any, hold: float) -> None:
+    optim = OptimSpec(steps=1, warmup=0.1, hold=hold, schedule=schedule, final_lr=0.02)
+    rates = [learning_rate(p / 100, optim) for p in range(101)]
     assert rates[0] == 0.005
     assert max(rates) == rates[10] == pytest.approx(1.0)
     assert rates[:11] == sorted(rates[:11])
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[100] == pytest.approx(0.02)
+    assert rates[10 : 11 + int(100 * hold)] == [rates[10]] * (1 + int(100 * hold))
+    middle, end = rates[55 + int(50 * hold)], rates[100]  # half of the decay, and all of it
+    expected = {
+        "cosine": (0.51, 0.02),
+        "linear": (0.51, 0.02),
+        "inverse_sqrt": (0.1 / (0.55 - hold / 2)) ** 0.5,
+        "constant": (1.0, 1.0),
+    }[schedule]
+    if schedule == "inverse_sqrt":
+        expected = (expected, (0.1 / (1 - hold)) ** 0.5)
+    assert (middle, end) == pytest.approx(expected)

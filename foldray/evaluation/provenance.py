@@ -34,7 +34,8 @@ def find_model(model: str, store: str) -> FoundModel:
             home = place.rsplit("/runs/", 1)[0] if "/runs/" in place else root
             return FoundModel(storage.join(place, "model"), name, home, place)
         if storage.exists(storage.join(place, FOLD_FILE)):
-            run, mark, step = place.rpartition("/checkpoints/step-")
+            run, mark, rest = place.rpartition("/checkpoints/step-")
+            step = rest.partition("-")[0]
             if mark and step.isdigit():
                 return FoundModel(place, run.rsplit("/", 1)[1], run.rsplit("/runs/", 1)[0], run, int(step))
             return FoundModel(place, name, root)

@@ -7,6 +7,9 @@ from foldray import storage
 
 Record = dict[str, Any]
 
+VALIDATION = "validation"
+"""Stands for the attempt in the names of validation's parts, which come later than the steps they belong to."""
+
 
 def write_metrics(run: str, attempt: str, records: list[Record]) -> None:
     """One part: records of consecutive steps under `<run>/metrics/<attempt>-<first step>.jsonl`."""
@@ -20,8 +23,12 @@ def read_metrics(run: str) -> list[Record]:
     """Every step once, in order. Where attempts overlap the later one wins, as its weights did."""
     by_step: dict[int, Record] = {}
     folder = storage.join(run, "metrics")
+    # Sorted by attempt; validation's parts come last.
     for name in storage.list_files(folder):
         for line in storage.read_bytes(storage.join(folder, name)).decode().splitlines():
             record = json.loads(line)
-            by_step[record["step"]] = record
+            if not name.startswith(VALIDATION):
+                by_step[record["step"]] = record
+            elif record["step"] in by_step:
+                by_step[record["step"]].update(record)
     return [by_step[step] for step in sorted(by_step)]

@@ -10,10 +10,11 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from foldray.storage.outages import retrying
 from foldray.storage.uri import absolute, bare, filesystem_path, is_known, is_local, is_s3, join, local_path, relative
 
 __all__ = [
-    "absolute", "check_writable", "download", "exists", "file_sizes", "filesystem_path", "is_folder",
+    "absolute", "check_writable", "create", "download", "exists", "file_sizes", "filesystem_path", "is_folder",
     "is_known", "is_local", "join", "list_files", "list_folders", "list_tree", "local_folder", "open_file",
     "read_bytes", "read_json", "read_range", "relative", "remove", "remove_folder", "retrying", "upload",
     "write_bytes", "write_json",
 ]  # fmt: skip
 
 BLOCK = 2**18
+ASIDE = re.compile(r"\..*\.[0-9a-f]{32}$")
+"""Names of files that are being written; no listing shows them."""
 
 
 def exists(uri: str) -> bool:
@@ -63,7 +66,7 @@ def list_folders(uri: str) -> list[str]:
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
-            return list(found)
+            return [entry for entry in found if not ASIDE.match(entry.name)]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -168,13 +171,31 @@ def write_bytes(uri: str, data: bytes) -> None:
     """Write a file so that no reader ever sees half of it."""
     if is_s3(uri):
         objects.write(uri, data)
-        return
-    target = local_path(uri)
+    else:
+        with _written_aside(local_path(uri), data) as part:
+            part.replace(local_path(uri))
+
+
+def create(uri: str, data: bytes) -> bool:
+    """Write a file unless it is there; False where it is. Of many who try at once, one succeeds."""
+    if is_s3(uri):
+        return objects.create(uri, data)
+    with _written_aside(local_path(uri), data) as part:
+        try:
+            os.link(part, local_path(uri))
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _written_aside(target: Path, data: bytes) -> Iterator[Path]:
+    """A whole file beside `target`, under a name that no listing shows; gone afterwards."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         part.write_bytes(data)
-        part.replace(target)
+        yield part
     finally:
         part.unlink(missing_ok=True)
 
@@ -213,21 +234,22 @@ def upload(folder: Path, uri: str, last: str | None = None) -> None:
         write_bytes(join(uri, file.relative_to(folder).as_posix()), file.read_bytes())
 
 
-def download(uri: str, folder: Path) -> None:
-    """Copy every file directly under a URI to a local folder."""
+def download(uri: str, folder: Path, without: Container[str] = ()) -> None:
+    """Copy every file directly under a URI to a local folder, except those named in `without`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in list_files(uri):
-        (folder / name).write_bytes(read_bytes(join(uri, name)))
+        if name not in without:
+            (folder / name).write_bytes(read_bytes(join(uri, name)))
 
 
 @contextlib.contextmanager
-def local_folder(uri: str) -> Iterator[Path]:
-    """A local view of a folder: itself, or a temporary copy of a bucket's files."""
+def local_folder(uri: str, without: Container[str] = ()) -> Iterator[Path]:
+    """A local view of a folder: itself, or a temporary copy of a bucket's files, except those named in `without`."""
     if is_local(uri):
         yield Path(absolute(uri))
         return
     with tempfile.TemporaryDirectory() as copied:
-        download(uri, Path(copied))
+        download(uri, Path(copied), without)
         yield Path(copied)
 
 

@@ -88,6 +88,22 @@ def write(uri: str, data: bytes) -> None:
     retrying(lambda: _put(uri, data), uri)
 
 
+def create(uri: str, data: bytes) -> bool:
+    """One conditional PUT: False where an object of that name is there already, written by somebody else."""
+
+    def ask() -> bool:
+        client = client_of(uri)
+        try:
+            client.put_object(**object_of(uri), Body=data, IfNoneMatch="*")
+        except client.exceptions.ClientError as error:
+            if answer_of(error)[1] != 412:
+                raise
+            return read(uri) == data  # the answer to this very request may have been lost on the way
+        return True
+
+    return retrying(ask, uri)
+
+
 def _put(uri: str, data: bytes) -> None:
     client = client_of(uri)
     if len(data) < MULTIPART_BYTES:

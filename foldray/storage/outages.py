@@ -92,7 +92,7 @@ def _forget_outage(uri: str, back: bool) -> None:
 PASSING = {
     "networkconnection", "internalerror", "internalfailure", "serviceunavailable", "slowdown", "requesttimeout",
     "requesttimeoutexception", "throttling", "throttlingexception", "requestlimitexceeded", "toomanyrequests",
-    "bandwidthlimitexceeded", "operationaborted", "incompletebody", "baddigest",
+    "bandwidthlimitexceeded", "operationaborted", "incompletebody", "baddigest", "conditionalrequestconflict",
 }  # fmt: skip
 """Answers of S3 that pass by themselves, in lower case."""
 

@@ -2,74 +2,177 @@
 
 import hashlib
 import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from foldray import storage
 from foldray.errors import UserError
 from foldray.folding.private import PRIVATE_FILE, split_state
+from foldray.model_folder import OPTIMIZER_FILE, TRAINED_FILE, TRAINING_FILES, load_model
+from foldray.training.attempts import Attempt, parse
+from foldray.training.parallel import is_sharded, like, whole
 
-MANIFEST = "manifest.json"
+MANIFEST, WEIGHTS_FILE, STATE_FILE = "manifest.json", "model.safetensors", "state.json"
 
 
-def save_checkpoint(
+# --- What is kept ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies of everything training goes on from, in this process's memory, under the names of a checkpoint's files."""
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    averaged: dict[str, Tensor]
+
+
+def take_snapshot(
+    model: nn.Module, optimizer: torch.optim.Optimizer, averaged: dict[str, Tensor], *, first: bool
+) -> Snapshot | None:
+    """Copy the state for a checkpoint; only the first worker keeps it. All workers of a sharded model must call."""
+    if not first and not is_sharded(model):
+        return None
+    kept = Snapshot(
+        {name: _copied(tensor) for name, tensor in model.state_dict().items()},
+        _optimizer_tensors(model, optimizer),
+        {name: _copied(tensor) for name, tensor in averaged.items()},
+    )
+    return kept if first else None
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return whole(tensor.detach()).to("cpu", copy=True).contiguous()
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state under `<parameter>/<entry>`, so that it does not depend on the order of parameters."""
+    # Sorted: workers that gather what is spread over them must do so in one order, and a loaded file has none.
+    return {
+        f"{name}/{entry}": _copied(value)
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+        for entry, value in sorted(optimizer.state[parameter].items())
+    }
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put AdamW's saved state back, on each parameter's device and in its share."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        name, entry = key.rsplit("/", 1)
+        state: dict[str, Any] = optimizer.state[parameters[name]]
+        # The step count stays on the CPU, as AdamW keeps it.
+        state[entry] = value.clone() if entry == "step" else like(value, parameters[name])
+
+
+# --- Writing ---------------------------------------------------------------------------------------
+
+
+def write_checkpoint(
     run: str,
+    attempt: Attempt,
     position: dict[str, int],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    kept: Snapshot,
     described: dict[str, bytes],
-    keep: int,
-) -> None:
-    """Write `<run>/checkpoints/step-…` and drop all but the newest `keep`.
+    before_last: Callable[[], None] = lambda: None,
+) -> str:
+    """Write `<run>/checkpoints/step-<step>-<attempt>` and return its URI.
 
     position: `step` and what the loop needs to go on; described: the files that make the checkpoint
-    a model folder, which opens like a finished model.
+    a model folder, which opens like a finished model. Of averaged weights those are the model's.
+    `before_last` may raise while the checkpoint is not whole yet.
     """
-    stock, private = split_state({name: _plain(tensor) for name, tensor in model.state_dict().items()})
+    stock, private = split_state({**kept.weights, **kept.averaged})
     files = {
         **described,
-        "model.safetensors": save(stock, metadata={"format": "pt"}),
+        WEIGHTS_FILE: save(stock, metadata={"format": "pt"}),
         **({PRIVATE_FILE: save(private)} if private else {}),
-        "optimizer.safetensors": save(_optimizer_tensors(model, optimizer)),
-        "state.json": json.dumps(position).encode(),
+        **({TRAINED_FILE: save(kept.weights)} if kept.averaged else {}),
+        OPTIMIZER_FILE: save(kept.optimizer),
+        STATE_FILE: json.dumps(position).encode(),
     }
-    folder = _folder(run, position["step"])
+    # The attempt is part of the name: an older one that still writes can't mix its files with ours.
+    folder = storage.join(run, "checkpoints", f"step-{position['step']:08d}-{attempt}")
+    storage.remove(storage.join(folder, MANIFEST))
     for name, data in files.items():
         storage.write_bytes(storage.join(folder, name), data)
     digests = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    before_last()
     storage.write_json(storage.join(folder, MANIFEST), digests)
-    _retain(run, keep)
+    return folder
 
 
-def _folder(run: str, step: int) -> str:
-    return storage.join(run, "checkpoints", f"step-{step:08d}")
+def remove_checkpoint(uri: str) -> None:
+    """Remove a checkpoint, manifest first, so that it is never half there and called whole."""
+    storage.remove(storage.join(uri, MANIFEST))
+    storage.remove_folder(uri)
 
 
-def whole_checkpoints(run: str) -> list[tuple[int, str]]:
-    """Step and URI of the checkpoints whose manifest is written, oldest first."""
-    names = storage.list_folders(storage.join(run, "checkpoints"))
-    steps = sorted(int(name.removeprefix("step-")) for name in names if name.startswith("step-"))
-    found = [(step, _folder(run, step)) for step in steps]
-    return [(step, uri) for step, uri in found if storage.exists(storage.join(uri, MANIFEST))]
+# --- Finding and reading ---------------------------------------------------------------------------
 
 
-def load_checkpoint(run: str, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Put a checkpoint's state into model and optimiser; returns its position.
+@dataclass(frozen=True, order=True)
+class Found:
+    """A checkpoint in the store; the later of two is the one of more steps, then of the newer attempt."""
 
-    Raises UserError when a file is damaged.
-    """
-    files = _read_verified(_folder(run, step))
-    private = load(files[PRIVATE_FILE]) if PRIVATE_FILE in files else {}
-    model.load_state_dict({**load(files["model.safetensors"]), **private})
-    _restore_optimizer(model, optimizer, load(files["optimizer.safetensors"]))
-    position: dict[str, int] = json.loads(files["state.json"])
-    return position
+    step: int
+    attempt: Attempt
+    uri: str
 
 
-def _read_verified(uri: str) -> dict[str, bytes]:
+def checkpoint_folders(run: str) -> list[Found]:
+    """Every checkpoint's folder, half ones too, oldest first."""
+    folder = storage.join(run, "checkpoints")
+    names = [name.split("-", 2) for name in storage.list_folders(folder) if name.startswith("step-")]
+    return sorted(
+        Found(int(step), parse(attempt), storage.join(folder, f"{mark}-{step}-{attempt}"))
+        for mark, step, attempt in names
+    )
+
+
+def whole_checkpoints(run: str) -> list[Found]:
+    """The checkpoints whose manifest is written, oldest first."""
+    found = checkpoint_folders(run)
+    sizes = storage.file_sizes(storage.join(each.uri, MANIFEST) for each in found)
+    return [each for each, size in zip(found, sizes, strict=True) if size is not None]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint's content: the folded model at the weights that training goes on with, and the rest."""
+
+    model: PreTrainedModel
+    optimizer: dict[str, Tensor]
+    averaged: dict[str, Tensor]
+    position: dict[str, int]
+
+
+def read_checkpoint(uri: str) -> Saved:
+    """Open a checkpoint with nothing but its folder. Raises UserError when a file is damaged."""
+    files = read_verified(uri)
+    with tempfile.TemporaryDirectory() as copied:
+        for name, data in files.items():
+            if name not in (*TRAINING_FILES, STATE_FILE):
+                (Path(copied) / name).write_bytes(data)
+        model = load_model(copied)
+    averaged: dict[str, Tensor] = {}
+    if TRAINED_FILE in files:
+        averaged = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        model.load_state_dict(load(files[TRAINED_FILE]))
+    return Saved(model, load(files[OPTIMIZER_FILE]), averaged, json.loads(files[STATE_FILE]))
+
+
+def read_verified(uri: str) -> dict[str, bytes]:
+    """Every file of a checkpoint, by name. Raises UserError for one that is not what was written."""
     files = {}
     for name, expected in storage.read_json(storage.join(uri, MANIFEST)).items():
         files[name] = storage.read_bytes(storage.join(uri, name))
@@ -79,34 +182,3 @@ def _read_verified(uri: str) -> dict[str, bytes]:
                 "is damaged (its checksum is wrong); delete this checkpoint and resume",
             )
     return files
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state under `<parameter>/<entry>`, so that it does not depend on the order of parameters."""
-    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}/{entry}": _plain(value)
-        for parameter, state in optimizer.state.items()
-        for entry, value in state.items()
-    }
-
-
-def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        name, entry = key.rsplit("/", 1)
-        parameter = parameters[name]
-        state: dict[str, Any] = optimizer.state[parameter]
-        # The step count stays on the CPU, as AdamW keeps it.
-        state[entry] = value.clone() if entry == "step" else value.to(parameter.device, copy=True)
-
-
-def _retain(run: str, keep: int) -> None:
-    """Remove old checkpoints, manifest first, so that none is ever half there and called whole."""
-    for _, uri in whole_checkpoints(run)[:-keep]:
-        storage.remove(storage.join(uri, MANIFEST))
-        storage.remove_folder(uri)

@@ -1,10 +1,11 @@
 """The unfolding cycle: forward every depth, one joint loss, one update (arXiv 2505.21237, section 2)."""
 
 import random
+import resource
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from foldray.data.epoch import EpochPlan, MicroBatch, samples_at_speed
 from foldray.data.manifest import SplitIndex
@@ -24,11 +24,35 @@ from foldray.results.metrics import Record
 from foldray.spec import SAMPLE_RATE, OptimSpec, RunSpec
 from foldray.training.job import TrainJob, Worker
 from foldray.training.objective import Objective
+from foldray.training.parallel import accumulating, gradient_norm, is_sharded, wrap
 from foldray.training.schedule import learning_rate
 
 
+class Exploded(Exception):  # noqa: N818
+    """A gradient that must not reach the weights; every worker raises it at the same step.
+
+    facts: what is worth keeping of the step, the ids of its utterances among it.
+    """
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        super().__init__(f"gradient norm {facts['grad_norm']} at epoch {facts['epoch']}, step {facts['epoch_step']}")
+        self.facts = facts
+
+
+@dataclass(frozen=True)
+class Cycled:
+    """One optimiser step: its number in the epoch, its metrics, and the workers' signals, added up."""
+
+    epoch_step: int
+    record: Record
+    signals: list[float]
+
+
 class Cycle:
-    """Unfolding cycles: forward every depth, one joint loss, one update."""
+    """Unfolding cycles: forward every depth, one joint loss, one update.
+
+    `signals` are numbers of this worker's that go to all others with the next step's losses.
+    """
 
     def __init__(
         self,
@@ -49,58 +73,79 @@ class Cycle:
         shortest = samples_at_speed(index.num_samples.min(keepdims=True), max(job.spec.augment.speeds))
         _check_masks(model, int(self._frames(shortest)[0]))
         self._objective = Objective(job.spec, model)
-        unused = self._objective.may_skip_parts
-        ddp = partial(DistributedDataParallel, broadcast_buffers=False, find_unused_parameters=unused)
-        self._model = ddp(model) if worker.world > 1 else model
+        self._model = wrap(model, worker, find_unused=self._objective.may_skip_parts)
+        self.signals: Sequence[float] = ()
 
-    def run_epoch(self, plan: EpochPlan, first: int, step: int) -> Iterator[tuple[int, Record]]:
-        """Run the steps from `first` on; yields each one's number in the epoch and its metrics."""
+    def run_epoch(self, plan: EpochPlan, first: int, step: int) -> Iterator[Cycled]:
+        """Run the steps from `first` on. Raises Exploded before the update of a step whose gradient is of no use."""
         batches = self._loader.share_ahead(plan, self._worker.rank, self._worker.world, first)
         for epoch_step in range(first, len(plan)):
             progress = _progress(self._spec.optim, plan.epoch, epoch_step, len(plan), step)
-            yield epoch_step, self._step(plan, epoch_step, batches, progress)
+            yield self._step(plan, epoch_step, batches, progress)
             step += 1
 
-    def _step(self, plan: EpochPlan, epoch_step: int, batches: Iterator[Batch], progress: float) -> Record:
+    def _step(self, plan: EpochPlan, epoch_step: int, batches: Iterator[Batch], progress: float) -> Cycled:
         began = time.perf_counter()
         epoch, whole = plan.epoch, plan.step(epoch_step)
         counts = self._counts(plan, whole)
         data_wait = 0.0
-        numbers = range(self._worker.rank, len(whole), self._worker.world) or [0]
-        idle = self._worker.rank >= len(whole)
-        rate = self._spec.optim.lr * learning_rate(progress, self._spec.optim.warmup, self._spec.optim.final_lr)
         depths = self._objective.draw_depths(epoch, epoch_step)
         set_depths(self._model, depths)
         sums_LP = torch.zeros(len(self._objective.parts), len(depths), device=self._worker.device)
         self._model.train()
-        for i, number in enumerate(numbers):
-            asked = time.perf_counter()
-            batch = next(batches)
-            data_wait += time.perf_counter() - asked
+        turns = self._turns(len(whole))
+        for i, (number, weight) in enumerate(turns):
+            if i == 0 or weight:
+                asked = time.perf_counter()
+                batch = next(batches)
+                data_wait += time.perf_counter() - asked
             seed_everything(self._spec.seed, epoch, epoch_step * self._spec.batch.per_step + number)
-            last = i + 1 == len(numbers)
-            sums_LP += self._backward(
-                batch.to(self._worker.device), counts, progress, 0.0 if idle else 1.0, synchronise=last
-            )
-        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._spec.optim.clip_norm)
-        if not torch.isfinite(norm):
-            ids = [self._index.ids[int(position)].as_py() for batch in whole for position in batch]
-            raise FloatingPointError(
-                f"the gradient is not finite at epoch {epoch}, step {epoch_step}; utterances: {ids}"
-            )
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        if self._worker.world > 1:
-            dist.all_reduce(sums_LP)
+            moved, last = batch.to(self._worker.device), i + 1 == len(turns)
+            sums_LP += self._backward(moved, counts, progress, weight, last=last)
+        norm = float(gradient_norm(self._model, self._spec.optim.clip_norm))
+        sums_LP, signals = self._add_up(sums_LP)
         losses = {
             part: dict(zip(map(str, depths), values, strict=True))
             for part, values in zip(self._objective.parts, sums_LP.tolist(), strict=True)
         }
-        seconds = time.perf_counter() - began
-        speed = {"seconds": seconds, "data_wait": data_wait, **_heard(plan, whole)}
-        return {**losses, "grad_norm": float(norm), "lr": rate, "progress": progress, **speed}
+        if not norm < self._spec.optim.stop_norm:
+            ids = [self._index.ids[int(position)].as_py() for batch in whole for position in batch]
+            facts = {"epoch": epoch, "epoch_step": epoch_step, "grad_norm": norm, "losses": losses, "ids": ids}
+            raise Exploded(facts)
+        rates = self._set_rates(progress)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        speed = {"seconds": time.perf_counter() - began, "data_wait": data_wait, **_heard(plan, whole)}
+        figures = {"grad_norm": norm, **rates, "progress": progress, **speed, "memory": _memory(self._worker.device)}
+        return Cycled(epoch_step, {**losses, **figures}, signals)
+
+    def _turns(self, micro_batches: int) -> list[tuple[int, float]]:
+        """The micro-batches that this worker runs in one step, and each one's weight in the loss.
+
+        A worker without one runs a micro-batch at weight zero, since the others wait for its gradients. Those of a
+        sharded model meet in every pass, so that all must run as many.
+        """
+        mine = [(number, 1.0) for number in range(self._worker.rank, micro_batches, self._worker.world)]
+        wanted = -(-micro_batches // self._worker.world) if is_sharded(self._model) else 1
+        return mine + [(0, 0.0)] * (wanted - len(mine))
+
+    def _add_up(self, sums_LP: Tensor) -> tuple[Tensor, list[float]]:
+        """The losses and signals of all workers, in one exchange."""
+        everything = torch.cat([sums_LP.flatten(), torch.tensor([*self.signals], device=sums_LP.device)])
+        if self._worker.world > 1:
+            dist.all_reduce(everything)
+        losses, signals = everything.split([sums_LP.numel(), len(self.signals)])
+        return losses.view_as(sums_LP), signals.tolist()
+
+    def _set_rates(self, progress: float) -> Record:
+        """Tell the optimiser its rates; returns them for the metrics."""
+        rate = self._spec.optim.lr * learning_rate(progress, self._spec.optim)
+        rates = {"lr": rate}
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+            if group["share"] != 1:
+                rates[f"lr_{group['part']}"] = group["lr"]
+        return rates
 
     def _counts(self, plan: EpochPlan, batches: list[MicroBatch]) -> StepCounts:
         members = np.concatenate(batches)
@@ -112,19 +157,23 @@ class Cycle:
         lengths, which = np.unique(num_samples, return_inverse=True)
         return np.array(output_frames(self._unwrapped, lengths.tolist()), dtype=np.int64)[which]
 
-    def _backward(
-        self, batch: Batch, counts: StepCounts, progress: float, weight: float, *, synchronise: bool
-    ) -> Tensor:
+    def _backward(self, batch: Batch, counts: StepCounts, progress: float, weight: float, *, last: bool) -> Tensor:
         """Add one micro-batch's gradients; returns its share of the parts of the loss, (L, P)."""
-        ddp: Any = self._model
-        waiting = isinstance(ddp, DistributedDataParallel) and not synchronise
-        with ddp.no_sync() if waiting else nullcontext():
+        with accumulating(self._model, last=last):
             with torch.autocast(self._worker.device.type, self._dtype, enabled=self._dtype is not None):
-                output = ddp(**batch.inputs)
+                output = self._model(**batch.inputs)
             total, parts_LP = self._objective(output, batch, counts, progress)
-            # DistributedDataParallel averages over workers; the loss is already the step's share.
+            # Gradients are averaged over the workers; the loss is already the step's share.
             (total * weight * self._worker.world).backward()
         return parts_LP * weight
+
+
+def _memory(device: torch.device) -> int:
+    """Most bytes that this worker held so far: of its GPU, or resident."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _heard(plan: EpochPlan, batches: list[MicroBatch]) -> Record:

@@ -1,9 +1,14 @@
-"""What a training process is told: the job, and its place among the workers."""
+"""What a training process is told: the job, its place among the workers, and who listens."""
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
+from foldray.errors import UserError
+from foldray.results.metrics import Record
 from foldray.spec import RunSpec
 
 CPU = torch.device("cpu")
@@ -11,13 +16,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class TrainJob:
-    """The spec, and where run, corpus and initial weights are. `attempt` names this try in the metrics."""
+    """The spec, and where run, corpus and initial weights are. `submission` numbers the tries at the run."""
 
     spec: RunSpec
     run: str
     corpus: str
     init: str
-    attempt: str
+    submission: int = 1
 
 
 @dataclass(frozen=True)
@@ -27,3 +32,32 @@ class Worker:
     rank: int = 0
     world: int = 1
     device: torch.device = CPU
+
+    def from_first(self, values: Sequence[int]) -> list[int]:
+        """The first worker's values, on every worker; all must call with as many."""
+        shared = torch.tensor(values, device=self.device)
+        if self.world > 1:
+            dist.broadcast(shared, src=0)
+        return [int(value) for value in shared.tolist()]
+
+
+class Stopped(UserError):  # noqa: N818
+    """Every worker stops here, at the same step; trying again would not help."""
+
+
+def nobody(record: Record) -> None:
+    """Listens to no record."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the training loop asks of whoever runs it.
+
+    on_record: sees every step's metrics, and each validation's. validate: starts the scoring of a checkpoint (step and
+    URI); without it nothing is validated. preempted: asked by all workers together; names the
+    preemption that is announced, None where there is none.
+    """
+
+    on_record: Callable[[Record], None] = nobody
+    validate: Callable[[int, str], Future[Record]] | None = None
+    preempted: Callable[[], str | None] | None = None

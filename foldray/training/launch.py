@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,17 @@ from foldray import storage
 from foldray.configuration import find_checkpoint
 from foldray.data.manifest import read_manifest
 from foldray.errors import UserError
-from foldray.model_folder import save_model
-from foldray.plan import FOLD_FILE
 from foldray.pretrained import write_random_checkpoint
 from foldray.results.metrics import Record, read_metrics
 from foldray.session import start_ray
 from foldray.spec import RunSpec
+from foldray.training.attempts import Attempt, claim_submission
 from foldray.training.checkpoint import whole_checkpoints
-from foldray.training.job import TrainJob, Worker
+from foldray.training.finish import finish_run, is_finished
+from foldray.training.job import Stopped, Surroundings, TrainJob, Worker
 from foldray.training.loop import train_model
+from foldray.training.tracking import tracking
+from foldray.training.validation import validate_checkpoint
 
 PROGRESS_SECONDS = 0.5
 
@@ -42,34 +45,41 @@ class TrainedRun:
     resumed_from_step: int
 
 
-def train(spec: RunSpec, corpus: str, *, on_record: Callable[[Record], None] = lambda record: None) -> TrainedRun:
+def train(
+    spec: RunSpec, corpus: str, run: str, *, on_record: Callable[[Record], None] = lambda record: None
+) -> TrainedRun:
     """Train `spec` on a prepared corpus, or go on with it, or do nothing if its model is there.
 
-    `on_record` sees the newest metrics about twice a second.
+    `on_record` sees every step's metrics, in handfuls about twice a second, and each validation's.
     """
-    manifest = read_manifest(corpus)
-    run_id = spec.run_id(manifest.corpus_id, manifest.units.digest)
-    run = run_uri(spec, run_id)
+    run_id = run.rstrip("/").rpartition("/")[2]
     if is_finished(run):
         last = read_metrics(run)[-1]["step"]
         return TrainedRun(run_id, run, last, last)
-    found = [step for step, _ in whole_checkpoints(run)]
-    attempt = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    job = TrainJob(spec, run, corpus, _initial_weights(spec, run, corpus), attempt)
+    submission = claim_submission(run).submission
+    found = [each.step for each in whole_checkpoints(run)]
+    resumed = found[-1] if found else 0
+    # With a checkpoint nothing else is needed: it opens by itself, also where the initial weights never were.
+    init = "" if found else _initial_weights(spec, run, corpus)
+    with tracking(spec, run_id, run, resumed + 1) as track:
+
+        def heard(record: Record) -> None:
+            on_record(record)
+            track(record)
+
+        step = _fit(TrainJob(spec, run, corpus, init, submission), heard)
+    return TrainedRun(run_id, run, step, resumed)
+
+
+def describe(spec: RunSpec, corpus: str, run: str) -> None:
+    """Write `spec.json`, all that `foldray resume` needs, and `run.json`, what the spec does not say."""
     storage.write_bytes(storage.join(run, "spec.json"), (spec.model_dump_json(indent=1) + "\n").encode())
     storage.write_json(storage.join(run, "run.json"), describe_run(spec, corpus))
-    step = _fit(job, on_record)
-    return TrainedRun(run_id, run, step, found[-1] if found else 0)
 
 
 def run_uri(spec: RunSpec, run_id: str) -> str:
     """Where a run of this spec's store is."""
     return storage.join(storage.absolute(spec.storage.root), "runs", run_id)
-
-
-def is_finished(run: str) -> bool:
-    """Whether the run's model is there, whole."""
-    return storage.exists(storage.join(run, "model", FOLD_FILE))
 
 
 def cpus_needed(spec: RunSpec) -> float:
@@ -122,14 +132,26 @@ def _git_commit() -> str:
 def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
     """Run the workers to the end; returns the last step. Raises UserError where a worker met one."""
     scale = job.spec.scale
-    _check_resources(start_ray(cpus_needed(job.spec)), job.spec)
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    started = start_ray(cpus_needed(job.spec))
+    _check_resources(started, job.spec)
+    import ray.train
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
-    messages = Queue(maxsize=1000, actor_options={"num_cpus": 0})
-    scaling = ScalingConfig(
-        num_workers=scale.workers, placement_strategy=scale.placement, use_gpu=scale.use_gpu, resources_per_worker=scale.resources_per_worker or None
+    messages = Queue(maxsize=1000, actor_options={"num_cpus": 0, "scheduling_strategy": _here(started)})
+    api: Any = ray.train  # typed as its first version
+    scaling = api.ScalingConfig(
+        num_workers=scale.workers,
+        placement_strategy=scale.placement,
+        use_gpu=scale.use_gpu,
+        resources_per_worker=scale.resources_per_worker or None,
+        elastic_resize_monitor_interval_s=scale.elastic_resize_monitor_interval_s,
+    )
+    failures = api.FailureConfig(
+        max_failures=scale.max_failures,
+        max_preemption_failures=scale.max_preemption_failures,
+        controller_failure_limit=scale.controller_failure_limit,
+        preemption_grace_s=scale.preemption_grace_s,
     )
     stop = threading.Event()
     listener = threading.Thread(target=_listen, args=(messages, stop, on_record), daemon=True)
@@ -138,18 +160,15 @@ def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
     # Ray's own snapshots are of no use to us (checkpoints are ours) and a store that is away while Ray writes
     # one would end the run, whatever max_failures says: they go to this machine and are forgotten.
     with tempfile.TemporaryDirectory() as snapshots:
+        name = f"{job.run.rstrip('/').rpartition('/')[2]}-{Attempt(job.submission)}"
         trainer = TorchTrainer(
             _worker_main,
             train_loop_config={"job": _dump_job(job), "messages": messages},
             scaling_config=scaling,
-            run_config=RunConfig(
-                name=job.attempt,
-                storage_path=snapshots,
-                failure_config=FailureConfig(max_failures=scale.max_failures),
-            ),
+            run_config=api.RunConfig(name=name, storage_path=snapshots, failure_config=failures),
         )
         try:
-            trainer.fit()
+            result = trainer.fit()
         except SystemExit:
             # Ray's own handler ends the process on Ctrl-C; whoever called decides what to say.
             raise KeyboardInterrupt from None
@@ -157,10 +176,25 @@ def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
             raise _cause(error) from error
         finally:
             signal.signal(signal.SIGINT, on_interrupt)
-            stop.set()
-            listener.join(timeout=5)
-            messages.shutdown(force=True)
-    return int(read_metrics(job.run)[-1]["step"])
+            _drain(messages, stop, listener)
+    said = result.metrics or {}
+    if "stopped" in said:
+        raise UserError(*said["stopped"])
+    return int(said["step"])
+
+
+def _here(ray: Any) -> Any:
+    """Ray's way to say: on this very node, because a worker's node may be lost."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def _drain(messages: Any, stop: threading.Event, listener: threading.Thread) -> None:
+    """Hear what is left in the queue, then let it go."""
+    stop.set()
+    listener.join(timeout=5)
+    messages.shutdown(force=True)
 
 
 def _check_resources(ray: Any, spec: RunSpec) -> None:
@@ -173,19 +207,23 @@ def _check_resources(ray: Any, spec: RunSpec) -> None:
         raise UserError(
             "scale.use_gpu", f"this machine offers {found}; set it to false or join a cluster (RAY_ADDRESS)"
         )
-    if there.get("CPU", 0) < cpus_needed(spec):
-        needed = f"{there.get('CPU', 0):g} CPUs, the workers need {cpus_needed(spec):g}"
-        raise UserError("scale.workers", f"Ray offers {needed}; lower scale.workers or scale.resources_per_worker")
+    needed = spec.scale.least_workers * spec.scale.resources_per_worker.get("CPU", 1.0)
+    if there.get("CPU", 0) < needed:
+        offered = f"{there.get('CPU', 0):g} CPUs, the workers need {needed:g}"
+        raise UserError("scale.workers", f"Ray offers {offered}; lower scale.workers or scale.resources_per_worker")
 
 
 def _listen(messages: Any, stop: threading.Event, on_record: Callable[[Record], None]) -> None:
+    """Pass records on until told to stop and nothing is left."""
     from ray.util.queue import Empty
 
-    while not stop.is_set():
+    while True:
         try:
-            on_record(messages.get(timeout=0.5))
+            for record in messages.get(timeout=0.5):
+                on_record(record)
         except (Empty, queue.Empty):
-            continue
+            if stop.is_set():
+                return
         except Exception:  # the queue's actor went with the cluster; fit() reports why
             return
 
@@ -202,43 +240,91 @@ def _dump_job(job: TrainJob) -> str:
     return json.dumps({**dataclasses.asdict(job), "spec": job.spec.model_dump(mode="json")})
 
 
+def _load_job(dumped: str) -> TrainJob:
+    values = json.loads(dumped)
+    return TrainJob(**{**values, "spec": RunSpec(**values["spec"])})
+
+
 def _worker_main(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     import ray.train
     from ray.train.torch import get_device
 
-    values = json.loads(config["job"])
-    job = TrainJob(**{**values, "spec": RunSpec(**values["spec"])})
+    job = _load_job(config["job"])
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), get_device())
     if worker.device.type == "cpu":
-        # Late in training many activations and moments fall below normal numbers, which CPUs do slowly.
-        torch.set_flush_denormal(True)
-        torch.set_num_threads(max(1, int(job.spec.scale.resources_per_worker.get("CPU", 1))))
-    trained = train_model(job, worker, _Messenger(config["messages"], worker.rank))
-    if worker.rank == 0:
-        finish_run(job, trained.model)
-    ray.train.report({"step": trained.step})
+        _tune_cpu(job.spec.scale.resources_per_worker)
+    messenger = _Messenger(config["messages"], worker.rank)
+    around = Surroundings(messenger, lambda step, uri: _start_validation(job, step, uri), _announced_preemption)
+    try:
+        trained = train_model(job, worker, around)
+        if worker.rank == 0:
+            finish_run(job, trained.final_steps, trained.attempt)
+        said: dict[str, Any] = {"step": trained.step}
+    except Stopped as stopped:
+        # Not raised: Ray Train would begin again, and end here again.
+        said = {"stopped": [stopped.where, stopped.problem]}
+    messenger.flush()
+    ray.train.report(said)
 
 
-def finish_run(job: TrainJob, model: Any) -> None:
-    """Write the foldable model; `fold.json` goes last and says it is whole."""
-    units = read_manifest(job.corpus).units
-    with tempfile.TemporaryDirectory() as made:
-        save_model(model, made, units)
-        storage.upload(Path(made), storage.join(job.run, "model"), last=FOLD_FILE)
+def _tune_cpu(resources: dict[str, float]) -> None:
+    # Late in training many activations and moments fall below normal numbers, which CPUs do slowly.
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
+
+
+def _announced_preemption() -> str | None:
+    """Which nodes are about to go, and when; every worker must ask."""
+    import ray.train
+
+    info = ray.train.get_preemption_info()
+    return f"{','.join(info.preempted_node_ids)} at {info.deadline_ms}" if info else None
+
+
+def _start_validation(job: TrainJob, step: int, uri: str) -> "Future[Record]":
+    """Score a checkpoint in a Ray task of its own, beside training."""
+    import ray
+
+    asked = dict(job.spec.scale.validation_resources)
+    # By default it needs nothing, so that a cluster full of training workers runs it at once. It belongs to no
+    # placement group: those of the workers have no room.
+    task = ray.remote(
+        num_cpus=asked.pop("CPU", 0),
+        num_gpus=asked.pop("GPU", 0),
+        resources=asked,
+        scheduling_strategy="DEFAULT",
+        max_retries=3,
+    )(_validate)
+    reference = task.remote(_dump_job(job), step, uri)
+    scoring: Future[Record] = reference.future()
+    return scoring
+
+
+def _validate(dumped: str, step: int, uri: str) -> Record:
+    job = _load_job(dumped)
+    _tune_cpu(job.spec.scale.validation_resources)
+    device = "cuda" if torch.cuda.is_available() and "GPU" in job.spec.scale.validation_resources else "cpu"
+    return validate_checkpoint(job.run, step, uri, job.corpus, job.spec.batch.max_duration, device)
 
 
 class _Messenger:
-    """Passes rank 0's newest metrics on, at most twice a second, and never waits for a reader."""
+    """Passes the first worker's records on in handfuls, at most twice a second, and never waits for a reader."""
 
     def __init__(self, messages: Any, rank: int) -> None:
         self._messages = messages
         self._rank = rank
+        self._held: list[Record] = []
         self._sent = 0.0
 
     def __call__(self, record: Record) -> None:
-        now = time.monotonic()
-        if self._rank == 0 and (now - self._sent >= PROGRESS_SECONDS or "valid_ctc" in record):
-            self._messages.actor.put_nowait.remote(record)
-            self._sent = now
+        self._held.append(record)
+        if time.monotonic() - self._sent >= PROGRESS_SECONDS or "valid_wer" in record:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is held."""
+        if self._rank == 0 and self._held:
+            self._messages.actor.put_nowait.remote(self._held)
+        self._held, self._sent = [], time.monotonic()

@@ -1,24 +1,70 @@
-"""What the optimiser is told: rates over the run, and which parameters decay."""
+"""What the optimiser is told: rates over the run, and which part of the model has which rate and decay."""
 
 import math
 from typing import Any
 
 from torch import nn
 
+from foldray.families import family_of
+from foldray.folding.private import is_private_key
+from foldray.spec import OptimSpec
 
-def learning_rate(progress: float, warmup: float, final: float) -> float:
-    """Share of the peak rate: linear rise over `warmup` of the run, then half a cosine down to `final`."""
-    if progress < warmup:
+
+def learning_rate(progress: float, optim: OptimSpec) -> float:
+    """Share of the peak rate, `progress` (0 to 1) into the run: warm-up, hold, decay to `final_lr`."""
+    if progress < optim.warmup:
         # Half a percent of the warm-up at the very first step: a rate of zero would waste it.
-        return max(progress / warmup, 0.005)
-    fallen = (progress - warmup) / (1 - warmup)
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, fallen)))
+        return max(progress / optim.warmup, 0.005)
+    begins = optim.warmup + optim.hold
+    if progress <= begins or optim.schedule == "constant":
+        return 1.0
+    if optim.schedule == "inverse_sqrt":  # arXiv 1706.03762, section 5.3
+        # Without a warm-up there is no unit of time to fall by: the first hundredth of the run stands for it.
+        unit = max(optim.warmup, 0.01)
+        return max(optim.final_lr, math.sqrt(unit / (unit + progress - begins)))
+    fallen = min(1.0, (progress - begins) / (1 - begins))
+    left = 0.5 * (1 + math.cos(math.pi * fallen)) if optim.schedule == "cosine" else 1 - fallen
+    return optim.final_lr + (1 - optim.final_lr) * left
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms, biases and other vectors do not. Order follows the model's parameters."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]:
+    """Groups for AdamW: `part` (front, seed, private, rest), `share` of the rate, and `weight_decay`.
+
+    Matrices decay; norms, biases and other vectors do not. Order follows the model's parameters.
+    """
+    shares = {"front": optim.lr_front, "seed": optim.lr_seed, "private": optim.lr_private, "rest": 1.0}
+    groups = {
+        (part, decays): {
+            "params": [],
+            "part": part,
+            "share": share,
+            "weight_decay": optim.weight_decay if decays else 0.0,
+        }
+        for part, share in shares.items()
+        for decays in (True, False)
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[part_of(model, name), parameter.ndim > 1]["params"].append(parameter)  # type: ignore[attr-defined]
+    return [group for group in groups.values() if group["params"]]
+
+
+def part_of(model: nn.Module, name: str) -> str:
+    """The part of a folded model that a parameter belongs to: front, seed, private or rest."""
+    family = family_of(model)
+    if is_private_key(name):
+        return "private"
+    if name.startswith(f"{family.encoder}.layers."):
+        return "seed"
+    return "front" if name.startswith(family.front) else "rest"
+
+
+def freeze_front(model: nn.Module) -> None:
+    """Stop the training of what lies before the blocks, in place."""
+    for name, module in model.named_modules():
+        # wav2vec 2.0 and its kin else ask for a gradient of the waveform, and go backward through frozen convolutions.
+        if f"{name}." in family_of(model).front and hasattr(module, "_freeze_parameters"):
+            module._freeze_parameters()
+    for name, parameter in model.named_parameters():
+        if part_of(model, name) == "front":
+            parameter.requires_grad_(False)

@@ -1,43 +1,120 @@
-"""Loss on the validation split, at every depth, between epochs."""
+"""Scores on the validation split, of a checkpoint, beside training; and what follows from them."""
 
-import numpy as np
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import jiwer
 import torch
-import torch.distributed as dist
-from transformers import PreTrainedModel
 
 from foldray.data.epoch import plan_scoring
-from foldray.data.manifest import Manifest, read_index
+from foldray.data.manifest import read_index, read_manifest
 from foldray.data.stream import BatchLoader
+from foldray.evaluation.decode import greedy_texts
 from foldray.folding.loss import ctc_per_path
-from foldray.models import ctc_logits, set_depths
-from foldray.results.metrics import Record
-from foldray.training.job import TrainJob, Worker
+from foldray.model_folder import load_model
+from foldray.models import ctc_logits, stack_of
+from foldray.results.metrics import VALIDATION, Record, write_metrics
+from foldray.spec import RunSpec
+
+_log = logging.getLogger("foldray.training")
 
 
-class Validation:
-    """CTC loss per label of every depth; batches are spread over the workers and summed."""
+@torch.no_grad()
+def validate_checkpoint(run: str, step: int, uri: str, corpus: str, max_duration: float, device: str = "cpu") -> Record:
+    """Score every depth of a checkpoint and write `{step, valid_ctc, valid_wer}` beside the run's metrics.
 
-    def __init__(self, job: TrainJob, worker: Worker, model: PreTrainedModel, manifest: Manifest) -> None:
-        index = read_index(job.corpus, manifest, "valid")
-        self._worker, self._model = worker, model
-        self._depths = job.spec.fold.depths
-        self._labels = int(index.num_labels.sum())
-        self._batches = plan_scoring(index, job.spec.batch.max_duration)[worker.rank :: worker.world]
-        self._loader = BatchLoader(index, model, manifest.units, None, job.spec.seed)
+    valid_ctc: CTC loss per label; valid_wer: word error rate of the best path, as a fraction. Both by depth.
+    """
+    model = load_model(uri)
+    torch.nn.Module.to(model, torch.device(device))
+    manifest = read_manifest(corpus)
+    index = read_index(corpus, manifest, "valid")
+    loader = BatchLoader(index, model, manifest.units, None, seed=0)
+    depths = stack_of(model).plan.depths
+    loss_P = torch.zeros(len(depths), device=device)
+    references: list[str] = []
+    heard: list[list[str]] = [[] for _ in depths]
+    for batch in loader.ahead(plan_scoring(index, max_duration), epoch=0):
+        moved = batch.to(torch.device(device))
+        logits_PBTV = ctc_logits(model(**moved.encoder_inputs)).unflatten(0, (len(depths), -1))
+        log_probs = logits_PBTV.float().log_softmax(-1)
+        loss_P += ctc_per_path(log_probs, moved.frames_B, moved.labels_BU, moved.num_labels_B, blank=0)
+        references += batch.texts
+        for texts, logits_BTV in zip(heard, logits_PBTV, strict=True):
+            texts += greedy_texts(logits_BTV, moved.frames_B, manifest.units)
+    losses = (loss_P / int(index.num_labels.sum())).tolist()
+    record: Record = {
+        "step": step,
+        "valid_ctc": dict(zip(map(str, depths), losses, strict=True)),
+        "valid_wer": {str(depth): jiwer.wer(references, texts) for depth, texts in zip(depths, heard, strict=True)},
+    }
+    write_metrics(run, VALIDATION, [record])
+    return record
 
-    @torch.no_grad()
-    def __call__(self) -> Record:
-        """`{"valid_ctc": {depth: loss}}`, the same on every rank."""
-        total_P = torch.zeros(len(self._depths), device=self._worker.device)
-        self._model.eval()
-        set_depths(self._model, self._depths)
-        mine = np.concatenate(self._batches) if self._batches else np.zeros(0, dtype=np.int64)
-        for batch in self._loader.ahead(self._batches, epoch=0, expected=mine):
-            moved = batch.to(self._worker.device)
-            logits_PBTV = ctc_logits(self._model(**moved.encoder_inputs)).unflatten(0, (len(self._depths), -1))
-            log_probs = logits_PBTV.float().log_softmax(-1)
-            total_P += ctc_per_path(log_probs, moved.frames_B, moved.labels_BU, moved.num_labels_B, blank=0)
-        if self._worker.world > 1:
-            dist.all_reduce(total_P)
-        means = (total_P / self._labels).tolist()
-        return {"valid_ctc": dict(zip(map(str, self._depths), means, strict=True))}
+
+def is_stopped_early(wers: list[float], patience: int | None) -> bool:
+    """Whether the last `patience` validations brought no better score than one before them."""
+    return patience is not None and len(wers) - 1 - _best(wers) >= patience
+
+
+def _best(wers: list[float]) -> int:
+    """The first of the best scores; -1 of none."""
+    return wers.index(min(wers)) if wers else -1
+
+
+class Validations:
+    """The first worker's book of validations: one is under way at most, the scores of the others are known."""
+
+    def __init__(self, spec: RunSpec, known: dict[int, Record], on_record: Callable[[Record], None]) -> None:
+        self._depth = str(spec.valid.depth or spec.fold.depths[-1])
+        self._patience = spec.valid.patience
+        self._on_record = on_record
+        self._known = known
+        self._under_way: tuple[int, Future[Record]] | None = None
+
+    def begin(self, step: int, scoring: Future[Record]) -> None:
+        """Note that the checkpoint of a step is being scored."""
+        self._under_way = step, scoring
+
+    def settle(self) -> None:
+        """Wait for the one under way. One that fails has no score, and training goes on."""
+        if self._under_way is None:
+            return
+        step, scoring = self._under_way
+        try:
+            record = scoring.result()
+        except Exception as error:
+            _log.warning("the checkpoint of step %d could not be validated: %s", step, error)
+        else:
+            self._known[step] = record
+            self._on_record(record)
+        self._under_way = None
+
+    def scores(self, up_to: int | None = None) -> dict[int, float]:
+        """WER at the chosen depth by step, of validations before step `up_to`."""
+        return {
+            step: float(record["valid_wer"][self._depth])
+            for step, record in sorted(self._known.items())
+            if up_to is None or step < up_to
+        }
+
+    def is_over(self, step: int) -> bool:
+        """Whether a run at a validation's step ends there, by the scores of those before it."""
+        return is_stopped_early(list(self.scores(step).values()), self._patience)
+
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint; None before any has a score."""
+        scores = self.scores()
+        return list(scores)[_best(list(scores.values()))] if scores else None
+
+    def kept_steps(self) -> set[int]:
+        """Steps whose checkpoints must stay: the best, and the one that is being scored."""
+        kept = {self._under_way[0]} if self._under_way else set()
+        best = self.best_step()
+        return kept | ({best} if best is not None else set())
+
+
+def known_scores(records: list[Record], up_to: int) -> dict[int, Record]:
+    """Validations in a run's metrics, by step, up to the step that it goes on from."""
+    return {record["step"]: record for record in records if "valid_wer" in record and record["step"] <= up_to}

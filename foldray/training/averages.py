@@ -1,0 +1,41 @@
+"""Averaged weights: a moving average beside training, or the mean of the last checkpoints."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from foldray.model_folder import load_model
+from foldray.training.parallel import like
+
+
+class MovingAverage:
+    """An exponential moving average of the trained parameters, as this worker keeps them; empty without a decay."""
+
+    def __init__(self, model: nn.Module, decay: float | None, begin: dict[str, Tensor]) -> None:
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._trained = list(trained.values()) if decay else []
+        self._update = get_ema_multi_avg_fn(decay or 0.0)
+        self.weights: dict[str, Tensor] = {}
+        if decay:
+            self.weights = {
+                name: like(begin[name], parameter) if begin else parameter.detach().clone()
+                for name, parameter in trained.items()
+            }
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after a step."""
+        if self.weights:
+            self._update(list(self.weights.values()), self._trained, 0)
+
+
+def mean_weights(uris: Sequence[str]) -> dict[str, Tensor]:
+    """The mean of the weights of model folders, summed in double precision in the order given."""
+    total: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for uri in uris:
+        state = load_model(uri).state_dict()
+        total = {name: total[name] + tensor.double() if total else tensor.double() for name, tensor in state.items()}
+    return {name: (tensor / len(uris)).to(state[name].dtype) for name, tensor in total.items()}
