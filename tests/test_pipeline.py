@@ -27,7 +27,7 @@ pytestmark = pytest.mark.ray
 
 TINY = [
     "model.config.hidden_size=48", "model.config.num_attention_heads=2", "model.config.intermediate_size=96",
-    "fold.depths=[3,6]", "optim.epochs=null", "optim.steps=24", "checkpoint.every_steps=4",
+    "fold.depths=[3,6]", "optim.epochs=null", "optim.steps=24", "checkpoint.every_steps=4", "valid.every_steps=12",
 ]  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def kill_after(process: subprocess.Popen[str], store: Path, checkpoint: str) -> 
 
 def wait_for(process: subprocess.Popen[str], store: Path, checkpoint: str) -> None:
     for _ in range(3000):
-        if list(store.glob(f"runs/*/checkpoints/{checkpoint}/manifest.json")):
+        if list(store.glob(f"runs/*/checkpoints/{checkpoint}-*/manifest.json")):
             break
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)

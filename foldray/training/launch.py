@@ -177,7 +177,7 @@ def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
         finally:
             signal.signal(signal.SIGINT, on_interrupt)
             _drain(messages, stop, listener)
-    said = result.metrics or {}
+    said = result.return_value
     if "stopped" in said:
         raise UserError(*said["stopped"])
     return int(said["step"])
@@ -245,8 +245,8 @@ def _load_job(dumped: str) -> TrainJob:
     return TrainJob(**{**values, "spec": RunSpec(**values["spec"])})
 
 
-def _worker_main(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
+def _worker_main(config: dict[str, Any]) -> dict[str, Any]:
+    """What each Ray Train worker runs; `fit` hears what the first one returns."""
     import ray.train
     from ray.train.torch import get_device
 
@@ -266,7 +266,7 @@ def _worker_main(config: dict[str, Any]) -> None:
         # Not raised: Ray Train would begin again, and end here again.
         said = {"stopped": [stopped.where, stopped.problem]}
     messenger.flush()
-    ray.train.report(said)
+    return said
 
 
 def _tune_cpu(resources: dict[str, float]) -> None:
