@@ -507,7 +507,11 @@ class RunSpec(_Section):
         if self.valid.depth is not None and self.valid.depth not in self.fold.depths:
             trained = ", ".join(map(str, self.fold.depths))
             raise ValueError(f"valid.depth: {self.valid.depth} is not trained; say one of {trained}")
-        if self.valid.final == "best" and (self.optim.average > 1):
+        named = {split.partition("=")[0] for split in self.corpus.splits}
+        for field, asked in (("patience", self.valid.patience), ("final", self.valid.final == "best")):
+            if asked and not named & {"valid", "dev", "validation"}:
+                raise ValueError(f"valid.{field}: needs a validation split; add valid to corpus.splits")
+        if self.valid.final == "best" and self.optim.average > 1:
             raise ValueError("valid.final: best is one checkpoint; set optim.average=1, or valid.final=last")
         return self
 

@@ -23,7 +23,9 @@ def build_spec(values: dict[str, Any], origin: str) -> RunSpec:
 
 
 def _explain(error: dict[str, Any], origin: str) -> UserError:
-    where = ".".join(str(part) for part in error["loc"]) or origin
+    # Of a field that takes several types, pydantic names the type it tried last.
+    parts = [str(part) for part in error["loc"] if part != "int" and not str(part).startswith("tuple[")]
+    where = ".".join(parts) or origin
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return UserError(where, f"unknown field{_suggest(error['loc'])}")

@@ -186,7 +186,7 @@ def _say_unlearnable(model: Any, corpus: str, manifest: Manifest) -> None:
 
 
 def _say_distances(run: str) -> None:
-    from foldray.training.loop import SEED_FILE
+    from foldray.training.state import SEED_FILE
 
     file = storage.join(run, SEED_FILE)
     if storage.exists(file):

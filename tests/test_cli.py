@@ -10,8 +10,9 @@ import pytest
 from foldray.cli import main
 from foldray.results.rows import read_hypotheses, read_rows
 from foldray.terminal import training_bar
+from foldray.training.finish import finish_run
 from foldray.training.job import TrainJob, Worker
-from foldray.training.launch import describe_run, finish_run
+from foldray.training.launch import describe_run
 from foldray.training.loop import train_model
 from tests.test_training import job_for
 
@@ -49,6 +50,15 @@ WRONG = [
     (["evaluate", "nosuch", "--depths", "a"], "--depths", "not a list of numbers"),
     (["trainn", "an4"], "foldray", "No such command 'trainn'"),
     (["plan"], "foldray", "Missing argument"),
+    (["resume", "/nowhere/at/all"], "RUN_URI", "is no run (STORE/runs/RUN_ID with a spec.json)"),
+    (["plan", "an4", "scale.workers=[3,1]"], "scale.workers", "give the least and the most"),
+    (["plan", "an4", "scale.workers=0"], "scale.workers", "at least 1"),
+    (["plan", "an4", "valid.depth=5"], "valid.depth", "say one of 3, 4, 6"),
+    (["plan", "an4", "optim.ema=0.9", "optim.average=3"], "optim", "give one of them"),
+    (["plan", "an4", "optim.warmup=0.7", "optim.hold=0.4"], "optim", "more than the whole run"),
+    (["plan", "an4", "valid.final=best", "optim.average=3"], "valid.final", "best is one checkpoint"),
+    (["plan", "an4", "tracking=[tensorbord]"], "tracking.0", "'tensorboard'"),
+    (["train", "quickstart", "corpus.splits=[train,test]", "valid.patience=3"], "valid.patience", "needs a validation"),
 ]
 
 
@@ -81,7 +91,7 @@ def test_plan_and_recipes_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "plan", "prepare", "train", "evaluate", "run", "results", "report", "transcribe"]
+    "command", ["", "plan", "prepare", "train", "resume", "evaluate", "run", "results", "report", "transcribe"]
 )
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = call(capsys, *([command, "--help"] if command else ["--help"]))
@@ -95,7 +105,7 @@ def finished(prepared: tuple[str, Any], tmp_path: Path) -> TrainJob:
     shutil.copytree(prepared[0], tmp_path / "store" / "corpora" / Path(prepared[0]).name)
     job = job_for("parakeet", prepared, tmp_path / "store" / "runs", steps=3)
     trained = train_model(job, Worker())
-    finish_run(job, trained.model)
+    finish_run(job, trained.final_steps, trained.attempt)
     Path(job.run, "spec.json").write_text(job.spec.model_dump_json())
     Path(job.run, "run.json").write_text(json.dumps(describe_run(job.spec, job.corpus)))
     return job

@@ -15,8 +15,8 @@ from foldray.families import transformers_class
 from foldray.models import set_depths
 from foldray.processor import read_units
 from foldray.spec import CorpusSpec
+from foldray.training.finish import finish_run
 from foldray.training.job import Worker
-from foldray.training.launch import finish_run
 from foldray.training.loop import train_model
 from tests.conftest import prepare_serially
 from tests.test_training import job_for
@@ -51,7 +51,8 @@ def test_a_hybrid_model_is_trained_saved_and_decoded_in_three_ways(
 ) -> None:
     corpus, manifest = prepared_bpe
     job = job_for("conformer", prepared_bpe, tmp_path, steps=2)
-    finish_run(job, train_model(job, Worker()).model)
+    trained = train_model(job, Worker())
+    finish_run(job, trained.final_steps, trained.attempt)
     folder = f"{job.run}/model"
     assert read_units(folder) == manifest.units
     model = load_model(folder, depth=4)
@@ -76,7 +77,8 @@ def test_a_hybrid_model_is_trained_saved_and_decoded_in_three_ways(
 
 def test_ways_to_decode_that_a_model_lacks_are_refused(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     job = job_for("parakeet", prepared, tmp_path, steps=1)
-    finish_run(job, train_model(job, Worker()).model)
+    trained = train_model(job, Worker())
+    finish_run(job, trained.final_steps, trained.attempt)
     model = load_model(f"{job.run}/model")
     check_decoding(model, "ctc")
     with pytest.raises(UserError, match="--decoding: joint needs a decoder, which ParakeetForCTC lacks; use ctc"):

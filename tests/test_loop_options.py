@@ -22,8 +22,9 @@ from foldray.training.attempts import Attempt, claim_group, claim_submission, ne
 from foldray.training.checkpoint import checkpoint_folders, read_checkpoint, whole_checkpoints
 from foldray.training.finish import finish_run
 from foldray.training.job import Stopped, Surroundings, TrainJob, Worker
-from foldray.training.loop import Trained, build_model, train_model
+from foldray.training.loop import Trained, train_model
 from foldray.training.schedule import part_of
+from foldray.training.state import build_model
 from foldray.training.validation import validate_checkpoint
 from tests.test_training import MEASURED, Killed, _free_port, _train_rank, assert_same, job_for, weights
 from tests.tiny import CONFIGS, tiny_model
@@ -153,12 +154,12 @@ def test_a_moving_average_is_the_model_and_survives_a_kill(prepared: tuple[str, 
         for key, tensor in models[0].named_parameters():
             expected[key] = (0.8 * expected[key] + 0.2 * tensor).detach()
 
-    import foldray.training.loop as loop
+    import foldray.training.state as state
 
     built = build_model(plain, prepared[1].units)[0]
     expected.update({key: tensor.detach().clone() for key, tensor in built.named_parameters()})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "build_model", lambda *_: (models.append(built), (built, []))[1])
+        patch.setattr(state, "build_model", lambda *_: (models.append(built), (built, []))[1])
         train_model(plain, Worker(), Surroundings(follow))
     train_model(job, Worker())
     averaged = read_checkpoint(whole_checkpoints(job.run)[-1].uri).averaged

@@ -11,9 +11,10 @@ from foldray.data.stream import Batch, BatchLoader
 from foldray.folding.loss import StepCounts, joint_attention_loss, joint_loss, matching_per_path
 from foldray.models import ctc_logits, set_depths, stack_of
 from foldray.results.metrics import read_metrics
-from foldray.training.job import Worker
-from foldray.training.loop import build_model, train_model
+from foldray.training.job import Surroundings, Worker
+from foldray.training.loop import train_model
 from foldray.training.objective import Objective
+from foldray.training.state import build_model
 from tests.test_training import job_for, spec_for, weights
 
 DEPTHS = (2, 3, 4, 5, 6)
@@ -28,7 +29,7 @@ def objective(prepared: tuple[str, Manifest], folder: Path, name: str, **loss: A
             "loss": job.spec.loss.model_copy(update=loss),
         }
     )
-    model, _ = build_model(type(job)(spec, job.run, job.corpus, job.init, "a1"), prepared[1].units)
+    model, _ = build_model(type(job)(spec, job.run, job.corpus, job.init), prepared[1].units)
     model.eval()
     loader = BatchLoader(read_index(*prepared, "train"), model, prepared[1].units, None, 0)
     return Objective(spec, model), model, loader.load(torch.tensor([0, 3]).numpy(), 0)
@@ -118,7 +119,7 @@ def test_drawn_depths_and_private_parts_resume_bit_equal(
     runs = []
     for part, stop in (("whole", 0), ("cut", 4)):
         job = job_for(name, prepared, tmp_path / part)
-        job = type(job)(spec, job.run, job.corpus, job.init, "a1")
+        job = type(job)(spec, job.run, job.corpus, job.init)
         if stop:
 
             def die(record: dict[str, Any], stop: int = stop) -> None:
@@ -126,8 +127,8 @@ def test_drawn_depths_and_private_parts_resume_bit_equal(
                     raise InterruptedError
 
             with pytest.raises(InterruptedError):
-                train_model(job, Worker(), die)
-        trained = train_model(type(job)(spec, job.run, job.corpus, job.init, "a2"), Worker())
+                train_model(job, Worker(), Surroundings(die))
+        trained = train_model(type(job)(spec, job.run, job.corpus, job.init), Worker())
         assert trained.resumed_from_step == (3 if stop else 0)
         runs.append(job.run)
     whole, cut = (read_metrics(run) for run in runs)

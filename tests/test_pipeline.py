@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,7 +110,10 @@ def test_a_killed_run_resumes_bit_equal_and_the_whole_job_reuses_it(own_corpus: 
 
 @pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
 def test_waveform_families_from_a_stock_checkpoint_on_disk(family: str, own_corpus: Path, tmp_path: Path) -> None:
-    """Two workers, killed once, resumed: the loss falls at every depth, and stock transformers opens the result."""
+    """Two workers, killed once; then nothing is left but the store, under another name, and `resume` goes on with it.
+
+    The loss falls at every depth, and stock transformers opens the result.
+    """
     spec = load_recipe(f"{family}-tiny")
     stock = tmp_path / "stock"
     units = Units(["<pad>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"])
@@ -120,9 +124,14 @@ def test_waveform_families_from_a_stock_checkpoint_on_disk(family: str, own_corp
         f"storage.root={tmp_path / 'store'}", "optim.steps=40", "optim.lr=2e-3", "checkpoint.every_steps=10",
     ]  # fmt: skip
     kill_after(foldray("train", *arguments), tmp_path / "store", "step-00000020")
-    trained = finish(foldray("train", *arguments, "--json"))
-    assert trained["step"] == 40
+    shutil.rmtree(stock)
+    shutil.rmtree(own_corpus)
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    run = next((tmp_path / "elsewhere" / "runs").iterdir())
+    trained = finish(foldray("resume", str(run), "scale.loader_threads=2", "--json"))
+    assert (trained["run"], trained["run_id"], trained["step"]) == (str(run), run.name, 40)
     assert trained["resumed_from_step"] >= 20
+    assert finish(foldray("resume", str(run), "--json"))["resumed_from_step"] == 40
     metrics = read_metrics(trained["run"])
     for depth in map(str, spec.fold.depths):
         first, last = (sum(r["ctc"][depth] for r in part) / 5 for part in (metrics[:5], metrics[-5:]))

@@ -26,8 +26,9 @@ from foldray.spec_input import build_spec
 from foldray.training.checkpoint import whole_checkpoints
 from foldray.training.finish import finish_run
 from foldray.training.job import Stopped, Surroundings, TrainJob, Worker
-from foldray.training.loop import build_model, train_model
+from foldray.training.loop import train_model
 from foldray.training.schedule import learning_rate
+from foldray.training.state import build_model
 from tests.tiny import CONFIGS, run
 
 FAMILIES = ["parakeet", "wav2vec2-bert", "wav2vec2-stable", "hubert-stable", "conformer"]

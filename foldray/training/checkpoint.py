@@ -101,7 +101,7 @@ def write_checkpoint(
         STATE_FILE: json.dumps(position).encode(),
     }
     # The attempt is part of the name: an older one that still writes can't mix its files with ours.
-    folder = storage.join(run, "checkpoints", f"step-{position['step']:08d}-{attempt}")
+    folder = checkpoint_uri(run, position["step"], attempt)
     storage.remove(storage.join(folder, MANIFEST))
     for name, data in files.items():
         storage.write_bytes(storage.join(folder, name), data)
@@ -127,6 +127,11 @@ class Found:
     step: int
     attempt: Attempt
     uri: str
+
+
+def checkpoint_uri(run: str, step: int, attempt: Attempt) -> str:
+    """Where an attempt puts the checkpoint of a step."""
+    return storage.join(run, "checkpoints", f"step-{step:08d}-{attempt}")
 
 
 def checkpoint_folders(run: str) -> list[Found]:

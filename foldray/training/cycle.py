@@ -41,9 +41,8 @@ class Exploded(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Cycled:
-    """One optimiser step: its number in the epoch, its metrics, and the workers' signals, added up."""
+    """What one optimiser step gave: its metrics, and the workers' signals, added up."""
 
-    epoch_step: int
     record: Record
     signals: list[float]
 
@@ -117,7 +116,7 @@ class Cycle:
         self._optimizer.zero_grad(set_to_none=True)
         speed = {"seconds": time.perf_counter() - began, "data_wait": data_wait, **_heard(plan, whole)}
         figures = {"grad_norm": norm, **rates, "progress": progress, **speed, "memory": _memory(self._worker.device)}
-        return Cycled(epoch_step, {**losses, **figures}, signals)
+        return Cycled({**losses, **figures}, signals)
 
     def _turns(self, micro_batches: int) -> list[tuple[int, float]]:
         """The micro-batches that this worker runs in one step, and each one's weight in the loss.

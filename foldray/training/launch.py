@@ -134,8 +134,7 @@ def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
     scale = job.spec.scale
     started = start_ray(cpus_needed(job.spec))
     _check_resources(started, job.spec)
-    import ray.train
-    from ray.train.torch import TorchTrainer
+    import ray.train.torch
     from ray.util.queue import Queue
 
     messages = Queue(maxsize=1000, actor_options={"num_cpus": 0, "scheduling_strategy": _here(started)})
@@ -161,7 +160,7 @@ def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
     # one would end the run, whatever max_failures says: they go to this machine and are forgotten.
     with tempfile.TemporaryDirectory() as snapshots:
         name = f"{job.run.rstrip('/').rpartition('/')[2]}-{Attempt(job.submission)}"
-        trainer = TorchTrainer(
+        trainer = api.torch.TorchTrainer(
             _worker_main,
             train_loop_config={"job": _dump_job(job), "messages": messages},
             scaling_config=scaling,
