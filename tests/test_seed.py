@@ -89,11 +89,11 @@ def test_private_parts_make_up_for_what_the_average_leaves_out(name: str, rank: 
                 continue
             wanted = layers[2 * number + 1].get_submodule(path)
             if wanted.weight.ndim == 1:
-                assert torch.equal(module.at_use("weight", 1), wanted.weight)
-                assert torch.equal(module.at_use("bias", 1), wanted.bias)
+                assert torch.equal(module.at_use("weight", "1"), wanted.weight)
+                assert torch.equal(module.at_use("bias", "1"), wanted.bias)
                 continue
-            values = torch.linalg.svdvals((wanted.weight - module.at_use("weight", 0)).flatten(1))
-            missing = float((module.at_use("weight", 1) - wanted.weight).norm())
+            values = torch.linalg.svdvals((wanted.weight - module.at_use("weight", "0")).flatten(1))
+            missing = float((module.at_use("weight", "1") - wanted.weight).norm())
             assert missing == pytest.approx(float(values[rank:].norm()), abs=1e-5)
             fitted += 1
     assert fitted >= 3 * 6

@@ -24,15 +24,20 @@ USE = "fold_use"
 activation checkpointing, which runs that again during backward, runs it as the same use; a hook
 would be left out there."""
 
+SEED_USE = "0"
+
 NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.GroupNorm, nn.RMSNorm)
 BRANCH_ENDS = ("out_proj", "o_proj", "linear_out", "output_dense", "linear2", "fc2", "pointwise_conv2")
 """Names of the projections that write to the residual stream, in the blocks of transformers."""
 
 
 class _Use:
-    """Which use of a block is running; shared by the private modules of that block."""
+    """Which use of a block is running; shared by the private modules of that block.
 
-    number = 0
+    A text, because torch.compile takes a number for one that may be any, and then can't look its parts up.
+    """
+
+    number = SEED_USE
 
 
 class PrivateModule(nn.Module):
@@ -55,12 +60,12 @@ class PrivateModule(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _blank, (PrivateModule, self.stock), self.__getstate__()  # type: ignore[no-untyped-call]
 
-    def at_use(self, name: str, use: int) -> Tensor | None:
+    def at_use(self, name: str, use: str) -> Tensor | None:
         """`weight` or `bias` of one use; None where the module has none."""
         stock = self._parameters.get(name)
-        if stock is None or not use:
+        if stock is None or use == SEED_USE:
             return stock
-        parts: dict[str, Any] = self.private[str(use)]._parameters
+        parts: dict[str, Any] = self.private[use]._parameters
         tensor: Tensor = parts.get(name, stock)
         if name == "weight" and "lora_a" in parts:
             # Merged, not applied beside: one more product of small matrices, and equal to the unrolled model.
@@ -86,7 +91,7 @@ class PrivateBlock(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _blank, (PrivateBlock, self.stock), self.__getstate__()  # type: ignore[no-untyped-call]
 
-    def forward(self, *args: Any, fold_use: int = 0, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, fold_use: str = SEED_USE, **kwargs: Any) -> Any:
         """Run the stock block as one use of it."""
         self.running.number = fold_use
         return super().forward(*args, **kwargs)
@@ -200,7 +205,7 @@ def private_modules(module: nn.Module) -> list[PrivateModule]:
 def settle_use(block: nn.Module, use: int) -> None:
     """Turn a copy of a block into the stock block that it is at one use, in place."""
     for module in private_modules(block):
-        chosen = min(use, len(module.private))
+        chosen = str(min(use, len(module.private)))
         tensors = {name: module.at_use(name, chosen) for name in ("weight", "bias")}
         del module.private, module.running
         module.__class__ = module.stock  # type: ignore[assignment]

@@ -95,7 +95,7 @@ class FoldedStack(nn.ModuleList):
         hidden_BTD, carried = state
         if self.plan.private and self._uses[layer] > 1:
             # A depth deeper than the trained ones has no parts for its further uses: the last ones serve.
-            kwargs = {**kwargs, USE: min(prefix[:-1].count(layer), self._uses[layer] - 1)}
+            kwargs = {**kwargs, USE: str(min(prefix[:-1].count(layer), self._uses[layer] - 1))}
         if self._carried is None:
             return self[layer](hidden_BTD, *args, **kwargs), None
         hidden_BTD, carried = self[layer](hidden_BTD, *args, **{**kwargs, self._carried: carried})
