@@ -40,6 +40,13 @@ class Worker:
             dist.broadcast(shared, src=0)
         return [int(value) for value in shared.tolist()]
 
+    def how_many(self, answer: bool) -> int:
+        """On how many workers the answer is yes; all must call."""
+        count = torch.tensor(int(answer), device=self.device)
+        if self.world > 1:
+            dist.all_reduce(count)
+        return int(count)
+
 
 class Stopped(UserError):  # noqa: N818
     """Every worker stops here, at the same step; trying again would not help."""

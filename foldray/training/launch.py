@@ -257,6 +257,7 @@ def _worker_main(config: dict[str, Any]) -> dict[str, Any]:
     messenger = _Messenger(config["messages"], worker.rank)
     around = Surroundings(messenger, lambda step, uri: _start_validation(job, step, uri), _announced_preemption)
     try:
+        _check_store(job.run, worker)
         trained = train_model(job, worker, around)
         if worker.rank == 0:
             finish_run(job, trained.final_steps, trained.attempt)
@@ -266,6 +267,16 @@ def _worker_main(config: dict[str, Any]) -> dict[str, Any]:
         said = {"stopped": [stopped.where, stopped.problem]}
     messenger.flush()
     return said
+
+
+def _check_store(run: str, worker: Worker) -> None:
+    """Raise Stopped where the store is a folder that some node does not share."""
+    if missing := worker.how_many(not storage.exists(storage.join(run, "spec.json"))):
+        raise Stopped(
+            "storage.root",
+            f"{missing} of {worker.world} workers do not find {run}; on several nodes the store must be a bucket, or a "
+            "folder that all of them share",
+        )
 
 
 def _tune_cpu(resources: dict[str, float]) -> None:
