@@ -1,6 +1,6 @@
-"""Several hosts on one machine, each a set of Linux namespaces: addresses, processes, name, /etc/hosts, /dev/shm and
-Ray's folder of its own. They hang on a switch in a namespace of its own: no packet leaves it, and hosts of parallel
-runs never meet.
+"""Several hosts on one machine, each a set of Linux namespaces: addresses, processes, name, /etc/hosts, /dev/shm, Ray's
+folder and root's home of its own. They hang on a switch in a namespace of its own: no packet leaves it, and hosts of
+parallel runs never meet.
 
     with network(folder, "head", "w1") as hosts:
         hosts["w1"].popen(["ray", "start", …])
@@ -31,7 +31,8 @@ hostname "$1"
 ip link set lo up
 mount -t tmpfs -o size=1g tmpfs /dev/shm
 mount --bind "$2/ray" /tmp/ray
-mount --bind "$2/hosts" /etc/hosts
+for file in hosts passwd shadow; do mount --bind "$2/$file" "/etc/$file"; done
+mount --bind "$2/home" "$3"
 echo up
 while :; do sleep 1000 & wait; done
 """
@@ -64,12 +65,18 @@ class Host:
 
     def __init__(self, name: str, address: str, folder: Path, switch: int, hosts_file: str) -> None:
         self.name, self.address, self.folder, self._switch = name, address, folder, switch
-        (folder / "ray").mkdir(parents=True)
+        self.home = folder.parent / "home"
+        """Root's home: the same path on every host, and a folder of its own (`folder`/home) behind it."""
+        for inside in (self.home, folder / "ray", folder / "home"):
+            inside.mkdir(parents=True, exist_ok=True)
         (folder / "hosts").write_text(hosts_file)
+        others = [line for line in Path("/etc/passwd").read_text().splitlines(True) if not line.startswith("root:")]
+        (folder / "passwd").write_text(f"root:x:0:0:root:{self.home}:/bin/bash\n{''.join(others)}")
+        (folder / "shadow").write_text("root:*:19000:0:99999:7:::\n")  # no password, and yet not locked
         Path("/tmp/ray").mkdir(exist_ok=True)
         namespaces = ["--net", "--mount", "--pid", "--uts", "--ipc", "--mount-proc", "--fork", "--kill-child"]
         self._process = subprocess.Popen(
-            [*WITH_TESTS, "unshare", *namespaces, "bash", "-ec", BOOT, "host", name, str(folder)],
+            [*WITH_TESTS, "unshare", *namespaces, "bash", "-ec", BOOT, "host", name, str(folder), str(self.home)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         assert self._process.stdout

@@ -146,4 +146,4 @@ def test_a_third_host_takes_over_from_one_that_is_cut_off_and_dies(
 def whole_steps(store: str, name: str) -> list[int]:
     """Steps of the whole checkpoints of the runs whose ids begin so."""
     runs = [run for run in storage.list_folders(f"{store}/runs") if run.startswith(name)]
-    return [step for run in runs for step, _ in whole_checkpoints(f"{store}/runs/{run}")]
+    return [found.step for run in runs for found in whole_checkpoints(f"{store}/runs/{run}")]

@@ -123,14 +123,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """What `git clone` gives, and beside it what a working copy collects: a .venv and a store."""
-    folder = tmp_path / "checkout"
+def copy_checkout(folder: Path) -> None:
+    """The files of this project that git knows, as they are now."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(PROJECT / name, folder / name)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What a clone has, and beside it what a working copy collects: a .venv and a store."""
+    folder = tmp_path / "checkout"
+    copy_checkout(folder)
     for name in (".venv/bin/python", "foldray-store/corpora/x"):
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text("not for the cluster")
@@ -207,7 +212,7 @@ def wait_for_step(head: Head, job: str, store: str, step: int) -> None:
 def newest_step(store: str) -> int:
     """Step of the newest whole checkpoint of a store with one run; 0 without."""
     runs = storage.list_folders(f"{store}/runs")
-    return max([0, *(step for run in runs for step, _ in whole_checkpoints(f"{store}/runs/{run}"))])
+    return max([0, *(found.step for run in runs for found in whole_checkpoints(f"{store}/runs/{run}"))])
 
 
 def trains(head: Head) -> bool:
