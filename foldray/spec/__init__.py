@@ -1,0 +1,122 @@
+"""The spec: the complete, immutable description of one run, and the only configuration there is."""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from foldray.spec.data import (
+    BUILTIN_CORPUS,
+    SAMPLE_RATE,
+    AugmentSpec,
+    BatchSpec,
+    CorpusSpec,
+    Layout,
+    StorageSpec,
+    TextProfile,
+)
+from foldray.spec.model import Family, FoldSpec, LossSpec, ModelSpec
+from foldray.spec.section import Section
+from foldray.spec.training import CheckpointSpec, OptimSpec, ScaleSpec, Tracker, ValidSpec
+
+__all__ = [
+    "BUILTIN_CORPUS", "SAMPLE_RATE", "AugmentSpec", "BatchSpec", "CheckpointSpec", "CorpusSpec", "Family", "FoldSpec",
+    "Layout", "LossSpec", "ModelSpec", "OptimSpec", "RunSpec", "ScaleSpec", "StorageSpec", "TextProfile", "Tracker",
+    "ValidSpec",
+]  # fmt: skip
+
+NOT_HASHED = ("about", "storage", "scale", "checkpoint", "corpus", "tracking")
+"""Sections that no result depends on; the corpus is hashed by what is in it."""
+
+DEFAULTS_VERSION = 3
+"""Raise it with every change to the default of a field that results depend on, or to the order of an epoch."""
+
+
+class RunSpec(Section):
+    """Everything that decides what a run computes, and where."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]*$",
+        description="Name of the recipe or run: lower case, digits, '-', '_' and '.'.",
+    )
+    about: str = Field("", description="One line for `foldray recipes`.")
+    corpus: CorpusSpec
+    storage: StorageSpec = Field(default_factory=lambda: StorageSpec())
+    model: ModelSpec
+    fold: FoldSpec
+    loss: LossSpec = LossSpec()
+    optim: OptimSpec
+    batch: BatchSpec = BatchSpec()
+    augment: AugmentSpec = AugmentSpec()
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Autocast precision of training; 'auto' is bfloat16 where the device multiplies it natively.",
+    )
+    valid: ValidSpec = ValidSpec()
+    scale: ScaleSpec = ScaleSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    tracking: tuple[Tracker, ...] = Field(
+        (),
+        description="Where metrics go besides the store: tensorboard, mlflow, wandb (extras of those names), each "
+        "set up by its own environment variables.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
+
+    @model_validator(mode="after")
+    def _every_utterance_fits(self) -> "RunSpec":
+        if self.batch.max_duration < self.corpus.max_seconds:
+            raise ValueError(
+                f"batch.max_duration: {self.batch.max_duration:g} s would not hold an utterance of corpus.max_seconds "
+                f"({self.corpus.max_seconds:g}); raise the one or lower the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _validates_a_depth(self) -> "RunSpec":
+        if self.valid.depth is not None and self.valid.depth not in self.fold.depths:
+            trained = ", ".join(map(str, self.fold.depths))
+            raise ValueError(f"valid.depth: {self.valid.depth} is not trained; say one of {trained}")
+        named = {split.partition("=")[0] for split in self.corpus.splits}
+        for field, asked in (("patience", self.valid.patience), ("final", self.valid.final == "best")):
+            if asked and not named & {"valid", "dev", "validation"}:
+                raise ValueError(f"valid.{field}: needs a validation split; add valid to corpus.splits")
+        if self.valid.final == "best" and self.optim.average > 1:
+            raise ValueError("valid.final: best is one checkpoint; set optim.average=1, or valid.final=last")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_seed(self) -> "RunSpec":
+        method = self.model.seed_layers
+        if method != "stepwise" and not self.model.checkpoint:
+            raise ValueError(f"model.seed_layers: {method} needs a model.checkpoint to make the seed of")
+        if method == "svd" and not self.fold.private_parts().lora_rank:
+            raise ValueError("model.seed_layers: svd puts what the mean leaves out into LoRA; add lora to fold.private")
+        return self
+
+    def spec_hash(self, corpus_id: str, vocabulary: str) -> str:
+        """Ten hex digits over every field that results depend on, the prepared corpus's identity and its units' digest.
+
+        Fields at their defaults are left out, so that a field added later changes no run's name.
+        """
+        kept = self.model_dump(mode="json", exclude=set(NOT_HASHED), exclude_defaults=True)
+        facts: dict[str, Any] = {"corpus_id": corpus_id, "vocabulary": vocabulary, "defaults": DEFAULTS_VERSION}
+        if self.optim.average > 1:
+            facts["average_every"] = self.checkpoint.every_steps
+        return hashlib.sha256(json.dumps({**kept, **facts}, sort_keys=True).encode()).hexdigest()[:10]
+
+    def other_results(self, other: "RunSpec") -> str | None:
+        """The first field in which two specs differ and that results depend on; None where there is none."""
+        for name in type(self).model_fields:
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs and (name == "corpus" or name not in NOT_HASHED):
+                fields = type(ours).model_fields if isinstance(ours, BaseModel) else {}
+                inner = [field for field in fields if getattr(ours, field) != getattr(theirs, field)]
+                return ".".join([name, *inner[:1]])
+        if self.optim.average > 1 and self.checkpoint.every_steps != other.checkpoint.every_steps:
+            return "checkpoint.every_steps"
+        return None
+
+    def run_id(self, corpus_id: str, vocabulary: str) -> str:
+        """Name and hash: the same spec on the same corpus resumes its run, another can never overwrite it."""
+        return f"{self.name}-{self.spec_hash(corpus_id, vocabulary)}"
