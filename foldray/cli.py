@@ -291,8 +291,8 @@ def transcribe(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="joint-step, resume, prepare, ingest or consumers.")],
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds (joint-step, ingest).")] = 5,
+    name: Annotated[str, typer.Argument(help="joint-step, resume, prepare, ingest, consumers or train.")],
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds (joint-step, ingest, train).")] = 5,
     hours: Annotated[float, typer.Option(min=0.01, help="Hours of audio (prepare).")] = 10.0,
     utterances: Annotated[int, typer.Option(min=1000, help="Utterances of the manifest (resume).")] = 1_000_000,
     peer: Annotated[bool, typer.Option(help="Whether the peer runs too (resume).")] = True,
@@ -302,7 +302,7 @@ def bench(
 
     joint-step: a joint training step against the deepest path alone. resume: standing in the middle of an epoch of
     a huge corpus. prepare: hours of audio prepared a second. ingest: batches a second into a model that does nothing.
-    consumers: ways of feeding 64 training workers.
+    consumers: ways of feeding 64 training workers. train: utterances a second under Ray Train and in a bare loop.
 
     Example: foldray bench joint-step
     """

@@ -5,7 +5,7 @@ from typing import Any
 
 from foldray.errors import UserError
 
-BENCHMARKS = ("joint-step", "resume", "prepare", "ingest", "consumers")
+BENCHMARKS = ("joint-step", "resume", "prepare", "ingest", "consumers", "train")
 
 
 def run_benchmark(
@@ -36,6 +36,10 @@ def run_benchmark(
         from foldray.bench.ingest import bench_ingest
 
         return bench_ingest(rounds, on_progress=on_progress)
-    from foldray.bench.consumers import bench_consumers
+    if name == "consumers":
+        from foldray.bench.consumers import bench_consumers
 
-    return bench_consumers(on_progress=on_progress)
+        return bench_consumers(on_progress=on_progress)
+    from foldray.bench.train import bench_train
+
+    return bench_train(rounds, on_progress=on_progress)

@@ -20,6 +20,14 @@ def check_extras(*modules: str) -> None:
             raise UserError(module, "is not installed, and this benchmark needs it: pip install 'foldray[bench]'")
 
 
+def run_process(module: str, *arguments: str) -> dict[str, Any]:
+    """What `python -m module arguments` printed as JSON on its last line; nothing else runs meanwhile."""
+    command = [sys.executable, "-m", module, *arguments]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    values: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
+    return values
+
+
 def run_side(module: str, *arguments: str) -> dict[str, Any]:
     """What `python -m module arguments` printed as JSON on its last line, and `peak_bytes` of it and its children."""
     with tempfile.TemporaryFile("w+") as out:

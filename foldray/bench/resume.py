@@ -8,7 +8,6 @@ which tells its peak memory.
 
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foldray.bench.measure import check_extras
+from foldray.bench.measure import check_extras, run_process
 
 EPOCH = 2  # the third
 MAX_DURATION, PER_STEP = 100.0, 8
@@ -37,11 +36,11 @@ def bench_resume(
     with tempfile.TemporaryDirectory() as folder:
         hours = write_synthetic_corpus(folder, utterances)
         on_progress(1, 3)
-        ours = _in_own_process("ours", folder)
+        ours = run_process("foldray.bench.resume", "ours", folder)
         on_progress(2, 3)
         if with_peer:
             _write_cuts(folder)
-        peer = _in_own_process("peer", folder) if with_peer else {}
+        peer = run_process("foldray.bench.resume", "peer", folder) if with_peer else {}
         on_progress(3, 3)
     ratio = {key: peer[key] / ours[key] for key in ("seconds", "peak_rss_bytes") if key in peer}
     return {
@@ -51,13 +50,6 @@ def bench_resume(
         "ratio": {f"peer to ours, {key}": value for key, value in ratio.items()},
         "shape": f"{utterances:,} utterances, {hours:,.0f} h, to the middle of epoch {EPOCH + 1}",
     }
-
-
-def _in_own_process(who: str, folder: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "foldray.bench.resume", who, folder]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
-    values: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
-    return values
 
 
 def _ours(folder: str) -> dict[str, float]:

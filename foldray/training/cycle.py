@@ -50,7 +50,8 @@ class Cycled:
 class Cycle:
     """Unfolding cycles: forward every depth, one joint loss, one update.
 
-    `signals` are numbers of this worker's that go to all others with the next step's losses.
+    `signals` are numbers of this worker's that go to all others with the next step's losses. The `seconds` of a step
+    begin where those of the step before it end, so that they hold whatever lies between.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Cycle:
         self._objective = Objective(job.spec, model)
         self._model = wrap(model, worker, find_unused=self._objective.may_skip_parts)
         self.signals: Sequence[float] = ()
+        self._ended: float | None = None
 
     def run_epoch(self, plan: EpochPlan, first: int, step: int) -> Iterator[Cycled]:
         """Run the steps from `first` on. Raises Exploded before the update of a step whose gradient is of no use."""
@@ -84,7 +86,7 @@ class Cycle:
             step += 1
 
     def _step(self, plan: EpochPlan, epoch_step: int, batches: Iterator[Batch], progress: float) -> Cycled:
-        began = time.perf_counter()
+        began = self._ended or time.perf_counter()
         epoch, whole = plan.epoch, plan.step(epoch_step)
         counts = self._counts(plan, whole)
         data_wait = 0.0
@@ -114,7 +116,8 @@ class Cycle:
         rates = self._set_rates(progress)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        speed = {"seconds": time.perf_counter() - began, "data_wait": data_wait, **_heard(plan, whole)}
+        self._ended = time.perf_counter()
+        speed = {"seconds": self._ended - began, "data_wait": data_wait, **_heard(plan, whole)}
         figures = {"grad_norm": norm, **rates, "progress": progress, **speed, "memory": _memory(self._worker.device)}
         return Cycled({**losses, **figures}, signals)
 
