@@ -66,7 +66,7 @@ class Head:
         """`ray job …` in the checkout; `output` has all that it says."""
         around = {**self._around, "RAY_API_SERVER_ADDRESS": self._url, **environment}
         return subprocess.run(
-            [RAY, "job", *arguments], cwd=self._checkout, env=around, timeout=300,
+            [RAY, "job", *arguments], cwd=self._checkout, env=around, timeout=600,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
 
@@ -147,7 +147,7 @@ def head(tmp_path: Path, checkout: Path) -> Iterator[Head]:
     head = Head(tmp_path, checkout)
     try:
         started = lambda: "Ray runtime started" in (tmp_path / "head.log").read_text()  # noqa: E731
-        wait_until(started, 90, "the head")
+        wait_until(started, 300, "the head")
         yield head
     finally:
         head.close()
@@ -177,15 +177,15 @@ def test_every_stage_as_a_job(head: Head, s3_server: "S3Server", s3_store: str, 
     killed = head.submit("pipelines.train", *recipe, keys=keys, wait=False)
     wait_for_step(head, killed, s3_store, 8)
     os.kill(int(head.job(killed)["driver_info"]["pid"]), signal.SIGKILL)
-    wait_until(lambda: head.job(killed)["status"] == "FAILED", 60, "the end of the job")
-    wait_until(lambda: not trains(head), 30, "the end of its workers")
+    wait_until(lambda: head.job(killed)["status"] == "FAILED", 120, "the end of the job")
+    wait_until(lambda: not trains(head), 120, "the end of its workers")
 
     step = newest_step(s3_store)
     stopped = head.submit("pipelines.train", *recipe, keys=keys, wait=False)
     wait_for_step(head, stopped, s3_store, step + 8)
     assert head.client("stop", stopped).returncode == 0
     assert head.job(stopped)["status"] == "STOPPED"
-    wait_until(lambda: not trains(head), 30, "the end of its workers")
+    wait_until(lambda: not trains(head), 120, "the end of its workers")
     said = head.logs(stopped)
     assert any(f", 2 workers, going on from step {step}" in line for line in said)
     assert any(line.startswith("training   ") and "loss by depth" in line for line in said), "progress"
@@ -205,7 +205,7 @@ def test_every_stage_as_a_job(head: Head, s3_server: "S3Server", s3_store: str, 
 
 def wait_for_step(head: Head, job: str, store: str, step: int) -> None:
     """Until a job that trains has left a whole checkpoint at or beyond a step."""
-    wait_until(lambda: newest_step(store) >= step or head.job(job)["status"] == "FAILED", 120, f"step {step}")
+    wait_until(lambda: newest_step(store) >= step or head.job(job)["status"] == "FAILED", 300, f"step {step}")
     assert head.job(job)["status"] == "RUNNING", head.logs(job)
 
 
