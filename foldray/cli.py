@@ -4,7 +4,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from contextlib import redirect_stdout
+from contextvars import ContextVar
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -329,13 +331,29 @@ def _figure(value: Any) -> str:
     return f"{value / 2**20:,.0f} MiB" if abs(value) >= 2**22 else f"{value:,.3f}"
 
 
+_answers: ContextVar[TextIO | None] = ContextVar("answers", default=None)
+
+
 def _emit(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
+    (_answers.get() or sys.stdout).write(json.dumps(value) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits 0 when done, 2 for wrong input (one line on stderr), 1 for anything else."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if "--json" not in given:
+        _run(given)
+        return
+    # Ray prints to stdout that a node was lost, whatever its log level.
+    token = _answers.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            _run(given)
+    finally:
+        _answers.reset(token)
+
+
+def _run(given: list[str]) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

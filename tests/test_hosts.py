@@ -109,7 +109,7 @@ class Training:
     def finish(self) -> dict[str, Any]:
         out, _ = self.process.communicate(timeout=600)
         assert self.process.returncode == 0, self.log.read_text()
-        value: dict[str, Any] = json.loads(out.splitlines()[-1])  # before it Ray may say that a node was lost
+        value: dict[str, Any] = json.loads(out)
         return value
 
 
