@@ -1,0 +1,28 @@
+"""SIGKILL of a worker, of a raylet and of the driver, one after the other in one run: the weights of a quiet one.
+
+`python -m tests.chaos` kills more, each in a run of its own; docs/CHAOS.md is its table.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import EVERY, MINUTES, RECIPE, Kill, carry_out, cluster, make_reference
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
+
+
+def test_a_run_survives_the_kill_of_a_worker_a_raylet_and_the_driver_bit_equal(tmp_path: Path) -> None:
+    kills = [
+        Kill(1, "worker", rank=0, step=EVERY, moment=0.0, in_upload=True),
+        Kill(2, "raylet", rank=1, step=2 * EVERY + 2, moment=0.5, in_upload=False),
+        Kill(3, "driver", rank=0, step=4 * EVERY + 2, moment=0.5, in_upload=False),
+    ]
+    with cluster(3) as machines:
+        reference = make_reference(machines, tmp_path, RECIPE, MINUTES)
+        rows = carry_out(kills, machines, reference, tmp_path)
+    assert [row["different"] for row in rows] == [[], [], []]
+    assert reference.step > 4 * EVERY + 2
+    for kill, row in zip(kills, rows, strict=True):
+        assert row["resumed_from"] <= kill.step
+        assert kill.in_upload or row["resumed_from"] >= kill.step - EVERY - 2

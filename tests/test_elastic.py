@@ -1,0 +1,98 @@
+"""Nodes that go and come: fewer workers and more again with the same losses; a node that is drained costs no work."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from foldray.results.metrics import read_metrics
+from foldray.training.attempts import Attempt
+from foldray.training.checkpoint import MANIFEST, whole_checkpoints
+from tests.chaos import RECIPE, Machines, Reference, Training, cluster, differences, group_of, make_reference, timeless
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
+
+# Training must last longer than Ray needs to see a node come; no checkpoint but those that a test asks for.
+LONG = [*RECIPE, "optim.epochs=null", "optim.steps=90", "valid.every_steps=1000", "checkpoint.every_steps=1000"]
+DRAIN_SECONDS = 15
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Machines]:
+    """Two nodes; every test leaves two."""
+    with cluster(2) as machines:
+        yield machines
+
+
+@pytest.fixture(scope="module")
+def fixed(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """Two workers from the beginning to the end."""
+    return make_reference(machines, tmp_path_factory.mktemp("fixed"), LONG, 3.0)
+
+
+def test_two_workers_one_and_two_again_take_every_step_once(
+    machines: Machines, fixed: Reference, tmp_path: Path
+) -> None:
+    command, run = fixed.again_in(tmp_path / "store")
+    before = len(machines.groups())
+    elastic = ["scale.workers=[1,2]", "scale.elastic_resize_monitor_interval_s=2", "checkpoint.every_steps=5"]
+    training = Training(machines, tmp_path, *command, *elastic)
+    try:
+        training.wait_until(lambda: training.step > 6, "a first checkpoint")
+        first = group_of(run)
+        machines.remove(machines.node_of(machines.groups()[-1][1]))
+        training.wait_until(lambda: group_of(run) != first, "a worker alone")
+        second = group_of(run)
+        training.wait_until(lambda: second in {found.attempt for found in whole_checkpoints(run)}, "its checkpoint")
+        machines.add()
+        training.wait_until(lambda: group_of(run) != second, "two workers again")
+        assert training.finish()["step"] == fixed.step
+    finally:
+        training.kill()
+    assert [len(group) for group in machines.groups()[before:]] == [2, 1, 2]
+    assert {name[:9] for name in parts(run)} >= {str(Attempt(1, group)) for group in (1, 2, 3)}, "each took steps"
+    ours, theirs = timeless(run), timeless(fixed.run)
+    assert [record["step"] for record in ours] == list(range(1, fixed.step + 1))
+    assert [record["audio_seconds"] for record in ours] == [record["audio_seconds"] for record in theirs]
+    furthest = max(
+        abs(our["ctc"][depth] / their["ctc"][depth] - 1)
+        for our, their in zip(ours, theirs, strict=True)
+        for depth in their["ctc"]
+    )
+    # With two micro-batches in a step it is zero: one worker adds the same two gradients.
+    print(f"losses differ by {furthest:.2g} at most")
+    assert furthest < 1e-4
+
+
+def parts(run: str) -> list[str]:
+    return sorted(path.name for path in (Path(run) / "metrics").iterdir())
+
+
+def test_a_drained_node_leaves_a_checkpoint_before_it_goes(
+    machines: Machines, fixed: Reference, tmp_path: Path
+) -> None:
+    command, run = fixed.again_in(tmp_path / "store")
+    machines.add()
+    training = Training(machines, tmp_path, *command)
+    try:
+        training.wait_until(lambda: training.step > 3, "the first steps")
+        first = group_of(run)
+        node = machines.node_of(machines.groups()[-1][1])
+        deadline = time.time() + DRAIN_SECONDS
+        machines.drain(node, DRAIN_SECONDS)
+        training.wait_until(lambda: whole_checkpoints(run), "a checkpoint")
+        (found,) = whole_checkpoints(run)
+        assert (Path(found.uri) / MANIFEST).stat().st_mtime < deadline
+        assert time.time() < deadline
+        training.wait_until(lambda: time.time() > deadline, "the deadline")
+        machines.remove(node)
+        training.wait_until(lambda: group_of(run) != first, "workers on other nodes")
+        assert node.node_id not in {worker.node_id for worker in machines.groups()[-1]}
+        assert training.finish()["step"] == fixed.step
+    finally:
+        training.kill()
+    assert 3 < found.step < fixed.step
+    assert f"{group_of(run)}-{found.step + 1:08d}.jsonl" in parts(run), "it went on from that checkpoint"
+    assert [record["step"] for record in read_metrics(run)] == list(range(1, fixed.step + 1))
+    assert differences(run, fixed.run) == []
