@@ -3,17 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast lint format clean
+.PHONY: demo test fast gpu lint format clean
 
 demo: $(VENV)/.demo  ## install, then train, score and report a folded recogniser
 	$(BIN)/foldray run quickstart
 
 test: $(VENV)/.test  ## every test; those with Ray one after the other
-	$(BIN)/python -m pytest -n 2 -m "not ray"
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -n 2 -m "not ray and not gpu"
+	$(BIN)/python -m pytest -m "ray and not gpu"
 
 fast: $(VENV)/.test  ## the tests without Ray and without the contract suite
-	$(BIN)/python -m pytest -n 2 -m "not ray and not contract"
+	$(BIN)/python -m pytest -n 2 -m "not ray and not contract and not gpu"
+
+gpu: $(VENV)/.test  ## what needs a GPU, ten minutes at most; one line where there is none
+	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; \
+	then timeout 600 $(BIN)/python -m pytest -m gpu -rP; \
+	else echo "make gpu: skipped, torch finds no GPU on this machine"; fi
 
 lint: $(VENV)/.dev  ## style, types, and which module may import which
 	$(BIN)/ruff check .

@@ -187,13 +187,13 @@ def test_a_moving_average_is_the_model_and_survives_a_kill(prepared: tuple[str, 
     assert_same(weights(job.run), weights(cut.run))
 
 
-def killed_at(job: TrainJob, step: int, around: Surroundings | None = None) -> None:
+def killed_at(job: TrainJob, step: int, around: Surroundings | None = None, worker: Worker | None = None) -> None:
     def die(record: Record) -> None:
         if record["step"] == step:
             raise Killed
 
     with pytest.raises(Killed):
-        train_model(job, Worker(), replace(around or Surroundings(), on_record=die))
+        train_model(job, worker or Worker(), replace(around or Surroundings(), on_record=die))
 
 
 def test_the_final_model_is_the_mean_of_the_last_checkpoints(prepared: tuple[str, Manifest], tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def autocast_dtype(spec: RunSpec, device: torch.device) -> torch.dtype | None:
     """bfloat16, or None for float32; 'auto' asks whether the device multiplies bfloat16 natively."""
     if spec.precision == "auto":
         native = (
-            torch.cuda.is_bf16_supported()
+            torch.cuda.is_bf16_supported(including_emulation=False)
             if device.type == "cuda"
             else torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         )

@@ -41,7 +41,10 @@ def wrap(model: nn.Module, worker: Worker, *, find_unused: bool) -> nn.Module:
     """The module to call: under DistributedDataParallel, unless it is sharded or this worker is alone."""
     if worker.world == 1 or is_sharded(model):
         return model
-    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=find_unused)
+    # Gradients that are views of the exchanged buffers: no second copy of them.
+    return DistributedDataParallel(
+        model, broadcast_buffers=False, find_unused_parameters=find_unused, gradient_as_bucket_view=True
+    )
 
 
 def is_sharded(model: nn.Module) -> bool:
