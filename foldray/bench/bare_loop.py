@@ -46,7 +46,8 @@ def run_bare(spec: RunSpec, corpus: str, folder: str, *, ahead: bool = False) ->
     `ctc` by depth and `grad_norm`. ahead: a DataLoader decodes; folder: an empty one."""
     workers, units = spec.scale.most_workers, read_manifest(corpus).units
     write_random_checkpoint(spec.model, spec.fold.num_layers, units, spec.seed, Path(folder, INIT))
-    torch.multiprocessing.spawn(_train, (spec, corpus, folder, ahead), nprocs=workers)
+    processes: Any = torch.multiprocessing  # it does not export its own spawn
+    processes.spawn(_train, (spec, corpus, folder, ahead), nprocs=workers)
     told: list[Record] = json.loads(Path(folder, TOLD_FILE).read_text())
     return told
 
@@ -113,9 +114,10 @@ def _train(rank: int, spec: RunSpec, corpus: str, folder: str, ahead: bool) -> N
         began = time.perf_counter()
         losses_P = torch.zeros(len(spec.fold.depths))
         for turn, (_, weight) in enumerate(step):
-            inputs, *labels = next(loaded)
+            inputs, frames_B, labels_BU, num_labels_B = next(loaded)
             with contextlib.nullcontext() if workers == 1 or turn + 1 == len(step) else net.no_sync():
                 logits_PBTV = net(**inputs).logits.unflatten(0, (len(spec.fold.depths), -1))
+                labels = (frames_B, labels_BU, num_labels_B)
                 loss = joint_loss(logits_PBTV, *labels, count, alpha=spec.loss.alpha, beta=spec.loss.beta)
                 (loss.total * weight * workers).backward()
             losses_P += loss.task_P * weight
