@@ -133,12 +133,16 @@ def resume_stage(run: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     from foldray.training.tracking import check_trackers
 
-    run = storage.absolute(run.rstrip("/"))
-    root, mark, _ = run.rpartition("/runs/")
-    if not mark or not storage.exists(storage.join(run, "spec.json")):
+    run = storage.absolute(run)
+    runs, _ = storage.split(run)
+    root, name = storage.split(runs)
+    if name != "runs" or not storage.exists(storage.join(run, "spec.json")):
         raise UserError(
             "RUN_URI", f"{run} is no run (STORE/runs/RUN_ID with a spec.json); `foldray results` lists runs"
         )
+    for override in overrides:
+        if override.partition(".")[0].partition("=")[0] not in ("scale", "checkpoint", "tracking"):
+            raise UserError(override, "a run goes on as it began; only scale, checkpoint and tracking may change")
     begun = read_run_spec(run)
     here = begun.model_copy(update={"storage": begun.storage.model_copy(update={"root": root})})
     spec = override_spec(here, list(overrides))

@@ -17,7 +17,7 @@ from foldray.families import FAMILIES, family_of
 from foldray.results.metrics import Record, read_metrics
 from foldray.spec import RunSpec
 from foldray.spec_input import override_spec
-from foldray.training import checkpointer
+from foldray.training import checkpoint, checkpointer
 from foldray.training.attempts import Attempt, claim_group, claim_submission, newest_attempt
 from foldray.training.checkpoint import checkpoint_folders, read_checkpoint, whole_checkpoints
 from foldray.training.finish import finish_run
@@ -242,17 +242,22 @@ def test_training_stops_early_and_the_best_checkpoint_is_the_model(
     prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:
     """The scores are made up, since a tiny model's never move; a killed run ends at the same step."""
-    made_up = {2: 0.9, 4: 0.5, 6: 0.6, 8: 0.7, 10: 0.4}
+    made_up = {2: 0.9, 4: 0.5, 6: 0.6, 8: 0.7, 10: 0.8}
     fields = ["valid.every_steps=2", "valid.patience=2", "valid.final=best", "valid.depth=3", "checkpoint.keep=1"]
 
-    def scored(run: str) -> Surroundings:
+    def scored(run: str, dies: bool = False) -> Surroundings:
         def validate(step: int, _uri: str) -> Future[Record]:
             from foldray.results.metrics import VALIDATION, write_metrics
 
             done: Future[Record] = Future()
             record = {"step": step, "valid_wer": {"2": 0.0, "3": made_up[step], "4": 0.0}}
-            write_metrics(run, VALIDATION, [record])
-            done.set_result(record)
+
+            def finish() -> None:
+                write_metrics(run, VALIDATION, [record])
+                done.set_result(record)
+
+            if not (dies and step == 4):  # the best one is under way when its attempt dies
+                finish()
             return done
 
         return Surroundings(validate=validate)
@@ -261,13 +266,30 @@ def test_training_stops_early_and_the_best_checkpoint_is_the_model(
     for name, kills in (("whole", ()), ("cut", (3, 5, 9))):
         job = with_fields(job_for("parakeet", prepared, tmp_path / name, steps=20), *fields)
         for step in kills:
-            killed_at(job, step, scored(job.run))
+            killed_at(job, step, scored(job.run, dies=step == 5))
         ends.append(train_model(job, Worker(), scored(job.run)))
         finish_run(job, ends[-1].final_steps, ends[-1].attempt)
-        # Two scores without a better one are known when the next validation is due, which then is the best after all.
-        assert (ends[-1].step, ends[-1].final_steps) == (10, [10])
-        assert 10 in {found.step for found in whole_checkpoints(job.run)}
+        # Two scores without a better one are known when the next validation is due.
+        assert (ends[-1].step, ends[-1].final_steps) == (10, [4])
+        assert {found.step for found in whole_checkpoints(job.run)} == {4, 10}
     assert_same(*(load_model(str(tmp_path / name / "run" / "model")).state_dict() for name in ("whole", "cut")))
+
+
+def test_a_validation_that_never_ends_or_fails_does_not_hold_training_up(
+    prepared: tuple[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foldray.training.loop.VALIDATION_SECONDS", 0.1)
+    job = with_fields(job_for("parakeet", prepared, tmp_path / "scored", steps=6), "valid.every_steps=2")
+    plain = job_for("parakeet", prepared, tmp_path / "plain", steps=6)
+
+    def validate(step: int, _uri: str) -> Future[Record]:
+        if step == 4:
+            raise RuntimeError("no task today")
+        return Future()
+
+    train_model(job, Worker(), Surroundings(validate=validate))
+    train_model(plain, Worker())
+    assert_same(weights(plain.run), weights(job.run))
 
 
 # --- Attempts --------------------------------------------------------------------------------------
@@ -323,7 +345,7 @@ def test_a_half_checkpoint_is_never_visible_and_the_next_attempt_removes_it(
 
     def fail_before_the_last_manifest(run: str, attempt: Attempt) -> None:
         calls.append(run)
-        if len(calls) == 4:  # twice for each checkpoint; this is the second one's manifest
+        if len(calls) == 5:  # three times for each checkpoint; this is before the second one's manifest
             raise OSError("the disk is gone")
         check(run, attempt)
 
@@ -335,6 +357,30 @@ def test_a_half_checkpoint_is_never_visible_and_the_next_attempt_removes_it(
     monkeypatch.undo()
     assert train_model(job, Worker()).resumed_from_step == 3
     assert [str(found.attempt) for found in checkpoint_folders(job.run)] == ["0001-0001", "0001-0002"]
+
+
+def test_a_manifest_that_comes_after_a_newer_attempt_removed_its_files_makes_nothing_whole(
+    prepared: tuple[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older attempt sleeps between its last look and its manifest; it writes that, and removes nothing after it."""
+    job = with_fields(job_for("parakeet", prepared, tmp_path, steps=9), "checkpoint.keep=1")
+    write_json = checkpoint.storage.write_json
+    newer: list[Trained] = []
+
+    def sleep(uri: str, value: Any) -> None:
+        if "step-00000006-0001-0001" in uri:
+            monkeypatch.undo()
+            longer = replace(job, submission=claim_submission(job.run).submission)
+            newer.append(train_model(longer, Worker()))
+            assert not [found for found in checkpoint_folders(job.run) if found.attempt == Attempt(1, 1)]
+        write_json(uri, value)
+
+    monkeypatch.setattr(checkpoint.storage, "write_json", sleep)
+    with pytest.raises(Stopped, match="was taken over by a newer attempt"):
+        train_model(job, Worker())
+    assert newer[0].resumed_from_step == 3
+    assert [(found.step, found.attempt) for found in whole_checkpoints(job.run)] == [(9, Attempt(2, 1))]
+    assert len(checkpoint_folders(job.run)) == 2, "the late manifest lies there, alone"
 
 
 def test_an_announced_preemption_makes_a_checkpoint_at_once(

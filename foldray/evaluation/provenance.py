@@ -1,6 +1,7 @@
 """Which model is scored, and what the run it came from says of it."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,15 +30,16 @@ def find_model(model: str, store: str) -> FoundModel:
     for given in (storage.absolute(model), storage.join(root, "runs", model)):
         run_of_it = given.removesuffix("/model")
         place = run_of_it if storage.exists(storage.join(run_of_it, "run.json")) else given
-        name = place.rstrip("/").rsplit("/", 1)[-1]
+        folder, name = storage.split(place)
+        above, kind = storage.split(folder)
         if storage.exists(storage.join(place, "model", FOLD_FILE)):
-            home = place.rsplit("/runs/", 1)[0] if "/runs/" in place else root
+            home = above if kind == "runs" else root
             return FoundModel(storage.join(place, "model"), name, home, place)
         if storage.exists(storage.join(place, FOLD_FILE)):
-            run, mark, rest = place.rpartition("/checkpoints/step-")
-            step = rest.partition("-")[0]
-            if mark and step.isdigit():
-                return FoundModel(place, run.rsplit("/", 1)[1], run.rsplit("/runs/", 1)[0], run, int(step))
+            step = re.match(r"step-(\d+)", name)
+            if kind == "checkpoints" and step:
+                place_of_runs, run_id = storage.split(above)
+                return FoundModel(place, run_id, storage.split(place_of_runs)[0], above, int(step[1]))
             return FoundModel(place, name, root)
     runs = storage.list_folders(storage.join(root, "runs"))
     if model in runs:

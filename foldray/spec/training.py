@@ -99,8 +99,8 @@ class ScaleSpec(Section):
     )
     validation_resources: dict[str, float] = Field(
         default_factory=dict,
-        description="Ray resources of the task that scores validation, such as {GPU: 1}; default: none, it takes what "
-        "the node that trains has left.",
+        description="Ray resources of the task that scores validation, such as {GPU: 1}; default: none, it shares the "
+        "CPUs of the first worker's node.",
     )
     max_failures: int = Field(2, ge=-1, description="Lost worker groups after which the run gives up; -1: never.")
     max_preemption_failures: int = Field(-1, ge=-1, description="The same for nodes that were drained beforehand.")

@@ -21,12 +21,23 @@ from typing import Any
 from foldray.errors import UserError, one_line
 from foldray.storage import objects
 from foldray.storage.outages import retrying
-from foldray.storage.uri import absolute, bare, filesystem_path, is_known, is_local, is_s3, join, local_path, relative
+from foldray.storage.uri import (
+    absolute,
+    bare,
+    filesystem_path,
+    is_known,
+    is_local,
+    is_s3,
+    join,
+    local_path,
+    relative,
+    split,
+)
 
 __all__ = [
     "absolute", "check_writable", "create", "download", "exists", "file_sizes", "filesystem_path", "is_folder",
     "is_known", "is_local", "join", "list_files", "list_folders", "list_tree", "local_folder", "open_file",
-    "read_bytes", "read_json", "read_range", "relative", "remove", "remove_folder", "retrying", "upload",
+    "read_bytes", "read_json", "read_range", "relative", "remove", "remove_folder", "retrying", "split", "upload",
     "write_bytes", "write_json",
 ]  # fmt: skip
 

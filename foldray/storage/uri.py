@@ -51,6 +51,13 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([base.rstrip("/"), *(part.strip("/").replace("?", "%3F") for part in parts)]) + mark + options
 
 
+def split(uri: str) -> tuple[str, str]:
+    """The folder that a URI lies in, and its name there; options after '?' stay with the folder."""
+    base, mark, options = (uri, "", "") if is_local(uri) else uri.partition("?")
+    folder, _, name = base.rstrip("/").rpartition("/")
+    return folder + mark + options, name
+
+
 def relative(uri: str, folder: str) -> str:
     """The path of a URI below a folder; the URI itself where it lies elsewhere."""
     base, _, options = folder.partition("?") if not is_local(folder) else (folder, "", "")

@@ -6,6 +6,7 @@ for it. The newest name owns the run; the others find out before they would writ
 """
 
 import json
+import re
 import socket
 import uuid
 from dataclasses import dataclass
@@ -55,8 +56,8 @@ def check_newest(run: str, attempt: Attempt) -> None:
 
 def newest_attempt(run: str) -> Attempt | None:
     """The attempt that owns a run; None where nobody tried yet."""
-    names = storage.list_files(storage.join(run, "attempts"))
-    return max((parse(name.removesuffix(".json")) for name in names), default=None)
+    names = [re.fullmatch(r"(\d+-\d+)\.json", name) for name in storage.list_files(storage.join(run, "attempts"))]
+    return max((parse(name[1]) for name in names if name), default=None)
 
 
 def parse(name: str) -> Attempt:

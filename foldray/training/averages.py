@@ -14,7 +14,9 @@ class MovingAverage:
     """An exponential moving average of the trained parameters, as this worker keeps them; empty without a decay."""
 
     def __init__(self, model: nn.Module, decay: float | None, begin: dict[str, Tensor]) -> None:
-        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        # Tied tensors under each of their names: a file in which they differ would untie them.
+        named = model.named_parameters(remove_duplicate=False)
+        trained = {name: parameter for name, parameter in named if parameter.requires_grad}
         self._trained = list(trained.values()) if decay else []
         self._update = get_ema_multi_avg_fn(decay or 0.0)
         self.weights: dict[str, Tensor] = {}

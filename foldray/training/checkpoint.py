@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,23 +42,28 @@ def take_snapshot(
     """Copy the state for a checkpoint; only the first worker keeps it. All workers of a sharded model must call."""
     if not first and not is_sharded(model):
         return None
-    kept = Snapshot(
-        {name: _copied(tensor) for name, tensor in model.state_dict().items()},
-        _optimizer_tensors(model, optimizer),
-        {name: _copied(tensor) for name, tensor in averaged.items()},
-    )
-    return kept if first else None
+    kept = [
+        _copied(tensors, first=first)
+        for tensors in (model.state_dict(), _optimizer_tensors(model, optimizer), averaged)
+    ]
+    return Snapshot(*kept) if first else None
 
 
-def _copied(tensor: Tensor) -> Tensor:
-    return whole(tensor.detach()).to("cpu", copy=True).contiguous()
+def _copied(tensors: dict[str, Tensor], *, first: bool) -> dict[str, Tensor]:
+    """Whole tensors in this process's memory; the other workers help to gather each one and let it go."""
+    copies: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        gathered = whole(tensor.detach())
+        if first:
+            copies[name] = gathered.to("cpu", copy=True).contiguous()
+    return copies
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """AdamW's state under `<parameter>/<entry>`, so that it does not depend on the order of parameters."""
     # Sorted: workers that gather what is spread over them must do so in one order, and a loaded file has none.
     return {
-        f"{name}/{entry}": _copied(value)
+        f"{name}/{entry}": value
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
         for entry, value in sorted(optimizer.state[parameter].items())
@@ -137,18 +143,29 @@ def checkpoint_uri(run: str, step: int, attempt: Attempt) -> str:
 def checkpoint_folders(run: str) -> list[Found]:
     """Every checkpoint's folder, half ones too, oldest first."""
     folder = storage.join(run, "checkpoints")
-    names = [name.split("-", 2) for name in storage.list_folders(folder) if name.startswith("step-")]
-    return sorted(
-        Found(int(step), parse(attempt), storage.join(folder, f"{mark}-{step}-{attempt}"))
-        for mark, step, attempt in names
-    )
+    names = [re.fullmatch(r"step-(\d+)-(\d+-\d+)", name) for name in storage.list_folders(folder)]
+    return sorted(Found(int(name[1]), parse(name[2]), storage.join(folder, name[0])) for name in names if name)
 
 
 def whole_checkpoints(run: str) -> list[Found]:
-    """The checkpoints whose manifest is written, oldest first."""
+    """The checkpoints whose manifest is written and whose files are all there, oldest first."""
     found = checkpoint_folders(run)
     sizes = storage.file_sizes(storage.join(each.uri, MANIFEST) for each in found)
-    return [each for each, size in zip(found, sizes, strict=True) if size is not None]
+    return [each for each, size in zip(found, sizes, strict=True) if size is not None and _has_its_files(each.uri)]
+
+
+def _has_its_files(uri: str) -> bool:
+    """Whether everything a manifest names is there.
+
+    An attempt that is cut off just before its manifest may write that much later, when a newer one has taken the
+    files for half a checkpoint and removed them.
+    """
+    try:
+        expected = storage.read_json(storage.join(uri, MANIFEST))
+    except FileNotFoundError:  # retention came in between
+        return False
+    sizes = storage.file_sizes(storage.join(uri, name) for name in expected)
+    return sizes == [described["bytes"] for described in expected.values()]
 
 
 @dataclass(frozen=True)
@@ -171,7 +188,8 @@ def read_checkpoint(uri: str) -> Saved:
         model = load_model(copied)
     averaged: dict[str, Tensor] = {}
     if TRAINED_FILE in files:
-        averaged = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        parameters = model.named_parameters(remove_duplicate=False)
+        averaged = {name: parameter.detach().clone() for name, parameter in parameters}
         model.load_state_dict(load(files[TRAINED_FILE]))
     return Saved(model, load(files[OPTIMIZER_FILE]), averaged, json.loads(files[STATE_FILE]))
 

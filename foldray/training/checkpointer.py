@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 
 from foldray.results.metrics import Record, write_metrics
 from foldray.training.attempts import Attempt, check_newest
@@ -45,10 +46,8 @@ class Checkpointer:
 
         `began` is when the training thread began to care about it: what it lost until now goes into the last record.
         """
-        if self._pending:
-            wait([self._pending])
-            if self._pending.exception():
-                return  # the training loop hears of it by `failure`, on every worker at once
+        if self.settle():
+            return  # the training loop hears of it by `failure`, on every worker at once
         records[-1]["checkpoint_seconds"] = time.perf_counter() - began
         self._pending = self._pool.submit(self._write, position, kept, records)
 
@@ -58,6 +57,11 @@ class Checkpointer:
         pending = self._pending
         return pending.exception() if pending and pending.done() else None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being written."""
+        return self._pending is None or self._pending.done()
+
     def settle(self) -> BaseException | None:
         """Wait until everything is written; returns `failure`."""
         if self._pending:
@@ -65,7 +69,8 @@ class Checkpointer:
         return self.failure
 
     def write_records(self, records: list[Record]) -> None:
-        """Write metrics that no checkpoint follows."""
+        """Write metrics. Raises Stopped where a newer attempt owns the run."""
+        self._check()
         write_metrics(self._job.run, str(self._attempt), records)
 
     def close(self) -> None:
@@ -74,10 +79,11 @@ class Checkpointer:
 
     def _write(self, position: dict[str, int], kept: Snapshot, records: list[Record]) -> None:
         run = self._job.run
-        self._check()
         # Before the checkpoint: whoever goes on from it finds every step up to it in the metrics.
         self.write_records(records)
         uri = write_checkpoint(run, self._attempt, position, kept, self._described, self._check)
+        # Once more: between the check before the manifest and the manifest this process may have slept.
+        self._check()
         self._on_whole(position, uri)
         self._retain(position["step"])
 
@@ -99,7 +105,8 @@ class Checkpointer:
         whole = set(whole_checkpoints(self._job.run))
         for each in checkpoint_folders(self._job.run):
             if each not in whole and each.attempt < self._attempt:
-                remove_checkpoint(each.uri)
+                with suppress(OSError):  # it may still be writing; what is left goes with the next attempt
+                    remove_checkpoint(each.uri)
 
 
 def is_superseded(failure: BaseException | None) -> bool:

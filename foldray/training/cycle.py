@@ -31,12 +31,13 @@ from foldray.training.schedule import learning_rate
 class Exploded(Exception):  # noqa: N818
     """A gradient that must not reach the weights; every worker raises it at the same step.
 
-    facts: what is worth keeping of the step, the ids of its utterances among it.
+    facts: what is worth keeping of the step, the ids of its utterances among it; signals: as of any step.
     """
 
-    def __init__(self, facts: dict[str, Any]) -> None:
+    def __init__(self, facts: dict[str, Any], signals: list[float]) -> None:
         super().__init__(f"gradient norm {facts['grad_norm']} at epoch {facts['epoch']}, step {facts['epoch_step']}")
         self.facts = facts
+        self.signals = signals
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Cycle:
         if not norm < self._spec.optim.stop_norm:
             ids = [self._index.ids[int(position)].as_py() for batch in whole for position in batch]
             facts = {"epoch": epoch, "epoch_step": epoch_step, "grad_norm": norm, "losses": losses, "ids": ids}
-            raise Exploded(facts)
+            raise Exploded(facts, signals)
         rates = self._set_rates(progress)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

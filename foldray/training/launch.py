@@ -52,11 +52,10 @@ def train(
 
     `on_record` sees every step's metrics, in handfuls about twice a second, and each validation's.
     """
-    run_id = run.rstrip("/").rpartition("/")[2]
+    run_id = storage.split(run)[1]
     if is_finished(run):
         last = read_metrics(run)[-1]["step"]
         return TrainedRun(run_id, run, last, last)
-    submission = claim_submission(run).submission
     found = [each.step for each in whole_checkpoints(run)]
     resumed = found[-1] if found else 0
     # With a checkpoint nothing else is needed: it opens by itself, also where the initial weights never were.
@@ -67,14 +66,16 @@ def train(
             on_record(record)
             track(record)
 
-        step = _fit(TrainJob(spec, run, corpus, init, submission), heard)
+        step = _fit(TrainJob(spec, run, corpus, init), heard)
     return TrainedRun(run_id, run, step, resumed)
 
 
 def describe(spec: RunSpec, corpus: str, run: str) -> None:
     """Write `spec.json`, all that `foldray resume` needs, and `run.json`, what the spec does not say."""
     storage.write_bytes(storage.join(run, "spec.json"), (spec.model_dump_json(indent=1) + "\n").encode())
-    storage.write_json(storage.join(run, "run.json"), describe_run(spec, corpus))
+    # Once: what began the run stays its provenance; later attempts are in `attempts/`.
+    facts = json.dumps(describe_run(spec, corpus), indent=1) + "\n"
+    storage.create(storage.join(run, "run.json"), facts.encode())
 
 
 def run_uri(spec: RunSpec, run_id: str) -> str:
@@ -132,11 +133,13 @@ def _git_commit() -> str:
 def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
     """Run the workers to the end; returns the last step. Raises UserError where a worker met one."""
     scale = job.spec.scale
-    started = start_ray(cpus_needed(job.spec))
+    asked = job.spec.scale.validation_resources
+    started = start_ray(cpus_needed(job.spec) + asked.get("CPU", 0))
     _check_resources(started, job.spec)
     import ray.train.torch
     from ray.util.queue import Queue
 
+    # Beside the driver, since a worker's node may be lost.
     messages = Queue(maxsize=1000, actor_options={"num_cpus": 0, "scheduling_strategy": _here(started)})
     api: Any = ray.train  # typed as its first version
     scaling = api.ScalingConfig(
@@ -159,7 +162,9 @@ def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
     # Ray's own snapshots are of no use to us (checkpoints are ours) and a store that is away while Ray writes
     # one would end the run, whatever max_failures says: they go to this machine and are forgotten.
     with tempfile.TemporaryDirectory() as snapshots:
-        name = f"{job.run.rstrip('/').rpartition('/')[2]}-{Attempt(job.submission)}"
+        # Not before this machine is known to be able to: whoever can't train must not stop the one that does.
+        job = dataclasses.replace(job, submission=claim_submission(job.run).submission)
+        name = f"{storage.split(job.run)[1]}-{Attempt(job.submission)}"
         trainer = api.torch.TorchTrainer(
             _worker_main,
             train_loop_config={"job": _dump_job(job), "messages": messages},
@@ -182,11 +187,11 @@ def _fit(job: TrainJob, on_record: Callable[[Record], None]) -> int:
     return int(said["step"])
 
 
-def _here(ray: Any) -> Any:
-    """Ray's way to say: on this very node, because a worker's node may be lost."""
+def _here(ray: Any, *, soft: bool = False) -> Any:
+    """Ray's way to say: on this very node; `soft`: or elsewhere, where it is gone."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=soft)
 
 
 def _drain(messages: Any, stop: threading.Event, listener: threading.Thread) -> None:
@@ -201,8 +206,11 @@ def _check_resources(ray: Any, spec: RunSpec) -> None:
     if "RAY_ADDRESS" in os.environ:
         return
     there = ray.cluster_resources()
-    if spec.scale.use_gpu and there.get("GPU", 0) < spec.scale.least_workers:
-        found = f"{there.get('GPU', 0):g} GPUs for {spec.scale.least_workers} workers"
+    gpus = spec.scale.least_workers * spec.scale.use_gpu * spec.scale.resources_per_worker.get(
+        "GPU", 1
+    ) + spec.scale.validation_resources.get("GPU", 0)
+    if there.get("GPU", 0) < gpus:
+        found = f"{there.get('GPU', 0):g} GPUs, the workers and validation need {gpus:g}"
         raise UserError(
             "scale.use_gpu", f"this machine offers {found}; set it to false or join a cluster (RAY_ADDRESS)"
         )
@@ -218,13 +226,15 @@ def _listen(messages: Any, stop: threading.Event, on_record: Callable[[Record], 
 
     while True:
         try:
-            for record in messages.get(timeout=0.5):
-                on_record(record)
+            records = messages.get(timeout=0.5)
         except (Empty, queue.Empty):
             if stop.is_set():
                 return
         except Exception:  # the queue's actor went with the cluster; fit() reports why
             return
+        else:
+            for record in records:
+                on_record(record)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -298,13 +308,13 @@ def _start_validation(job: TrainJob, step: int, uri: str) -> "Future[Record]":
     import ray
 
     asked = dict(job.spec.scale.validation_resources)
-    # By default it needs nothing, so that a cluster full of training workers runs it at once. It belongs to no
-    # placement group: those of the workers have no room.
+    # By default it needs nothing, so that a cluster full of training workers runs it at once, here rather than on a
+    # small head. It belongs to no placement group: those of the workers have no room.
     task = ray.remote(
         num_cpus=asked.pop("CPU", 0),
         num_gpus=asked.pop("GPU", 0),
         resources=asked,
-        scheduling_strategy="DEFAULT",
+        scheduling_strategy="DEFAULT" if job.spec.scale.validation_resources else _here(ray, soft=True),
         max_retries=3,
     )(_validate)
     reference = task.remote(_dump_job(job), step, uri)
@@ -314,8 +324,8 @@ def _start_validation(job: TrainJob, step: int, uri: str) -> "Future[Record]":
 
 def _validate(dumped: str, step: int, uri: str) -> Record:
     job = _load_job(dumped)
-    _tune_cpu(job.spec.scale.validation_resources)
-    device = "cuda" if torch.cuda.is_available() and "GPU" in job.spec.scale.validation_resources else "cpu"
+    _tune_cpu({"CPU": (os.cpu_count() or 1) // 2, **job.spec.scale.validation_resources})
+    device = "cuda" if torch.cuda.is_available() and job.spec.scale.validation_resources.get("GPU") else "cpu"
     return validate_checkpoint(job.run, step, uri, job.corpus, job.spec.batch.max_duration, device)
 
 

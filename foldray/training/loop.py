@@ -6,8 +6,8 @@ before every micro-batch. What one worker alone knows (a write that failed, a ne
 ask for preemptions) travels with the losses of every step, so that all act on it at the same one.
 """
 
+import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,19 @@ from foldray.results.metrics import Record, read_metrics
 from foldray.training.attempts import Attempt
 from foldray.training.checkpoint import STATE_FILE, take_snapshot, whole_checkpoints
 from foldray.training.checkpointer import Checkpointer, is_superseded
-from foldray.training.cycle import Cycle, Cycled, Exploded
+from foldray.training.cycle import Cycle, Exploded
 from foldray.training.job import Stopped, Surroundings, TrainJob, Worker
 from foldray.training.position import Position, is_at_end, is_validated, plan_of, steps_to_average
 from foldray.training.state import claim, open_state
 from foldray.training.validation import Validations, known_scores
 
+_log = logging.getLogger("foldray.training")
+
 ASK_SECONDS = 5.0
 """How often workers ask together whether a preemption is announced; each asking is a round trip to an actor."""
+
+VALIDATION_SECONDS, POLL_SECONDS = 3600.0, 0.2
+"""How long a validation may keep training waiting before it counts as one without a score, and how often one looks."""
 
 FAILED, SUPERSEDED, ASK = range(3)
 """Signals that travel with the losses."""
@@ -82,8 +87,7 @@ class _Training:
             self._validate_again()
             position = self._train()
             self._act_on(self._signals_at_end())
-            if self.worker.rank == 0:
-                self.validations.settle()
+            self._settle_validations()
             steps = self._final_steps(position)
             return Trained(self.state.model, position.step, self.state.start.step, steps, self.attempt)
         finally:
@@ -92,40 +96,41 @@ class _Training:
 
     def _train(self) -> Position:
         position = self.state.start
-        try:
-            for position, cycled in self._cycles():
-                self._after_step(position, cycled)
-        except Exploded as exploded:
-            self._stop_exploded(position, exploded.facts)
+        self.cycle.signals = self._signals()
+        over = self._is_over(position)
+        while not over:
+            plan = plan_of(self.spec, self.index, position.epoch)
+            try:
+                for cycled in self.cycle.run_epoch(plan, position.epoch_step, position.step):
+                    record = {"step": position.step + 1, "epoch": position.epoch, **cycled.record}
+                    position = position.after(len(plan))
+                    over = self._after_step(position, record, cycled.signals)
+                    if over:
+                        break
+            except Exploded as exploded:
+                self._act_on(exploded.signals)
+                self._stop_exploded(position, exploded.facts)
         return position
 
-    def _cycles(self) -> Iterator[tuple[Position, Cycled]]:
-        """Every optimiser step from the start to the end of the run: the position behind it, and what it gave."""
-        position = self.state.start
-        self.cycle.signals = self._signals()
-        while not self._is_over(position):
-            plan = plan_of(self.spec, self.index, position.epoch)
-            for cycled in self.cycle.run_epoch(plan, position.epoch_step, position.step):
-                record = {"step": position.step + 1, "epoch": position.epoch, **cycled.record}
-                position = position.after(len(plan))
-                yield position, Cycled(record, cycled.signals)
-                if self._is_over(position):
-                    return
-
-    def _after_step(self, position: Position, cycled: Cycled) -> None:
+    def _after_step(self, position: Position, record: Record, signals: list[float]) -> bool:
+        """Everything between two steps; returns whether the run is over."""
         self.state.average.update()
-        self.records.append(cycled.record)
-        self._act_on(cycled.signals)
-        preempted = self._is_preempted(cycled.signals)
+        self.records.append(record)
+        self._act_on(signals)
+        preempted = self._is_preempted(signals)
+        if preempted:  # first of all: the node is about to go
+            self._save(position)
+            if self.checkpointer:
+                self.checkpointer.settle()
         validated = bool(self.validate) and is_validated(self.spec, position)
         if validated:
-            self._settle_validation()
-        if preempted or validated or position.step % self.spec.checkpoint.every_steps == 0 or self._is_over(position):
+            record["validation_wait"] = self._settle_validations()
+        over = self._is_over(position)
+        if not preempted and (validated or over or position.step % self.spec.checkpoint.every_steps == 0):
             self._save(position)
-        if preempted and self.checkpointer:
-            self.checkpointer.settle()
-        self.around.on_record(cycled.record)
+        self.around.on_record(record)
         self.cycle.signals = self._signals()
+        return over
 
     def _is_over(self, position: Position) -> bool:
         if is_at_end(self.spec, position):
@@ -140,6 +145,8 @@ class _Training:
     def _save(self, position: Position) -> None:
         began = time.perf_counter()
         first = self.worker.rank == 0
+        if self.checkpointer:
+            self.checkpointer.settle()  # before the copy: one is enough to hold
         kept = take_snapshot(self.state.model, self.state.optimizer, self.state.average.weights, first=first)
         if self.checkpointer and kept:
             self.checkpointer.save(vars(position), kept, self.records, began)
@@ -190,7 +197,8 @@ class _Training:
         """Write down what exploded, and stop before it reaches the weights."""
         file = storage.join(self.job.run, "exploded", f"step-{position.step + 1:08d}.json")
         if self.checkpointer:
-            self.checkpointer.settle()
+            if failure := self.checkpointer.settle():
+                raise failure
             self.checkpointer.write_records(self.records)
             storage.write_json(file, {"step": position.step + 1, **facts})
         norm, limit = facts["grad_norm"], self.spec.optim.stop_norm
@@ -198,24 +206,39 @@ class _Training:
         raise Stopped(
             "training",
             f"the gradient of step {position.step + 1} {reason}; the {len(facts['ids'])} utterances of its batch are "
-            f"in {file}, the weights before it in the newest checkpoint. Lower optim.lr, lengthen optim.warmup, or "
+            f"in {file}, the newest checkpoint is from before it. Lower optim.lr, lengthen optim.warmup, or "
             "look at these utterances",
         )
 
     # --- Validation ---
 
-    def _settle_validation(self) -> None:
-        """Wait for the validation before this one, which has had all the time since it began."""
-        if self.checkpointer:
-            began = time.perf_counter()
-            self.checkpointer.settle()
+    def _settle_validations(self) -> float:
+        """Take in the scores that are due; they had all the time since the validation before. Returns seconds waited.
+
+        All workers look again and again together: one that waited alone would keep the others in an exchange
+        until it is given up.
+        """
+        began = time.perf_counter()
+        while not self.worker.from_first([self._is_scored(began)])[0]:
+            time.sleep(POLL_SECONDS)
+        if self.worker.rank == 0:
             self.validations.settle()
-            self.records[-1]["validation_wait"] = time.perf_counter() - began
+        return time.perf_counter() - began
+
+    def _is_scored(self, began: float) -> bool:
+        """Whether the first worker waits for no score any longer."""
+        if not self.checkpointer or time.perf_counter() - began > VALIDATION_SECONDS:
+            return True
+        return self.checkpointer.is_idle and self.validations.are_done()
 
     def _on_whole(self, position: dict[str, int], uri: str) -> None:
         """Begin to score a checkpoint that is in the store, where it is one that is scored."""
-        if self.validate and is_validated(self.spec, Position(**position)):
+        if not self.validate or not is_validated(self.spec, Position(**position)):
+            return
+        try:
             self.validations.begin(position["step"], self.validate(position["step"], uri))
+        except Exception as error:  # the checkpoint is whole all the same
+            _log.warning("the validation of step %d could not begin: %r", position["step"], error)
 
     def _validate_again(self) -> None:
         """Score the newest checkpoint that a killed attempt began to score and did not finish."""

@@ -64,32 +64,32 @@ def _best(wers: list[float]) -> int:
 
 
 class Validations:
-    """The first worker's book of validations: one is under way at most, the scores of the others are known."""
+    """The first worker's book of validations: which are under way, and the scores of the others."""
 
     def __init__(self, spec: RunSpec, known: dict[int, Record], on_record: Callable[[Record], None]) -> None:
         self._depth = str(spec.valid.depth or spec.fold.depths[-1])
         self._patience = spec.valid.patience
         self._on_record = on_record
         self._known = known
-        self._under_way: tuple[int, Future[Record]] | None = None
+        self._under_way: dict[int, Future[Record]] = {}
 
     def begin(self, step: int, scoring: Future[Record]) -> None:
         """Note that the checkpoint of a step is being scored."""
-        self._under_way = step, scoring
+        self._under_way[step] = scoring
+
+    def are_done(self) -> bool:
+        """Whether none is under way any more."""
+        return all(scoring.done() for scoring in self._under_way.values())
 
     def settle(self) -> None:
-        """Wait for the one under way. One that fails has no score, and training goes on."""
-        if self._under_way is None:
-            return
-        step, scoring = self._under_way
-        try:
-            record = scoring.result()
-        except Exception as error:
-            _log.warning("the checkpoint of step %d could not be validated: %s", step, error)
-        else:
-            self._known[step] = record
-            self._on_record(record)
-        self._under_way = None
+        """Take in the scores of those under way. One that failed, or is not done, has none, and training goes on."""
+        for step, scoring in list(self._under_way.items()):
+            try:
+                self._known[step] = scoring.result(timeout=0)
+                self._on_record(self._known[step])
+            except Exception as error:
+                _log.warning("the checkpoint of step %d has no validation score: %r", step, error)
+            del self._under_way[step]
 
     def scores(self, up_to: int | None = None) -> dict[int, float]:
         """WER at the chosen depth by step, of validations before step `up_to`."""
@@ -110,9 +110,8 @@ class Validations:
 
     def kept_steps(self) -> set[int]:
         """Steps whose checkpoints must stay: the best, and the one that is being scored."""
-        kept = {self._under_way[0]} if self._under_way else set()
         best = self.best_step()
-        return kept | ({best} if best is not None else set())
+        return set(self._under_way) | ({best} if best is not None else set())
 
 
 def known_scores(records: list[Record], up_to: int) -> dict[int, Record]:
