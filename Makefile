@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast gpu lint format clean
+.PHONY: demo test fast chaos gpu lint format clean
 
 demo: $(VENV)/.demo  ## install, then train, score and report a folded recogniser
 	$(BIN)/foldray run quickstart
@@ -14,6 +14,9 @@ test: $(VENV)/.test  ## every test; those with Ray one after the other
 
 fast: $(VENV)/.test  ## the tests without Ray and without the contract suite
 	$(BIN)/python -m pytest -n 2 -m "not ray and not contract and not gpu"
+
+chaos: $(VENV)/.test  ## kills and faults in a run, compared with a quiet one; `python -m tests.chaos` kills twenty times
+	$(BIN)/python -m pytest -m chaos
 
 gpu: $(VENV)/.test  ## what needs a GPU, ten minutes at most; one line where there is none
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; \
