@@ -405,7 +405,8 @@ def table(rows: list[dict[str, Any]], command: str, reference: dict[str, Any]) -
         "raylet training goes on by itself, a lost node's worker on a spare node. *Equal*: the final weights, the "
         "last checkpoint's weights and optimizer bit for bit, and every step's metrics once and the same. *Left "
         "half*: the step of a checkpoint that the kill cut short. *Trains again after*: until the first step that "
-        "the driver tells of, on a machine that others used too.",
+        "the driver tells of, on a machine that others used too. A worker outlives its raylet for a moment: it may "
+        "write one more checkpoint.",
         "",
         f"**{equal} of {len(rows)} equal the run that nobody disturbed.**",
         "",
