@@ -3,20 +3,23 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast chaos gpu lint format clean
+.PHONY: demo test fast chaos walk gpu lint format clean
 
 demo: $(VENV)/.demo  ## install, then train, score and report a folded recogniser
 	$(BIN)/foldray run quickstart
 
-test: $(VENV)/.test  ## every test; those with Ray one after the other
+test: $(VENV)/.test  ## every test but the walk and the GPU's; those with Ray one after the other
 	$(BIN)/python -m pytest -n 2 -m "not ray and not gpu"
-	$(BIN)/python -m pytest -m "ray and not gpu"
+	$(BIN)/python -m pytest -m "ray and not gpu and not walk"
 
 fast: $(VENV)/.test  ## the tests without Ray and without the contract suite
 	$(BIN)/python -m pytest -n 2 -m "not ray and not contract and not gpu"
 
 chaos: $(VENV)/.test  ## kills and faults in a run, compared with a quiet one; `python -m tests.chaos` kills twenty times
 	$(BIN)/python -m pytest -m chaos
+
+walk: $(VENV)/.test  ## from `ray up` to `ray down` on namespace hosts; needs root, iproute2, sshd and rsync
+	$(BIN)/python -m pytest -m walk
 
 gpu: $(VENV)/.test  ## what needs a GPU, ten minutes at most; one line where there is none
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; \

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.s3_server import S3Server
 
 pytest_plugins = ["tests.s3_server"]
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.walk]
 __all__ = ["server"]
 
 PROJECT = Path(__file__).parents[1]
