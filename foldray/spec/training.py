@@ -92,7 +92,7 @@ class ScaleSpec(Section):
         False, description="Blocks keep no activations and run again in the backward pass: less memory, more time."
     )
     compile: bool = Field(
-        False, description="Compile every stored block (torch.compile); needs a C++ compiler on CPUs."
+        False, description="Compile every stored block (torch.compile); for GPUs, since on CPUs it takes many minutes."
     )
     loader_threads: int = Field(
         1, ge=1, description="Threads of each worker that decode, augment and compute features ahead of training."
