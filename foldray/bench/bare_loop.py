@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from foldray.bench.measure import hold_to_core
 from foldray.data.epoch import MicroBatch
 from foldray.data.manifest import SplitIndex, read_index, read_manifest
 from foldray.data.reader import RowReader
@@ -92,6 +93,7 @@ def _counts(model: Any, index: SplitIndex, step: list[MicroBatch]) -> StepCounts
 def _train(rank: int, spec: RunSpec, corpus: str, folder: str, ahead: bool) -> None:
     """One of the processes; the first writes TOLD_FILE."""
     torch.set_num_threads(1)
+    hold_to_core(rank)
     torch.set_flush_denormal(True)  # as ours
     workers, manifest = spec.scale.most_workers, read_manifest(corpus)
     index = read_index(corpus, manifest, "train")

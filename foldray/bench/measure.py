@@ -1,6 +1,7 @@
 """Running the sides of a benchmark as processes of their own, each with its time and its peak memory."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,13 @@ def check_extras(*modules: str) -> None:
     for module in modules:
         if find_spec(module) is None:
             raise UserError(module, "is not installed, and this benchmark needs it: pip install 'foldray[bench]'")
+
+
+def hold_to_core(number: int, thread: int = 0) -> None:
+    """Let a thread of this machine (0: this one, and what it starts) run on one core alone; Linux can."""
+    if sys.platform == "linux":
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(thread, {cores[number % len(cores)]})
 
 
 def run_process(module: str, *arguments: str) -> dict[str, Any]:

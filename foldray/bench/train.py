@@ -5,9 +5,8 @@
     bare        a plain loop over the same batches that decodes them itself; no Ray, no shards, no checkpoints
     dataloader  the same with a process of torch's DataLoader that decodes ahead
 
-Every worker computes on one thread, and no side is held to one core: with one worker, what decodes ahead
-and Ray's own processes have the other core, with two they share both. Sides take turns; the first steps
-of each are not counted, nor is its start-up.
+Every worker has one core: it computes on one thread, and that and whatever decodes for it are held to the core
+(on Linux). Ray's own processes are not. Sides take turns; the first steps of each are not counted, nor is its start-up.
 """
 
 import json
@@ -19,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foldray.bench.measure import check_extras, run_process
+from foldray.bench.measure import check_extras, hold_to_core, run_process
+from foldray.results.metrics import Record
 
 SIDES = ("ours", "bare", "dataloader")
 WORKERS = (1, 2)
@@ -34,7 +34,7 @@ def bench_train(
     rounds: int = 5, *, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
     """Utterances and seconds of audio a second of all sides, medians over the rounds, and what ours lost to waiting."""
-    check_extras("espeakng_loader")
+    check_extras("espeakng_loader", "psutil")
     kinds = [(side, workers) for workers in WORKERS for side in SIDES]
     measured: dict[tuple[str, int], list[Figures]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +59,7 @@ def bench_train(
             **{f"two workers to one, {side}": speed[side, 2] / speed[side, 1] for side in SIDES},
         },
         "shape": f"recipe quickstart, float32, {MINUTES:g} min of speech, steps {UNCOUNTED + 1} to {STEPS}, "
-        f"a checkpoint every {CHECKPOINT_EVERY}, one thread a worker, {rounds} rounds",
+        f"a checkpoint every {CHECKPOINT_EVERY}, one core a worker, {rounds} rounds",
     }
 
 
@@ -105,7 +105,7 @@ def _ours(spec: Any, corpus: str, folder: str) -> tuple[list[float], Figures]:
 
     run = f"{folder}/run"
     describe(spec, corpus, run)
-    train(spec, corpus, run)
+    train(spec, corpus, run, on_record=_Holder())
     records = read_metrics(run)
     seconds = [float(record["seconds"]) for record in records]
     # What a checkpoint takes from the training thread lies in the seconds of the step after it.
@@ -113,6 +113,25 @@ def _ours(spec: Any, corpus: str, folder: str) -> tuple[list[float], Figures]:
     waits = sum(record["data_wait"] for record in records[UNCOUNTED:])
     total = sum(seconds[UNCOUNTED:])
     return seconds, {"checkpoint_stall_share": stalls / total, "data_wait_share": waits / total}
+
+
+class _Holder:
+    """Holds each of this process's training workers to a core of its own, as soon as the first steps are told."""
+
+    def __init__(self) -> None:
+        self._held = False
+
+    def __call__(self, _record: Record) -> None:
+        import psutil
+
+        if self._held:
+            return
+        below = psutil.Process().children(recursive=True)
+        workers = [each for each in below if "".join(each.cmdline()[:1]).startswith("ray::RayTrainWorker")]
+        for number, worker in enumerate(workers):
+            for thread in worker.threads():
+                hold_to_core(number, thread.id)
+        self._held = True
 
 
 def _bare(spec: Any, corpus: str, folder: str, *, ahead: bool = False) -> tuple[list[float], Figures]:
