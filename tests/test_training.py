@@ -271,7 +271,10 @@ def test_a_damaged_checkpoint_is_named_and_a_half_written_one_is_not_seen(
     (newest / "manifest.json").rename(newest / "later")
     assert [found.step for found in whole_checkpoints(job.run)] == [3]
     (newest / "later").rename(newest / "manifest.json")
-    (newest / "model.safetensors").write_bytes(b"rubbish")
+    whole = (newest / "model.safetensors").read_bytes()
+    (newest / "model.safetensors").write_bytes(whole[:-1])
+    assert [found.step for found in whole_checkpoints(job.run)] == [3], "a file that is cut off"
+    (newest / "model.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(UserError, match=r"step-00000006-0001-0001/model.safetensors: is damaged"):
         train_model(job, Worker())
 
