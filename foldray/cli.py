@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from contextvars import ContextVar
 from typing import Annotated, Any, TextIO
@@ -13,7 +13,8 @@ import typer
 from foldray.errors import UserError, one_line
 from foldray.recipes import load_recipe, recipe_names
 from foldray.spec import RunSpec
-from foldray.terminal import counting, output, print_table, result_table, say
+from foldray.tables import cell, comparison_table, result_table, row_list
+from foldray.terminal import counting, output, print_table, say
 
 app = typer.Typer(
     name="foldray",
@@ -67,8 +68,8 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
     from foldray.costs import bytes_at_precisions, plan_costs
 
     num_units = spec.corpus.vocab_size or PLAN_UNITS
-    costs = plan_costs(spec.model, spec.fold.plan(), num_units)
-    sizes = bytes_at_precisions(spec.model, spec.fold.plan(), num_units)
+    costs = plan_costs(spec.found_model(), spec.fold.plan(), num_units)
+    sizes = bytes_at_precisions(spec.found_model(), spec.fold.plan(), num_units)
     deepest = costs[-1]
     saved = 100 * (1 - deepest.params_stored / deepest.params_unrolled)
     if as_json:
@@ -146,7 +147,9 @@ def train(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) ->
 
 @app.command()
 def resume(
-    run: Annotated[str, typer.Argument(metavar="RUN_URI", help="A run's folder: STORE/runs/RUN_ID, local or s3://.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN_URI", help="STORE/runs/RUN_ID or STORE/searches/SEARCH_ID, local or s3://.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -155,12 +158,18 @@ def resume(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Go on with an interrupted training from its last whole checkpoint; nothing else is needed, on any machine.
+    """Go on with an interrupted training or search from its last whole checkpoints, on any machine.
 
     Example: foldray resume s3://bucket/store/runs/an4-1a2b3c4d5e scale.workers=4
     """
+    from foldray import storage
     from foldray.stages import resume_stage
 
+    if storage.split(storage.split(storage.absolute(run))[0])[1] == "searches":
+        if overrides:
+            raise UserError(overrides[0], "a search goes on as it began; `foldray tune` takes fields")
+        _show_search(_tuning().resume_search(run), as_json)
+        return
     trained = resume_stage(run, overrides or [])
     if as_json:
         _emit(trained)
@@ -220,29 +229,99 @@ def run(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> N
 
 
 @app.command()
+def tune(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Search what the recipe's `search` section names; the same command goes on with its search.
+
+    Every trial is an ordinary run: `foldray results` and `foldray report` show them, `foldray resume` goes on with one.
+
+    Example: foldray tune quickstart-search search.trials=16 'search.objectives=[wer,bytes]'
+    """
+    _show_search(_tuning().tune_stage(load_recipe(recipe, overrides)), as_json)
+
+
+def _tuning() -> Any:
+    from foldray.tuning import tune as tuning
+
+    return tuning
+
+
+def _show_search(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _emit(result)
+    else:
+        row_list(sorted(result["rows"], key=lambda row: (row["depth"], row["wer"])))
+        say(f"searched  {result['search']}")
+
+
+@app.command()
 def results(
     store: Annotated[str, typer.Argument(help="The store: a folder or s3://bucket/prefix.")],
-    query: Annotated[str, typer.Argument(help="ls: one line for each run, depth and test set.")] = "ls",
+    query: Annotated[str, typer.Argument(help="ls, pareto, compare or sql.")] = "ls",
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[ARGUMENT]...", help="Filters, two run ids, or a SELECT.")
+    ] = None,
+    sort: Annotated[str, typer.Option(help="Columns to sort by, '-' before one: largest first (ls).")] = "-created",
+    of: Annotated[str, typer.Option(help="Two or three of wer, cer, bytes, params, macs, rtfx, … (pareto).")] = (
+        "wer,bytes"
+    ),
+    dominated: Annotated[bool, typer.Option("--dominated", help="Also the rows that others beat (pareto).")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Rows at most; default: 100 on a terminal, all with --json (ls, sql).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Query the result rows of a store.
+    """Query the results of a store; needs no Ray.
 
-    Example: foldray results ./foldray-store ls
+    ls FILTER…: rows, such as `ls depth=6 'wer<0.1' run_id~an4 --sort wer`. pareto FILTER…: the rows nothing beats.
+    compare RUN_A RUN_B: every pair of depths, with significance. sql "SELECT …": over the tables results, hypotheses
+    and runs.
+
+    Example: foldray results ./foldray-store pareto --of wer,macs split=test
     """
-    from foldray import storage
-    from foldray.results.rows import newest_rows, read_rows
+    from foldray.results import comparison
+    from foldray.results import query as queries
 
-    if query != "ls":
-        raise UserError(query, "is not a query; use ls")
-    if not storage.is_folder(storage.absolute(store)):
-        raise UserError("STORE", f"{store} is not there; give the storage.root of a run")
-    rows = newest_rows(read_rows(store))
-    if as_json:
-        _emit({"rows": rows})
-    elif rows:
-        result_table(rows)
+    given = arguments or []
+    most = limit or (None if as_json else TERMINAL_ROWS)
+    if query == "ls":
+        rows, total = queries.list_rows(store, given, sort, most)
+        _show_rows(store, {"rows": rows, "total": total}, as_json, lambda: row_list(rows))
+        if len(rows) < total and not as_json:
+            say(f"{len(rows):,} of {total:,} rows; --limit shows more, filters such as depth=6 fewer")
+    elif query == "pareto":
+        rows = queries.pareto(store, of.split(","), given, dominated=dominated)
+        _show_rows(store, {"rows": rows}, as_json, lambda: row_list(rows, ["dominated"] * dominated))
+    elif query == "compare":
+        if len(given) != 2:
+            raise UserError("compare", "give two run ids; `foldray results STORE ls` lists them")
+        pairs = comparison.compare_runs(store, *given)
+        _show_rows(store, {"pairs": pairs}, as_json, lambda: comparison_table(given[0], given[1], pairs))
+    elif query == "sql":
+        if len(given) != 1:
+            raise UserError(
+                "sql", 'give one SELECT in quotes, such as "SELECT run_id, min(wer) FROM results GROUP BY 1"'
+            )
+        rows, columns = queries.run_sql(store, given[0], most)
+        _show_rows(
+            store,
+            {"rows": rows},
+            as_json,
+            lambda: print_table("", columns, [[*map(cell, row.values())] for row in rows]),
+        )
     else:
-        say(f"no results in {store} yet; `foldray run quickstart` makes some")
+        raise UserError(query, "is not a query; use ls, pareto, compare or sql")
+
+
+TERMINAL_ROWS = 100
+
+
+def _show_rows(store: str, answer: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
+    if as_json:
+        _emit(answer)
+    elif any(answer.values()):
+        show()
+    else:
+        say(f"nothing in {store} answers that; `foldray run quickstart` makes results")
 
 
 @app.command()
@@ -293,8 +372,8 @@ def transcribe(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="joint-step, resume, prepare, ingest, consumers or train.")],
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds (joint-step, ingest, train).")] = 5,
+    name: Annotated[str, typer.Argument(help="joint-step, resume, prepare, ingest, consumers, train or results.")],
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds (joint-step, ingest, train, results).")] = 5,
     hours: Annotated[float, typer.Option(min=0.01, help="Hours of audio (prepare).")] = 10.0,
     utterances: Annotated[int, typer.Option(min=1000, help="Utterances of the manifest (resume).")] = 1_000_000,
     peer: Annotated[bool, typer.Option(help="Whether the peer runs too (resume).")] = True,
@@ -305,6 +384,7 @@ def bench(
     joint-step: a joint training step against the deepest path alone. resume: standing in the middle of an epoch of
     a huge corpus. prepare: hours of audio prepared a second. ingest: batches a second into a model that does nothing.
     consumers: ways of feeding 64 training workers. train: utterances a second under Ray Train and in a bare loop.
+    results: questions to a store of a million rows.
 
     Example: foldray bench joint-step
     """
@@ -344,13 +424,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "--json" not in given:
         _run(given)
         return
-    # Ray prints to stdout that a node was lost, whatever its log level.
-    token = _answers.set(sys.stdout)
+    # Ray prints to stdout that a node was lost, whatever its log level, and may do so until the process ends.
+    answers = sys.stdout
+    token = _answers.set(answers)
     try:
         with redirect_stdout(sys.stderr):
             _run(given)
     finally:
         _answers.reset(token)
+        if answers is sys.__stdout__:
+            sys.stdout = sys.stderr
 
 
 def _run(given: list[str]) -> None:

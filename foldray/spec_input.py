@@ -4,7 +4,7 @@ import copy
 import difflib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -47,10 +47,11 @@ def _explain(error: dict[str, Any], origin: str) -> UserError:
 def _suggest(location: tuple[str | int, ...]) -> str:
     section: Any = RunSpec
     for part in location[:-1]:
-        annotation = section.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        section = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+        if section is None:
             return ""
-        section = annotation
     names = list(section.model_fields)
     close = difflib.get_close_matches(str(location[-1]), names, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known here: {', '.join(names)}"

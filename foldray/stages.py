@@ -69,9 +69,8 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
     from foldray.configuration import check_model
     from foldray.costs import fold_on_meta
     from foldray.data.augment import Noises
-    from foldray.training.finish import is_finished
-    from foldray.training.launch import cpus_needed, describe, run_uri
     from foldray.training.tracking import check_trackers
+    from foldray.training.workers import cpus_needed
 
     check_trackers(spec)
     found = _find(spec.corpus, spec.storage.root)
@@ -79,9 +78,18 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
     if not _is_trained(spec, found):
         if spec.augment.noise_path:
             Noises(spec.augment.noise_path)
-        check_model(spec.model, spec.fold.plan())
-        model = fold_on_meta(spec.model, spec.fold.plan(), num_units=32)
-    corpus, manifest = _prepare(found, spec.corpus, spec.storage.root, cpus_needed(spec))
+        check_model(spec.found_model(), spec.fold.plan())
+        model = fold_on_meta(spec.found_model(), spec.fold.plan(), num_units=32)
+    corpus, _ = _prepare(found, spec.corpus, spec.storage.root, cpus_needed(spec))
+    return train_prepared(spec, corpus, model)
+
+
+def train_prepared(spec: RunSpec, corpus: str, model: Any = None) -> dict[str, Any]:
+    """As `train_stage`, on a prepared corpus; `model`: its shape, where it is known."""
+    from foldray.training.finish import is_finished
+    from foldray.training.launch import describe, run_uri
+
+    manifest = read_manifest(corpus)
     run = run_uri(spec, spec.run_id(manifest.corpus_id, manifest.units.digest))
     if not is_finished(run):
         if model:
@@ -287,17 +295,22 @@ def _evaluate(
 def run_stage(spec: RunSpec, split: str = "test") -> dict[str, Any]:
     """Prepare, train, evaluate, report; whatever is there already is kept. Returns run_id, rows, report."""
     trained = train_stage(spec)
-    found = find_model(trained["run"], spec.storage.root)
-    corpus = storage.read_json(storage.join(trained["run"], "run.json"))["corpus_id"]
-    place = (trained["run_id"], trained["step"], corpus, split)
+    return {"run_id": trained["run_id"], "rows": score_run(spec, trained["run"], trained["step"], split)}
+
+
+def score_run(spec: RunSpec, run: str, step: int, split: str = "test") -> list[dict[str, Any]]:
+    """The rows of every trained depth of a finished run on its own corpus, scored now if they are not there."""
+    found = find_model(run, spec.storage.root)
+    corpus = storage.read_json(storage.join(run, "run.json"))["corpus_id"]
+    place = (step, corpus, split, "ctc")
     rows = [
         row
-        for row in newest_rows(read_rows(found.store))
-        if row["decoding"] == "ctc" and (row["run_id"], row["step"], row["corpus"], row["split"]) == place
+        for row in newest_rows(read_rows(found.store, found.name))
+        if (row["step"], row["corpus"], row["split"], row["decoding"]) == place
     ]
     if not {row["depth"] for row in rows} >= set(spec.fold.depths):
-        rows = evaluate_stage(trained["run"], spec.storage.root, split=split)["rows"]
-    return {"run_id": trained["run_id"], "rows": sorted(rows, key=lambda row: int(row["depth"]))}
+        rows = evaluate_stage(run, spec.storage.root, split=split)["rows"]
+    return sorted(rows, key=lambda row: int(row["depth"]))
 
 
 # --- Transcribe ------------------------------------------------------------------------------------

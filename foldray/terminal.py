@@ -115,29 +115,3 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*row)
     output.print(table)
-
-
-def result_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Result rows, a table for each run and test set."""
-    tables: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        tables.setdefault((row["run_id"], row["corpus"], row["split"], row["decoding"]), []).append(row)
-    columns = ("depth", "WER", "CER", "path", "stored", "unshared", "saved", "MMACs/s", "RTFx")
-    for (run_id, corpus, split, decoding), members in tables.items():
-        way = "" if decoding == "ctc" else f", {decoding} decoding"
-        title = f"{run_id} on {corpus} {split}, {members[0]['num_utterances']} utterances{way}"
-        print_table(title, columns, [_cells(row) for row in sorted(members, key=lambda row: row["depth"])])
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    return [
-        str(row["depth"]) if row["trained"] else f"{row['depth']} (untrained)",
-        f"{row['wer']:.1%}",
-        f"{row['cer']:.1%}",
-        row["path"],
-        f"{row['params_stored'] / 1e6:.2f} M",
-        f"{row['params_unrolled'] / 1e6:.2f} M",
-        f"{1 - row['params_stored'] / row['params_unrolled']:.1%}",
-        f"{row['macs_per_audio_second'] / 1e6:,.0f}",
-        f"{row['rtfx']:.0f}",
-    ]

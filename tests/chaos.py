@@ -391,7 +391,7 @@ def timeless(run: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if k not in MEASURED} for record in read_metrics(run)]
 
 
-def table(rows: list[dict[str, Any]], command: str, reference: dict[str, Any]) -> str:
+def table(rows: list[dict[str, Any]], command: str, reference: dict[str, Any], revision: str) -> str:
     """The results as Markdown."""
     equal = sum(not row["different"] for row in rows)
     lines = [
@@ -405,10 +405,10 @@ def table(rows: list[dict[str, Any]], command: str, reference: dict[str, Any]) -
         "raylet training goes on by itself, a lost node's worker on a spare node. *Equal*: the final weights, the "
         "last checkpoint's weights and optimizer bit for bit, and every step's metrics once and the same. *Left "
         "half*: the step of a checkpoint that the kill cut short. *Trains again after*: until the first step that "
-        "the driver tells of, on a machine that others used too. A worker outlives its raylet for a moment: it may "
-        "write one more checkpoint.",
+        "the driver tells of, on two cores. A worker outlives its raylet for a moment: it may write one more "
+        "checkpoint. A run that was over before the moment of its kill is done again and not counted.",
         "",
-        f"**{equal} of {len(rows)} equal the run that nobody disturbed.**",
+        f"**{equal} of {len(rows)} equal the run that nobody disturbed**, at commit {revision}.",
         "",
         "| kill | victim | moment | in step | left half | resumed from | trains again after | equal |",
         "|---:|---|---|---:|---:|---:|---:|---|",
@@ -429,12 +429,17 @@ def table(rows: list[dict[str, Any]], command: str, reference: dict[str, Any]) -
 @contextmanager
 def cluster(nodes: int) -> Iterator[Machines]:
     """Machines that are gone afterwards."""
+    before = dict(os.environ)
     os.environ.update(ENVIRONMENT)
-    machines = Machines(nodes)
+    machines = None
     try:
+        machines = Machines(nodes)
         yield machines
     finally:
-        machines.close()
+        if machines:
+            machines.close()
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def main() -> int:
@@ -442,9 +447,14 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="Markdown file for the table")
-    parser.add_argument("--work", type=Path, help="folder for stores and results so far; default: a temporary one")
+    parser.add_argument(
+        "--work", type=Path, help="folder for stores and results so far; default: one of this commit's and seed's own"
+    )
     asked = parser.parse_args()
-    work = asked.work or Path(tempfile.gettempdir()) / f"foldray-chaos-{asked.seed}"
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    work = asked.work or Path(tempfile.gettempdir()) / f"foldray-chaos-{revision}-{asked.seed}"
     work.mkdir(parents=True, exist_ok=True)
     log = work / "kills.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
@@ -456,7 +466,7 @@ def main() -> int:
                 file.write(json.dumps(rows[-1]) + "\n")
             print(json.dumps(rows[-1]), flush=True)
     command = f"python -m tests.chaos --kills {asked.kills} --seed {asked.seed} --out {asked.out}"
-    asked.out.write_text(table(rows, command, vars(reference)))
+    asked.out.write_text(table(rows, command, vars(reference), revision))
     return int(any(row["different"] for row in rows))
 
 

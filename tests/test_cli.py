@@ -139,7 +139,7 @@ def test_evaluate_results_report_transcribe(
     assert len(json.loads(out)["rows"]) == 5
     code, out, _ = call(capsys, "results", store)
     assert code == 0
-    assert "0 0 1 1" in out
+    assert "voices-" in out
 
     code, out, _ = call(capsys, "report", store, "-o", str(tmp_path / "page"))
     page = (tmp_path / "page" / "index.html").read_text()

@@ -67,7 +67,7 @@ def test_ray_up_takes_it(name: str) -> None:
     [
         ("aws", "idle_minutes", 10),
         ("aws", "head_node_type", "boss"),
-        ("aws", "provider.security_group", {"Name": "foldray"}),
+        ("aws", "provider.security_group", {"Name": "foldray", "IpPermissions": []}),
         ("aws", "available_node_types.gpu_spot.min_workers", 13),
         ("aws", "available_node_types.gpu_spot.spot", True),
         ("aws", "available_node_types.head.resources", {"CPU": "none"}),
@@ -274,10 +274,16 @@ def test_a_key_would_be_seen(line: str) -> None:
 
 
 def test_the_security_group_is_one_that_the_readme_makes() -> None:
-    group = read("aws.yaml")["provider"]["security_group"]
-    assert group == {"GroupName": "foldray"}  # no rules of its own: only those of the README's command
+    described = read("aws.yaml")
+    # By its id, on every node: by name `ray up` would make one that is open to the world where it finds none.
+    assert "security_group" not in described["provider"]
+    groups = [kind["node_config"]["SecurityGroupIds"] for kind in described["available_node_types"].values()]
+    assert groups == [["sg-0123456789abcdef0"]] * len(groups)
+    said = "\n".join(commands("AWS"))
+    assert "s/sg-0123456789abcdef0/$group/" in said
+    assert "--group-name foldray" in said
     (opened,) = (line for line in commands("AWS") if "authorize-security-group-ingress" in line)
-    assert f"--group-name {group['GroupName']}" in opened
+    assert "--group-name foldray" in opened
     assert re.findall(r"CidrIp=([^}]+)", opened) == ["YOUR-ADDRESS/32"]
     assert re.findall(r"FromPort=(\d+),ToPort=(\d+)", opened) == [("22", "22")]
 

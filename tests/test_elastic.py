@@ -14,8 +14,8 @@ from tests.chaos import RECIPE, Machines, Reference, Training, cluster, differen
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 # Training must last longer than Ray needs to see a node come; no checkpoint but those that a test asks for.
-LONG = [*RECIPE, "optim.epochs=null", "optim.steps=90", "valid.every_steps=1000", "checkpoint.every_steps=1000"]
-DRAIN_SECONDS = 15
+LONG = [*RECIPE, "optim.epochs=null", "optim.steps=55", "valid.every_steps=1000", "checkpoint.every_steps=1000"]
+DRAIN_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,6 @@ def test_a_drained_node_leaves_a_checkpoint_before_it_goes(
         (found,) = whole_checkpoints(run)
         assert (Path(found.uri) / MANIFEST).stat().st_mtime < deadline
         assert time.time() < deadline
-        training.wait_until(lambda: time.time() > deadline, "the deadline")
         machines.remove(node)
         training.wait_until(lambda: group_of(run) != first, "workers on other nodes")
         assert node.node_id not in {worker.node_id for worker in machines.groups()[-1]}

@@ -246,7 +246,8 @@ def test_a_full_batch_of_each_recipe_fits(name: str, prepared: tuple[str, Manife
         optimizer.zero_grad()
     peak, total = torch.cuda.max_memory_allocated(GPU), torch.cuda.get_device_properties(GPU).total_memory
     print(f"{name}: {count} x {seconds:g} s, {dtype or torch.float32}: {peak / 2**30:.2f} of {total / 2**30:.1f} GiB")
-    assert peak < total
+    # An out-of-memory error is what fails here; a recipe should leave room for what else a GPU holds, too.
+    assert peak < 0.9 * total
 
 
 # --- The main job ----------------------------------------------------------------------------------

@@ -125,7 +125,8 @@ def test_a_third_host_takes_over_from_one_that_is_cut_off_and_dies(
     environment["RAY_ADDRESS"] = start_ray(hosts, environment)
     recipe = [
         "an4", f"corpus.path={server.uri('voices')}", f"storage.root={server.uri('store')}", *TINY, "optim.steps=40",
-        "corpus.max_seconds=8", "batch.max_duration=8", "checkpoint.every_steps=5", "scale.placement=STRICT_SPREAD",
+        "corpus.max_seconds=8", "batch.max_duration=8", "checkpoint.every_steps=5", "valid.every_steps=1000",
+        "scale.placement=STRICT_SPREAD",
     ]  # fmt: skip
     whole = Training(hosts["head"], environment, *recipe, "name=whole").finish()
 

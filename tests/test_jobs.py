@@ -24,7 +24,7 @@ from foldray import storage
 from foldray.results.metrics import read_metrics
 from foldray.results.rows import read_rows
 from foldray.training.checkpoint import whole_checkpoints
-from tests.hosts import wait_until
+from tests.hosts import WITH_TESTS, wait_until
 from tests.test_pipeline import TINY
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Head:
         }  # fmt: skip
         with (folder / "head.log").open("w") as log:
             self._process = subprocess.Popen(
-                [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}",
+                [*WITH_TESTS, RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}",
                  "--num-cpus=3", "--object-store-memory=200000000", f"--temp-dir={self.temporary}",
                  "--dashboard-host=127.0.0.1", f"--dashboard-port={self._url.rpartition(':')[2]}",
                  f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
@@ -157,7 +157,14 @@ def test_every_stage_as_a_job(head: Head, s3_server: "S3Server", s3_store: str, 
     """Training is killed and stopped, and goes on each time with the same command."""
     keys = s3_server.environment
     storage.upload(own_corpus, f"{s3_store}/voices")
-    recipe = ["an4", f"corpus.path={s3_store}/voices", f"storage.root={s3_store}", *TINY, "optim.steps=120"]
+    recipe = [
+        "an4",
+        f"corpus.path={s3_store}/voices",
+        f"storage.root={s3_store}",
+        *TINY,
+        "optim.steps=120",
+        "valid.every_steps=1000",
+    ]
     for environment in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN_PATH": "/nowhere"}):
         refused = head.client("list", **environment)
         assert refused.returncode == 1

@@ -1,7 +1,7 @@
 """A store that says no, or loses connections in the middle: training ends as on a folder, and a reader beside it never
 meets a half of anything.
 
-The issue's outage of 30 seconds: FOLDRAY_TEST_AWAY_SECONDS=30 python -m pytest tests/test_store_faults.py -k away
+An outage of 30 seconds: FOLDRAY_TEST_AWAY_SECONDS=30 python -m pytest tests/test_store_faults.py -k away
 """
 
 import os
@@ -127,6 +127,7 @@ class Reader(threading.Thread):
         """Stop, and say what was wrong."""
         self._over.set()
         self.join(60)
+        assert not self.is_alive(), "it hangs"
         if self.failure:
             raise self.failure
 

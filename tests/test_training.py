@@ -1,5 +1,6 @@
 """Training: two ranks == one process, resumed == uninterrupted, one step == the loss written out."""
 
+import contextlib
 import json
 import socket
 from dataclasses import replace
@@ -194,6 +195,29 @@ def _train_rank(rank: int, jobs: list[TrainJob], world: int, address: str) -> No
     torch.distributed.destroy_process_group()
 
 
+def test_three_ranks_killed_and_resumed_are_bit_equal(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    """The sum of three depends on its order, and so on how gradients lie in what the ranks exchange."""
+    whole, cut = (job_for("parakeet", prepared, tmp_path / part, steps=8) for part in ("whole", "cut"))
+    address = f"tcp://127.0.0.1:{_free_port()}"
+    torch.multiprocessing.spawn(_kill_rank, args=(whole, cut, 3, address), nprocs=3)
+    assert_same(weights(whole.run), weights(cut.run))
+
+
+def _kill_rank(rank: int, whole: TrainJob, cut: TrainJob, world: int, address: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+
+    def die(record: dict[str, Any]) -> None:
+        if record["step"] == 5:
+            raise Killed
+
+    train_model(whole, Worker(rank, world))
+    with contextlib.suppress(Killed):
+        train_model(cut, Worker(rank, world), Surroundings(die))
+    assert train_model(cut, Worker(rank, world)).resumed_from_step == 3
+    torch.distributed.destroy_process_group()
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -274,6 +298,11 @@ def test_a_damaged_checkpoint_is_named_and_a_half_written_one_is_not_seen(
     whole = (newest / "model.safetensors").read_bytes()
     (newest / "model.safetensors").write_bytes(whole[:-1])
     assert [found.step for found in whole_checkpoints(job.run)] == [3], "a file that is cut off"
+    manifest = (newest / "manifest.json").read_bytes()
+    for content in (b"", b"{", b"[]", b'{"model.safetensors": 3}'):
+        (newest / "manifest.json").write_bytes(content)
+        assert [found.step for found in whole_checkpoints(job.run)] == [3], "a manifest that is cut off"
+    (newest / "manifest.json").write_bytes(manifest)
     (newest / "model.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(UserError, match=r"step-00000006-0001-0001/model.safetensors: is damaged"):
         train_model(job, Worker())

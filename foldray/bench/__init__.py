@@ -5,7 +5,7 @@ from typing import Any
 
 from foldray.errors import UserError
 
-BENCHMARKS = ("joint-step", "resume", "prepare", "ingest", "consumers", "train")
+BENCHMARKS = ("joint-step", "resume", "prepare", "ingest", "consumers", "train", "results")
 
 
 def run_benchmark(
@@ -40,6 +40,10 @@ def run_benchmark(
         from foldray.bench.consumers import bench_consumers
 
         return bench_consumers(on_progress=on_progress)
+    if name == "results":
+        from foldray.bench.results import bench_results
+
+        return bench_results(rounds, on_progress=on_progress)
     from foldray.bench.train import bench_train
 
     return bench_train(rounds, on_progress=on_progress)

@@ -19,6 +19,7 @@ from foldray.data.stream import Batch, BatchLoader
 from foldray.data.text import Units
 from foldray.evaluation.decode import Decoding, recognise
 from foldray.models import set_depths
+from foldray.results.alignment import align_words
 
 MAX_DURATION = 60.0
 """Seconds of padded audio scored at once."""
@@ -26,7 +27,7 @@ MAX_DURATION = 60.0
 
 @dataclass(frozen=True)
 class ScoredUtterance:
-    """One utterance at one depth, with its word errors against the reference."""
+    """One utterance at one depth, with its word errors against the reference (see `results.alignment`)."""
 
     id: str
     reference: str
@@ -35,6 +36,7 @@ class ScoredUtterance:
     substitutions: int
     deletions: int
     insertions: int
+    alignment: str
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,16 @@ def _score(depth: int, texts: dict[str, tuple[str, str]], rtfx: float) -> DepthS
 
 
 def _align(utterance: str, reference: str, hypothesis: str) -> ScoredUtterance:
-    words = jiwer.process_words(reference, hypothesis)
+    alignment = align_words(reference, hypothesis)
     return ScoredUtterance(
         id=utterance,
         reference=reference,
         hypothesis=hypothesis,
         num_words=len(reference.split()),
-        substitutions=words.substitutions,
-        deletions=words.deletions,
-        insertions=words.insertions,
+        substitutions=alignment.count("S"),
+        deletions=alignment.count("D"),
+        insertions=alignment.count("I"),
+        alignment=alignment,
     )
 
 

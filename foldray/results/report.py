@@ -2,18 +2,27 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
-import plotly.graph_objects as go
 import plotly.offline
 from jinja2 import Environment, PackageLoader
 
 from foldray import storage
 from foldray.errors import UserError
+from foldray.results import plots
+from foldray.results.alignment import aligned_words
+from foldray.results.comparison import Said, compare_hypotheses, said_by_place
 from foldray.results.metrics import Record, read_metrics
-from foldray.results.rows import newest_rows, read_hypotheses, read_rows
+from foldray.results.query import list_rows
+from foldray.results.searches import Search, importances, read_searches
+
+Row = dict[str, Any]
+Place = tuple[str, str]
 
 EXAMPLES = 10
+SECTIONS = 12
+"""Runs that get a section of their own, the newest; the plots and the cost table hold all."""
 
 
 def write_report(store: str, out: str | None = None) -> str:
@@ -21,163 +30,192 @@ def write_report(store: str, out: str | None = None) -> str:
 
     Raises UserError for a store without results.
     """
-    rows = [row for row in newest_rows(read_rows(store)) if row["decoding"] == "ctc"]
+    rows = [] if not storage.is_folder(storage.absolute(store)) else list_rows(store, ["decoding=ctc"], "created")[0]
     if not rows:
         raise UserError(store, "has no results to report; `foldray run quickstart` makes some")
-    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        runs[row["run_id"]].append(row)
-    sections = [_section(store, run_id, members) for run_id, members in sorted(runs.items(), key=_age, reverse=True)]
-    environment = Environment(loader=PackageLoader("foldray.results", "templates"), autoescape=True)
-    # The plot library goes in once, inline: the page must work without a network.
-    page = environment.get_template("report.html").render(
-        sections=sections, plotly=plotly.offline.get_plotlyjs(), overview=_figure(_wer_by_depth(runs), "wer")
-    )
     target = storage.join(
         storage.absolute(out) if out else storage.join(storage.absolute(store), "report"), "index.html"
     )
-    storage.write_bytes(target, page.encode())
+    storage.write_bytes(target, _page(storage.absolute(store), rows).encode())
     return target
 
 
-def _age(entry: tuple[str, list[dict[str, Any]]]) -> str:
-    return max(str(row["created"]) for row in entry[1])
-
-
-def _section(store: str, run_id: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    run = storage.join(storage.absolute(store), "runs", run_id)
-    metrics = read_metrics(run)
-    ordered = sorted(rows, key=lambda row: (row["corpus"], row["split"], row["depth"]))
-    return {
-        "run_id": run_id,
-        "rows": ordered,
-        "headline": _headline(ordered),
-        "curves": _figure(_training_curves(metrics), f"curves-{run_id}") if metrics else "",
-        "cost": _cost(ordered[0], metrics),
-        "examples": _examples(read_hypotheses(store, run_id), ordered),
-        "provenance": json.loads(ordered[0]["versions"] or "{}"),
+def _page(store: str, rows: list[Row]) -> str:
+    runs: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: int(row["depth"])):
+        runs[row["run_id"]].append(row)
+    place = rows[-1]["corpus"], rows[-1]["split"]
+    here = {run_id: found for run_id, members in runs.items() if (found := _at(members, place))}
+    best = min(here, key=lambda run_id: (here[run_id][-1]["kind"] != "fold", here[run_id][-1]["wer"]))
+    # Newest first; the best, which the page begins with, in any case.
+    newest = sorted(runs, key=lambda run_id: max(row["created"] for row in runs[run_id]), reverse=True)
+    shown = [best, *(run_id for run_id in newest if run_id != best)][:SECTIONS]
+    said = {
+        run_id: said_by_place(store, run_id).get((*place, "ctc"), {}) for run_id in {*shown, *_baselines(here).values()}
     }
+    against = {run_id: _against_baselines(run_id, here, said) for run_id in shown if run_id in here}
+    marks = {
+        (run_id, depth): "*" if pair["significant"] else ""
+        for run_id, pairs in against.items()
+        for depth, pair in pairs.items()
+    }
+    folds = {run_id: members for run_id, members in here.items() if members[0]["kind"] == "fold"}
+    alone = [row for members in here.values() for row in members if row["kind"] == "baseline"]
+    metrics = {run_id: read_metrics(storage.join(store, "runs", run_id)) for run_id in shown}
+    environment = Environment(loader=PackageLoader("foldray.results", "templates"), autoescape=True)
+    return environment.get_template("report.html").render(
+        # The plot library goes in once, inline: the page must work without a network.
+        plotly=plotly.offline.get_plotlyjs(),
+        place=" ".join(place),
+        best=best,
+        headline=_headline(here[best]),
+        verdicts=_verdicts(against.get(best, {})),
+        pareto=plots.as_html(plots.pareto_figure([row for members in here.values() for row in members]), "pareto"),
+        depths=plots.as_html(plots.depth_figure(folds, alone, marks), "depths"),
+        marked=any(marks.values()),
+        searches=[_search(search) for search in read_searches(store)],
+        costs=[_cost(run_id, runs[run_id], metrics[run_id]) for run_id in shown],
+        left_out=len(runs) - len(shown),
+        sections=[
+            _section(store, run_id, runs[run_id], metrics[run_id], said[run_id], against.get(run_id, {}))
+            for run_id in shown
+        ],
+    )
 
 
-def _headline(rows: list[dict[str, Any]]) -> str:
-    """One sentence: what one file saves and what each depth of it scores."""
-    place = (rows[0]["corpus"], rows[0]["split"])
+def _at(rows: Sequence[Row], place: Place) -> list[Row]:
+    """The rows on one test set: of the depths that were trained, where any was, and of the last step scored."""
     here = [row for row in rows if (row["corpus"], row["split"]) == place]
-    first = [row for row in here if row["trained"]] or here
-    deepest = first[-1]
+    newest = max((row["step"] for row in here), default=0)
+    here = [row for row in here if row["step"] == newest]
+    return [row for row in here if row["trained"]] or here
+
+
+def _baselines(here: dict[str, list[Row]]) -> dict[int, str]:
+    """The newest run of each depth trained by itself."""
+    alone = [rows[0] for rows in here.values() if rows[0]["kind"] == "baseline"]
+    return {row["depth"]: row["run_id"] for row in sorted(alone, key=lambda row: str(row["created"]))}
+
+
+def _against_baselines(run_id: str, here: dict[str, list[Row]], said: dict[str, Said]) -> dict[int, Row]:
+    """Each depth of a fold compared with the model of that depth trained by itself, where there is one."""
+    if here[run_id][0]["kind"] == "baseline":
+        return {}
+    found = {}
+    for depth, baseline in _baselines(here).items():
+        ours, theirs = said[run_id].get(depth), said[baseline].get(depth)
+        if ours and theirs:
+            found[depth] = {**compare_hypotheses(ours, theirs, f"{run_id} and {baseline}"), "baseline": baseline}
+    return found
+
+
+def _headline(rows: list[Row]) -> str:
+    """One sentence: what one file saves and what each depth of it scores."""
+    deepest = rows[-1]
     saved = 1 - deepest["params_stored"] / deepest["params_unrolled"]
-    scores = ", ".join(f"{row['wer']:.1%} at depth {row['depth']}" for row in first)
+    scores = ", ".join(f"{row['wer']:.1%} at depth {row['depth']}" for row in rows)
     return (
         f"One file of {deepest['params_stored'] / 1e6:.2f} M parameters ({deepest['bytes_stored'] / 1e6:.1f} MB) "
         f"serves every depth, {saved:.1%} less than an unshared model of depth {deepest['depth']}. WER: {scores}."
     )
 
 
-def _cost(row: dict[str, Any], metrics: list[Record]) -> list[tuple[str, str]]:
-    padding = sum(r["padding"] * r["audio_seconds"] for r in metrics) / max(
-        1e-9, sum(r["audio_seconds"] for r in metrics)
-    )
+def _verdicts(against: dict[int, Row]) -> list[str]:
+    """What the saving costs, depth by depth, and whether that is more than chance."""
     return [
-        ("training time", f"{row['train_seconds'] / 60:.1f} min over {row['step']:,} steps"),
-        ("audio trained on", f"{row['train_audio_seconds'] / 3600:.1f} h, repeats counted"),
-        (
-            "training speed",
-            f"{row['train_audio_seconds'] / max(1e-9, row['train_seconds']):.0f} audio seconds per second",
-        ),
-        ("padding", f"{padding:.1%} of the audio in batches"),
-        ("stored weights", f"{row['bytes_stored'] / 1e6:.1f} MB"),
-        ("peak memory of scoring", f"{max(row['peak_rss_bytes'], 0) / 2**20:.0f} MiB"),
-        ("recipe, seed", f"{row['recipe']}, {row['seed']}"),
-        ("spec hash, git commit", f"{row['spec_hash']}, {row['git_commit'][:12] or 'none'}"),
+        f"Depth {depth}: {pair['difference']:+.2%} WER against {pair['baseline']}, trained by itself "
+        f"({pair['wer_a']:.2%} and {pair['wer_b']:.2%}; 95 % interval {pair['low']:+.2%} to {pair['high']:+.2%}, "
+        f"MAPSSWE p = {pair['p_value']:.3f}): {'significant' if pair['significant'] else 'not significant'}."
+        for depth, pair in sorted(against.items())
     ]
 
 
-def _examples(hypotheses: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Ten utterances with every depth's text: those with most errors at the deepest, then by id."""
-    deepest = rows[-1]
-    place = (deepest["corpus"], deepest["split"])
-    by_id: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    for entry in sorted(hypotheses, key=lambda entry: str(entry["created"])):
-        if (entry["corpus"], entry["split"], entry["decoding"]) == (*place, "ctc"):
-            by_id[entry["id"]][entry["depth"]] = entry
-    ranked = sorted(by_id.items(), key=lambda item: (-_errors(item[1].get(deepest["depth"])), item[0]))
-    # Half of them the worst, half right or nearly: a page of nothing but errors would mislead.
+def _search(search: Search) -> dict[str, Any]:
+    """History and importance for every objective that has figures."""
+    figures = []
+    trials = [trial for trial in search.trials if trial.kind == "trial"]
+    for objective in search.objectives:
+        name = f"{search.search_id}-{objective}"
+        figures.append(plots.as_html(plots.history_figure(trials, objective), f"history-{name}"))
+        weights = importances(search, objective)
+        if weights:
+            figures.append(plots.as_html(plots.importance_figure(weights, objective), f"importance-{name}"))
+    return {"search_id": search.search_id, "trials": search.trials, "objectives": search.objectives, "figures": figures}
+
+
+def _cost(run_id: str, rows: list[Row], metrics: Sequence[Record]) -> dict[str, str]:
+    row = rows[-1]
+    audio = sum(record["audio_seconds"] for record in metrics)
+    padding = sum(record["padding"] * record["audio_seconds"] for record in metrics) / audio if audio else 0.0
+    speed = row["train_audio_seconds"] / row["train_seconds"] if row["train_seconds"] else 0.0
+    return {
+        "run": run_id,
+        "training": f"{row['train_seconds']:,.0f} s",
+        "steps": f"{row['step']:,}",
+        "audio, repeats counted": f"{row['train_audio_seconds'] / 3600:.1f} h",
+        "audio s/s": f"{speed:.0f}",
+        "padding": f"{padding:.1%}",
+        "stored": f"{row['bytes_stored'] / 1e6:.1f} MB",
+        "MMACs/s": " / ".join(f"{each['macs_per_audio_second'] / 1e6:,.0f}" for each in _once(rows)),
+        "RTFx": " / ".join(f"{each['rtfx']:.0f}" for each in _once(rows)),
+        "peak memory of scoring": f"{max(each['peak_rss_bytes'] for each in rows) / 2**20:,.0f} MiB",
+    }
+
+
+def _once(rows: list[Row]) -> list[Row]:
+    """One row of every depth, by depth."""
+    return [by_depth for _, by_depth in sorted({row["depth"]: row for row in rows}.items())]
+
+
+def _section(
+    store: str, run_id: str, rows: list[Row], metrics: list[Record], said: Said, against: dict[int, Row]
+) -> dict[str, Any]:
+    run = storage.join(store, "runs", run_id)
+    facts = _read(storage.join(run, "run.json"))
+    row = rows[-1]
+    return {
+        "run_id": run_id,
+        "rows": [{**each, "pair": against.get(each["depth"])} for each in rows],
+        "curves": plots.as_html(plots.training_figure(metrics), f"curves-{run_id}") if metrics else "",
+        "examples": _examples(said),
+        "provenance": {
+            **{
+                name: row[name]
+                for name in ("recipe", "family", "private", "order", "alpha", "beta", "seed", "device", "precision")
+            },
+            "spec hash": row["spec_hash"],
+            "git commit": row["git_commit"] or "none",
+            "scored": row["created"],
+            **{f"run.{name}": value for name, value in facts.items() if name not in ("versions", "git_commit")},
+            **json.loads(row["versions"] or "{}"),
+        },
+        "spec": json.dumps(_read(storage.join(run, "spec.json")), indent=1),
+    }
+
+
+def _read(file: str) -> Any:
+    """A JSON file; an empty mapping where a model came from elsewhere and there is none."""
+    return storage.read_json(file) if storage.exists(file) else {}
+
+
+def _examples(said: Said) -> list[dict[str, Any]]:
+    """Ten utterances, every depth aligned with the reference: half of them the worst at the deepest, half the best,
+    since a page of nothing but errors would mislead."""
+    if not said:
+        return []
+    deepest = said[max(said)]
+    ranked = sorted(deepest, key=lambda i: (-sum(deepest[i]["alignment"].count(step) for step in "SDI"), i))
     half = EXAMPLES // 2
     chosen = ranked if len(ranked) <= EXAMPLES else [*ranked[:half], *ranked[-half:]]
     return [
-        {"id": i, "reference": next(iter(depths.values()))["reference"], "depths": sorted(depths.items())}
-        for i, depths in chosen
+        {
+            "id": i,
+            "reference": deepest[i]["reference"],
+            "depths": [
+                (depth, aligned_words(by_id[i]["reference"], by_id[i]["hypothesis"], by_id[i]["alignment"]))
+                for depth, by_id in sorted(said.items())
+                if i in by_id
+            ],
+        }
+        for i in chosen
     ]
-
-
-def _errors(entry: dict[str, Any] | None) -> int:
-    return entry["substitutions"] + entry["deletions"] + entry["insertions"] if entry else 0
-
-
-def _wer_by_depth(runs: dict[str, list[dict[str, Any]]]) -> go.Figure:
-    figure = go.Figure()
-    for run_id, rows in runs.items():
-        for place in sorted({(row["corpus"], row["split"]) for row in rows}):
-            points = sorted((r for r in rows if (r["corpus"], r["split"]) == place), key=lambda row: row["depth"])
-            figure.add_scatter(
-                x=[row["depth"] for row in points],
-                y=[100 * row["wer"] for row in points],
-                text=[row["path"] for row in points],
-                mode="lines+markers",
-                name=run_id if len(runs) > 1 else f"{place[0]} {place[1]}",
-                hovertemplate="depth %{x}: %{y:.1f} % WER<br>path %{text}",
-            )
-    figure.update_layout(xaxis_title="logical depth", yaxis_title="WER, %", yaxis_rangemode="tozero")
-    figure.update_xaxes(dtick=1)
-    return figure
-
-
-def _training_curves(metrics: list[Record]) -> go.Figure:
-    """Every part of the loss for every depth, over the steps that ran it."""
-    figure = go.Figure()
-    for part, (title, dash) in CURVES.items():
-        for depth in sorted({depth for record in metrics for depth in record.get(part, {})}, key=int):
-            points = [(r["step"], r[part][depth]) for r in metrics if depth in r.get(part, {})]
-            values = [value for _, value in points]
-            if any(values):
-                figure.add_scatter(
-                    x=[step for step, _ in points],
-                    y=values if part == "valid_ctc" else _smooth(values),
-                    mode="lines+markers" if part == "valid_ctc" else "lines",
-                    line_dash=dash,
-                    name=f"{title}, depth {depth}",
-                )
-    figure.update_layout(xaxis_title="step", yaxis_title="per label; KL and hidden per frame", yaxis_type="log")
-    return figure
-
-
-CURVES = {
-    "ctc": ("CTC", "solid"),
-    "attention": ("attention", "longdash"),
-    "kl": ("KL", "dot"),
-    "hidden": ("hidden states", "dashdot"),
-    "valid_ctc": ("validation CTC", "dash"),
-}
-
-
-def _smooth(values: list[float]) -> list[float]:
-    """Exponential average over about twenty steps."""
-    smoothed: list[float] = []
-    for value in values:
-        smoothed.append(value if not smoothed else 0.95 * smoothed[-1] + 0.05 * value)
-    return smoothed
-
-
-def _figure(figure: go.Figure, name: str) -> str:
-    figure.update_layout(
-        template="plotly_white", margin={"l": 50, "r": 10, "t": 10, "b": 40}, height=360,
-        legend={"orientation": "h", "y": -0.25},
-    )  # fmt: skip
-    return str(
-        figure.to_html(
-            full_html=False,
-            include_plotlyjs=False,
-            div_id=name,
-            config={"responsive": True, "displaylogo": False},
-        )
-    )

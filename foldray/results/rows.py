@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from foldray import storage
+from foldray.results.alignment import align_words
+from foldray.results.files import local_files
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class ResultRow(BaseModel):
@@ -76,11 +79,12 @@ class Hypothesis(BaseModel):
     substitutions: int
     deletions: int
     insertions: int
+    alignment: str = Field(description="C, S, D or I for each step")
     created: str = Field(description="of the evaluation, as in its result rows")
 
 
 _TYPES: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-_ADDED = {"trained": True, "decoding": "ctc"}
+_SINCE_VERSION_2 = {"trained": pa.scalar(True), "decoding": pa.scalar("ctc")}
 """Columns that version 1 lacks, with what they were then."""
 
 
@@ -88,46 +92,66 @@ def _schema(model: type[BaseModel]) -> pa.Schema:
     return pa.schema([(name, _TYPES.get(f.annotation, pa.string())) for name, f in model.model_fields.items()])
 
 
+SCHEMAS = {"results": _schema(ResultRow), "hypotheses": _schema(Hypothesis)}
+"""The two kinds of files, by their folders in a store."""
+
+
 def write_rows(store: str, rows: Sequence[ResultRow], hypotheses: Sequence[Hypothesis]) -> None:
     """Append one evaluation: hypotheses first, so that whoever sees the rows finds them too."""
     name = f"{rows[0].run_id}-{uuid.uuid4().hex[:12]}.parquet"
-    _write(storage.join(store, "hypotheses", name), Hypothesis, hypotheses)
-    _write(storage.join(store, "results", name), ResultRow, rows)
+    _write(storage.join(store, "hypotheses", name), SCHEMAS["hypotheses"], hypotheses)
+    _write(storage.join(store, "results", name), SCHEMAS["results"], rows)
 
 
-def _write(uri: str, model: type[BaseModel], records: Sequence[BaseModel]) -> None:
+def _write(uri: str, schema: pa.Schema, records: Sequence[BaseModel]) -> None:
     target = io.BytesIO()
-    table = pa.Table.from_pylist([record.model_dump() for record in records], _schema(model))
+    table = pa.Table.from_pylist([record.model_dump() for record in records], schema)
     pq.write_table(table, target, compression="zstd")
     storage.write_bytes(uri, target.getvalue())
 
 
-def read_rows(store: str) -> list[dict[str, Any]]:
-    """All result rows of a store, oldest first, those of older schema versions with today's columns."""
-    return sorted(
-        ({**_ADDED, **row} for row in _read(store, "results")),
-        key=lambda row: (row["created"], row["run_id"], row["depth"]),
-    )
+def read_table(store: str, kind: str, run_id: str = "") -> pa.Table:
+    """All rows of a kind, or those of one run, with today's columns whatever version wrote them."""
+    files = [str(path) for path in local_files(store, kind, run_id)]
+    if not files:
+        return SCHEMAS[kind].empty_table()
+    # Columns that a file lacks become null; those of a newer foldray are left alone.
+    table = ds.dataset(files, schema=SCHEMAS[kind], format="parquet").to_table()
+    for name, value in _SINCE_VERSION_2.items():
+        if name in table.column_names and table[name].null_count:
+            place = table.column_names.index(name)
+            table = table.set_column(place, SCHEMAS[kind].field(name), table[name].fill_null(value))
+    return _aligned(table) if "alignment" in table.column_names else table
+
+
+def _aligned(table: pa.Table) -> pa.Table:
+    """Alignments, which version 3 brought, also for hypotheses from before."""
+    if not table["alignment"].null_count:
+        return table
+    columns = (table[name].to_pylist() for name in ("alignment", "reference", "hypothesis"))
+    values = [known or align_words(said, heard) for known, said, heard in zip(*columns, strict=True)]
+    return table.set_column(table.column_names.index("alignment"), "alignment", pa.array(values, pa.string()))
+
+
+def read_rows(store: str, run_id: str = "") -> list[dict[str, Any]]:
+    """All result rows, or those of one run, oldest first, also what was scored again since."""
+    table = read_table(store, "results", run_id)
+    rows: list[dict[str, Any]] = table.sort_by(
+        [(name, "ascending") for name in ("created", "run_id", "depth")]
+    ).to_pylist()
+    return rows
 
 
 def read_hypotheses(store: str, run_id: str) -> list[dict[str, Any]]:
     """Every hypothesis of a run."""
-    return [{"decoding": "ctc", **row} for row in _read(store, "hypotheses", run_id) if row["run_id"] == run_id]
-
-
-def _read(store: str, folder: str, prefix: str = "") -> list[dict[str, Any]]:
-    place = storage.join(storage.absolute(store), folder)
-    names = [name for name in storage.list_files(place) if name.endswith(".parquet") and name.startswith(prefix)]
-    tables = [pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(place, name)))) for name in names]
-    rows: list[dict[str, Any]] = []
-    for table in tables:
-        rows.extend(table.to_pylist())
+    rows: list[dict[str, Any]] = read_table(store, "hypotheses", run_id).to_pylist()
     return rows
 
 
 def newest_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last row of each (run, step, depth, corpus, split, decoding): scoring again replaces, the files stay."""
-    newest = {
-        tuple(row[name] for name in ("run_id", "step", "depth", "corpus", "split", "decoding")): row for row in rows
-    }
-    return list(newest.values())
+    """The last row of each EVALUATION: scoring again replaces, the files stay. `rows` oldest first."""
+    return list({tuple(row[name] for name in EVALUATION): row for row in rows}.values())
+
+
+EVALUATION = ("run_id", "step", "depth", "corpus", "split", "decoding")
+"""What is scored once: another row of the same replaces the one before."""

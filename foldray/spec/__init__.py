@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from foldray import storage
 from foldray.spec.data import (
     BUILTIN_CORPUS,
     SAMPLE_RATE,
@@ -17,17 +18,21 @@ from foldray.spec.data import (
     TextProfile,
 )
 from foldray.spec.model import Family, FoldSpec, LossSpec, ModelSpec
+from foldray.spec.search import Asha, Domain, SearchSpec
 from foldray.spec.section import Section
 from foldray.spec.training import CheckpointSpec, OptimSpec, ScaleSpec, Tracker, ValidSpec
 
 __all__ = [
-    "BUILTIN_CORPUS", "SAMPLE_RATE", "AugmentSpec", "BatchSpec", "CheckpointSpec", "CorpusSpec", "Family", "FoldSpec",
-    "Layout", "LossSpec", "ModelSpec", "OptimSpec", "RunSpec", "ScaleSpec", "StorageSpec", "TextProfile", "Tracker",
-    "ValidSpec",
+    "BUILTIN_CORPUS", "SAMPLE_RATE", "Asha", "AugmentSpec", "BatchSpec", "CheckpointSpec", "CorpusSpec", "Domain",
+    "Family", "FoldSpec", "Layout", "LossSpec", "ModelSpec", "OptimSpec", "RunSpec", "ScaleSpec", "SearchSpec",
+    "StorageSpec", "TextProfile", "Tracker", "ValidSpec",
 ]  # fmt: skip
 
-NOT_HASHED = ("about", "storage", "scale", "checkpoint", "corpus", "tracking")
+NOT_HASHED = ("about", "storage", "scale", "checkpoint", "corpus", "tracking", "search")
 """Sections that no result depends on; the corpus is hashed by what is in it."""
+
+RUN = "run:"
+VALIDATION_SPLITS = {"valid", "dev", "validation"}
 
 DEFAULTS_VERSION = 3
 """Raise it with every change to the default of a field that results depend on, or to the order of an epoch."""
@@ -62,6 +67,7 @@ class RunSpec(Section):
         "set up by its own environment variables.",
     )
     seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
+    search: SearchSpec | None = Field(None, description="What `foldray tune` varies.")
 
     @model_validator(mode="after")
     def _every_utterance_fits(self) -> "RunSpec":
@@ -79,7 +85,7 @@ class RunSpec(Section):
             raise ValueError(f"valid.depth: {self.valid.depth} is not trained; say one of {trained}")
         named = {split.partition("=")[0] for split in self.corpus.splits}
         for field, asked in (("patience", self.valid.patience), ("final", self.valid.final == "best")):
-            if asked and not named & {"valid", "dev", "validation"}:
+            if asked and not named & VALIDATION_SPLITS:
                 raise ValueError(f"valid.{field}: needs a validation split; add valid to corpus.splits")
         if self.valid.final == "best" and self.optim.average > 1:
             raise ValueError("valid.final: best is one checkpoint; set optim.average=1, or valid.final=last")
@@ -94,6 +100,30 @@ class RunSpec(Section):
             raise ValueError("model.seed_layers: svd puts what the mean leaves out into LoRA; add lora to fold.private")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_searched(self) -> "RunSpec":
+        if not self.search:
+            return self
+        for name in (*self.search.space, *self.search.start):
+            section, *inner = name.split(".")
+            kind = type(self).model_fields[section].annotation if section in type(self).model_fields else None
+            if section in NOT_HASHED:
+                raise ValueError(f"search: {name} is shared by all trials, or changes none of them")
+            fields = getattr(kind, "model_fields", {})
+            if kind is None or (inner and inner[0] not in fields) or (fields and not inner):
+                raise ValueError(f"search: {name} is no field of a spec")
+        if self.search.objectives and not {split.partition("=")[0] for split in self.corpus.splits} & VALIDATION_SPLITS:
+            raise ValueError("search: trials are ranked by a validation split; add valid to corpus.splits")
+        return self
+
+    def found_model(self) -> ModelSpec:
+        """`model`; a checkpoint `run:RUN_ID`, the seed of a run in this store, as the URI where it lies."""
+        if not (self.model.checkpoint or "").startswith(RUN):
+            return self.model
+        run_id = str(self.model.checkpoint).removeprefix(RUN)
+        uri = storage.join(storage.absolute(self.storage.root), "runs", run_id, "model")
+        return self.model.model_copy(update={"checkpoint": uri})
+
     def spec_hash(self, corpus_id: str, vocabulary: str) -> str:
         """Ten hex digits over every field that results depend on, the prepared corpus's identity and its units' digest.
 
@@ -104,6 +134,13 @@ class RunSpec(Section):
         if self.optim.average > 1:
             facts["average_every"] = self.checkpoint.every_steps
         return hashlib.sha256(json.dumps({**kept, **facts}, sort_keys=True).encode()).hexdigest()[:10]
+
+    def search_hash(self, corpus_id: str, vocabulary: str) -> str:
+        """Ten hex digits over what is searched and how; neither how long nor how much at once."""
+        assert self.search
+        asked = self.search.model_dump(mode="json", exclude={"trials", "concurrent"})
+        facts = json.dumps([self.spec_hash(corpus_id, vocabulary), asked], sort_keys=True)
+        return hashlib.sha256(facts.encode()).hexdigest()[:10]
 
     def other_results(self, other: "RunSpec") -> str | None:
         """The first field in which two specs differ and that results depend on; None where there is none."""

@@ -19,7 +19,8 @@ class ModelSpec(Section):
     family: Family = Field(description="Which kind of transformers CTC model.")
     checkpoint: str | None = Field(
         None,
-        description="Folder or hub name of a stock checkpoint to start from; without one, random weights.",
+        description="Folder, URI or hub name of a stock checkpoint to start from, or run:RUN_ID, the seed of a "
+        "finished run in the same store; without one, random weights.",
     )
     config: dict[str, Any] = Field(
         default_factory=dict, description="Fields of the model's transformers configuration."

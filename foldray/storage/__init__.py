@@ -196,6 +196,24 @@ def create(uri: str, data: bytes) -> bool:
             os.link(part, local_path(uri))
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return _create_without_links(local_path(uri), data)
+    return True
+
+
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What file systems without hard links answer: FAT, mounted buckets, some network shares."""
+
+
+def _create_without_links(target: Path, data: bytes) -> bool:
+    """As `create`; but a reader may see the file empty for a moment."""
+    try:
+        with target.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
     return True
 
 

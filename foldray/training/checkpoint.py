@@ -161,11 +161,14 @@ def _has_its_files(uri: str) -> bool:
     files for half a checkpoint and removed them.
     """
     try:
-        expected = storage.read_json(storage.join(uri, MANIFEST))
+        bytes_by_name = {
+            name: described["bytes"] for name, described in storage.read_json(storage.join(uri, MANIFEST)).items()
+        }
     except FileNotFoundError:  # retention came in between
         return False
-    sizes = storage.file_sizes(storage.join(uri, name) for name in expected)
-    return sizes == [described["bytes"] for described in expected.values()]
+    except (ValueError, AttributeError, LookupError, TypeError):  # a local file that lost power has no content
+        return False
+    return storage.file_sizes(storage.join(uri, name) for name in bytes_by_name) == [*bytes_by_name.values()]
 
 
 @dataclass(frozen=True)

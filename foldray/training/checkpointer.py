@@ -1,5 +1,6 @@
 """Checkpoints behind the training thread's back: written by a thread of the first worker, one at a time."""
 
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -15,6 +16,8 @@ from foldray.training.checkpoint import (
     write_checkpoint,
 )
 from foldray.training.job import Stopped, TrainJob
+
+_log = logging.getLogger("foldray.training")
 
 
 class Checkpointer:
@@ -92,13 +95,18 @@ class Checkpointer:
 
     def _retain(self, step: int) -> None:
         """Remove all but the newest checkpoints, one for each step, and those that must stay."""
-        found = whole_checkpoints(self._job.run)
+        found = [each for each in whole_checkpoints(self._job.run) if each.attempt <= self._attempt]
+        # After the listing: this process may have slept, and a newer attempt knows better what must stay.
+        self._check()
         newest = sorted({each.step for each in found})[-self._job.spec.checkpoint.keep :]
         kept = self._kept_steps(step) | set(newest)
         latest = {each.step: each for each in found}
         for each in found:
             if each.step not in kept or latest[each.step] != each:
-                remove_checkpoint(each.uri)
+                try:
+                    remove_checkpoint(each.uri)
+                except OSError as error:  # somebody reads it over a network file system, say
+                    _log.warning("the checkpoint %s could not be removed: %s", each.uri, error)
 
     def _remove_half(self) -> None:
         """Remove what older attempts left unfinished; they are fenced off and will not finish it."""

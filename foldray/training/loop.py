@@ -32,8 +32,8 @@ _log = logging.getLogger("foldray.training")
 ASK_SECONDS = 5.0
 """How often workers ask together whether a preemption is announced; each asking is a round trip to an actor."""
 
-VALIDATION_SECONDS, POLL_SECONDS = 3600.0, 0.2
-"""How long a validation may keep training waiting before it counts as one without a score, and how often one looks."""
+POLL_SECONDS = 0.2
+"""How often workers look together whether a validation is done."""
 
 FAILED, SUPERSEDED, ASK = range(3)
 """Signals that travel with the losses."""
@@ -157,7 +157,11 @@ class _Training:
 
     def _final_steps(self, position: Position) -> list[int]:
         """The steps of the checkpoints that the final model is made of; the first worker knows."""
-        best = self.validations.best_step() if self.spec.valid.final == "best" else None
+        if self.spec.valid.final != "best" or not self.checkpointer:
+            return steps_to_average(self.spec, position.step)
+        best = self.validations.best_step({found.step for found in whole_checkpoints(self.job.run)})
+        if best is None:
+            _log.warning("no checkpoint has a validation score; the last one becomes the final model")
         return steps_to_average(self.spec, position.step) if best is None else [best]
 
     # --- Signals ---
@@ -219,21 +223,22 @@ class _Training:
         until it is given up.
         """
         began = time.perf_counter()
-        while not self.worker.from_first([self._is_scored(began)])[0]:
+        while not self.worker.from_first([self._is_scored()])[0]:
             time.sleep(POLL_SECONDS)
         if self.worker.rank == 0:
             self.validations.settle()
         return time.perf_counter() - began
 
-    def _is_scored(self, began: float) -> bool:
+    def _is_scored(self) -> bool:
         """Whether the first worker waits for no score any longer."""
-        if not self.checkpointer or time.perf_counter() - began > VALIDATION_SECONDS:
-            return True
-        return self.checkpointer.is_idle and self.validations.are_done()
+        return not self.checkpointer or (self.checkpointer.is_idle and not self.validations.are_waited_for())
 
     def _on_whole(self, position: dict[str, int], uri: str) -> None:
         """Begin to score a checkpoint that is in the store, where it is one that is scored."""
         if not self.validate or not is_validated(self.spec, Position(**position)):
+            return
+        if not self.validations.are_done():
+            _log.warning("step %d is not scored: the validation before it is not done", position["step"])
             return
         try:
             self.validations.begin(position["step"], self.validate(position["step"], uri))
@@ -241,13 +246,16 @@ class _Training:
             _log.warning("the validation of step %d could not begin: %r", position["step"], error)
 
     def _validate_again(self) -> None:
-        """Score the newest checkpoint that a killed attempt began to score and did not finish."""
+        """Score the checkpoints that a killed attempt began to score and did not finish."""
         if not self.checkpointer or not self.validate:
             return
         scored = self.validations.scores()
-        for found in reversed(whole_checkpoints(self.job.run)):
+        for found in whole_checkpoints(self.job.run):
             position = storage.read_json(storage.join(found.uri, STATE_FILE))
-            if is_validated(self.spec, Position(**position)):
-                if found.step not in scored:
-                    self._on_whole(position, found.uri)
-                return
+            if found.step not in scored and is_validated(self.spec, Position(**position)):
+                self._on_whole(position, found.uri)
+                if found.step < self.state.start.step:
+                    # Whether the run is over where it begins again depends on this one.
+                    while self.validations.are_waited_for():
+                        time.sleep(POLL_SECONDS)
+                    self.validations.settle()

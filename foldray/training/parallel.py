@@ -41,9 +41,12 @@ def wrap(model: nn.Module, worker: Worker, *, find_unused: bool) -> nn.Module:
     """The module to call: under DistributedDataParallel, unless it is sharded or this worker is alone."""
     if worker.world == 1 or is_sharded(model):
         return model
+    # Where it looks for none that is unused, it lays out its buffers anew after the first step: three or more gloo
+    # ranks, whose sums depend on the layout, would then not resume to the same bits.
+    fixed = find_unused or worker.device.type == "cpu"
     # Gradients that are views of the exchanged buffers: no second copy of them.
     return DistributedDataParallel(
-        model, broadcast_buffers=False, find_unused_parameters=find_unused, gradient_as_bucket_view=True
+        model, broadcast_buffers=False, find_unused_parameters=fixed, gradient_as_bucket_view=True
     )
 
 

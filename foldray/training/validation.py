@@ -1,7 +1,8 @@
 """Scores on the validation split, of a checkpoint, beside training; and what follows from them."""
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Container
 from concurrent.futures import Future
 
 import jiwer
@@ -18,6 +19,9 @@ from foldray.results.metrics import VALIDATION, Record, write_metrics
 from foldray.spec import RunSpec
 
 _log = logging.getLogger("foldray.training")
+
+VALIDATION_SECONDS = 3600.0
+"""How long a validation may keep training waiting."""
 
 
 @torch.no_grad()
@@ -71,21 +75,32 @@ class Validations:
         self._patience = spec.valid.patience
         self._on_record = on_record
         self._known = known
-        self._under_way: dict[int, Future[Record]] = {}
+        self._under_way: dict[int, tuple[Future[Record], float]] = {}
 
     def begin(self, step: int, scoring: Future[Record]) -> None:
         """Note that the checkpoint of a step is being scored."""
-        self._under_way[step] = scoring
+        self._under_way[step] = scoring, time.monotonic()
 
     def are_done(self) -> bool:
         """Whether none is under way any more."""
-        return all(scoring.done() for scoring in self._under_way.values())
+        return all(scoring.done() for scoring, _ in self._under_way.values())
+
+    def are_waited_for(self) -> bool:
+        """Whether one is under way that began in the last hour."""
+        late = time.monotonic() - VALIDATION_SECONDS
+        return any(began > late and not scoring.done() for scoring, began in self._under_way.values())
 
     def settle(self) -> None:
-        """Take in the scores of those under way. One that failed, or is not done, has none, and training goes on."""
-        for step, scoring in list(self._under_way.items()):
+        """Take in the scores that are there; one that failed has none, and training goes on.
+
+        What is not done stays under way: its checkpoint must stay as long, or its score would be of nothing.
+        """
+        for step, (scoring, _) in list(self._under_way.items()):
+            if not scoring.done():
+                _log.warning("the checkpoint of step %d is still being scored; training goes on without", step)
+                continue
             try:
-                self._known[step] = scoring.result(timeout=0)
+                self._known[step] = scoring.result()
                 self._on_record(self._known[step])
             except Exception as error:
                 _log.warning("the checkpoint of step %d has no validation score: %r", step, error)
@@ -103,9 +118,9 @@ class Validations:
         """Whether a run at a validation's step ends there, by the scores of those before it."""
         return is_stopped_early(list(self.scores(step).values()), self._patience)
 
-    def best_step(self) -> int | None:
-        """The step of the best checkpoint; None before any has a score."""
-        scores = self.scores()
+    def best_step(self, among: Container[int] | None = None) -> int | None:
+        """The step of the best checkpoint, `among` some; None where none has a score."""
+        scores = {step: score for step, score in self.scores().items() if among is None or step in among}
         return list(scores)[_best(list(scores.values()))] if scores else None
 
     def kept_steps(self) -> set[int]:

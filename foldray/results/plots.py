@@ -1,0 +1,181 @@
+"""The report's plots, of rows, metrics and trials as they are in the store."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from foldray.results.metrics import Record
+from foldray.results.query import OBJECTIVES, non_dominated
+from foldray.results.searches import TrialRecord
+
+Row = dict[str, Any]
+
+COSTS = {
+    "bytes": ("stored MB", 1e6),
+    "macs": ("GMACs for a second of audio", 1e9),
+    "rtfx": ("RTFx, seconds of audio in a second", 1.0),
+}
+"""What WER is held against: an objective, its axis, and how many of the column make one of that."""
+CURVES = {
+    "ctc": ("CTC", "solid"),
+    "attention": ("attention", "longdash"),
+    "kl": ("KL", "dot"),
+    "hidden": ("hidden states", "dashdot"),
+    "valid_ctc": ("validation CTC", "dash"),
+}
+COLOURS = {"fold": "#2563a8", "baseline": "#b5651d"}
+
+
+def pareto_figure(rows: Sequence[Row]) -> go.Figure:
+    """WER against each of COSTS in turn, by buttons: every row of one test set, and those that nothing beats."""
+    figure = go.Figure()
+    for cost, (_, unit) in COSTS.items():
+        column, sense = OBJECTIVES[cost]
+        shown = cost == next(iter(COSTS))
+        for kind, colour in COLOURS.items():
+            members = [row for row in rows if row["kind"] == kind]
+            figure.add_scatter(
+                x=[row[column] / unit for row in members],
+                y=[100 * row["wer"] for row in members],
+                customdata=[[row["run_id"], row["depth"], row["path"], row["private"]] for row in members],
+                mode="markers",
+                marker={"color": colour, "size": 9},
+                name=kind,
+                visible=shown,
+                hovertemplate="%{customdata[0]}<br>depth %{customdata[1]}, path %{customdata[2]}, private "
+                "%{customdata[3]}<br>%{x:.4g}, %{y:.2f} % WER<extra></extra>",
+            )
+        points_NO = np.array([[sense * row[column], row["wer"]] for row in rows]).reshape(-1, 2)
+        front = sorted({(sense * x, y) for x, y in points_NO[non_dominated(points_NO)].tolist()})
+        figure.add_scatter(
+            x=[x / unit for x, _ in front],
+            y=[100 * y for _, y in front],
+            mode="lines",
+            line={"color": "#5b6675", "dash": "dot"},
+            name="nothing beats these",
+            visible=shown,
+            hoverinfo="skip",
+        )
+    traces = len(COLOURS) + 1
+    buttons = [
+        {
+            "label": cost,
+            "method": "update",
+            "args": [
+                {"visible": [number // traces == i for number in range(traces * len(COSTS))]},
+                {"xaxis.title.text": title},
+            ],
+        }
+        for i, (cost, (title, _)) in enumerate(COSTS.items())
+    ]
+    figure.update_layout(
+        xaxis_title=next(iter(COSTS.values()))[0],
+        yaxis_title="WER, %",
+        updatemenus=[
+            {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "y": 1.15, "xanchor": "left"}
+        ],
+    )
+    return figure
+
+
+def depth_figure(
+    folds: Mapping[str, Sequence[Row]], baselines: Sequence[Row], marks: Mapping[tuple[str, int], str]
+) -> go.Figure:
+    """WER by depth: a line for each fold, a point for each model trained by itself; marks: by run and depth."""
+    figure = go.Figure()
+    for run_id, rows in folds.items():
+        figure.add_scatter(
+            x=[row["depth"] for row in rows],
+            y=[100 * row["wer"] for row in rows],
+            text=[marks.get((run_id, row["depth"]), "") for row in rows],
+            customdata=[[row["path"]] for row in rows],
+            mode="lines+markers+text",
+            textposition="top center",
+            name=run_id,
+            hovertemplate="depth %{x}: %{y:.2f} % WER %{text}<br>path %{customdata[0]}",
+        )
+    if baselines:
+        figure.add_scatter(
+            x=[row["depth"] for row in baselines],
+            y=[100 * row["wer"] for row in baselines],
+            customdata=[[row["run_id"]] for row in baselines],
+            mode="markers",
+            marker={"symbol": "diamond", "size": 11, "color": COLOURS["baseline"]},
+            name="trained by itself",
+            hovertemplate="depth %{x}: %{y:.2f} % WER<br>%{customdata[0]}",
+        )
+    figure.update_layout(xaxis_title="logical depth", yaxis_title="WER, %", yaxis_rangemode="tozero")
+    figure.update_xaxes(dtick=1)
+    return figure
+
+
+def training_figure(metrics: Sequence[Record]) -> go.Figure:
+    """Every part of the loss for every depth, over the steps that ran it."""
+    figure = go.Figure()
+    for part, (title, dash) in CURVES.items():
+        for depth in sorted({depth for record in metrics for depth in record.get(part, {})}, key=int):
+            points = [(record["step"], record[part][depth]) for record in metrics if depth in record.get(part, {})]
+            values = [value for _, value in points]
+            if any(values):
+                figure.add_scatter(
+                    x=[step for step, _ in points],
+                    y=values if part == "valid_ctc" else _smooth(values),
+                    mode="lines+markers" if part == "valid_ctc" else "lines",
+                    line_dash=dash,
+                    name=f"{title}, depth {depth}",
+                )
+    figure.update_layout(xaxis_title="step", yaxis_title="per label; KL and hidden per frame", yaxis_type="log")
+    return figure
+
+
+def history_figure(trials: Sequence[TrialRecord], objective: str) -> go.Figure:
+    """An objective of each trial in order, and the best so far of those that were not stopped."""
+    figure = go.Figure()
+    scale = 100 if objective.startswith("wer") else 1
+    for state, symbol in (("finished", "circle"), ("stopped", "x")):
+        members = [trial for trial in trials if trial.state == state and objective in trial.objectives]
+        figure.add_scatter(
+            x=[trial.number for trial in members],
+            y=[scale * trial.objectives[objective] for trial in members],
+            customdata=[[" ".join(trial.overrides), trial.run_id] for trial in members],
+            mode="markers",
+            marker={"symbol": symbol, "size": 10},
+            name=state,
+            hovertemplate="trial %{x}: %{y:.4g}<br>%{customdata[0]}<br>%{customdata[1]}<extra></extra>",
+        )
+    done = [trial for trial in trials if trial.state == "finished" and objective in trial.objectives]
+    best = np.minimum.accumulate([scale * trial.objectives[objective] for trial in done])
+    figure.add_scatter(
+        x=[trial.number for trial in done], y=best.tolist(), mode="lines", line_shape="hv", name="best so far"
+    )
+    figure.update_layout(xaxis_title="trial", yaxis_title=f"{objective}{', %' if scale == 100 else ''} (validation)")
+    figure.update_xaxes(dtick=1)
+    return figure
+
+
+def importance_figure(importances: Mapping[str, float], objective: str) -> go.Figure:
+    """How much of an objective's differences each field explains."""
+    figure = go.Figure(go.Bar(x=list(importances.values()), y=list(importances), orientation="h"))
+    figure.update_layout(xaxis_title=f"importance for {objective}", yaxis_autorange="reversed")
+    return figure
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """Exponential average over about twenty steps."""
+    smoothed: list[float] = []
+    for value in values:
+        smoothed.append(value if not smoothed else 0.95 * smoothed[-1] + 0.05 * value)
+    return smoothed
+
+
+def as_html(figure: go.Figure, name: str) -> str:
+    """A figure as a part of a page that holds plotly.js already."""
+    top = 50 if figure.layout.updatemenus else 10
+    figure.update_layout(
+        template="plotly_white", margin={"l": 50, "r": 10, "t": top, "b": 40}, height=360,
+        legend={"orientation": "h", "y": -0.25},
+    )  # fmt: skip
+    config = {"responsive": True, "displaylogo": False}
+    return str(figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config))

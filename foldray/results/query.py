@@ -1,0 +1,229 @@
+"""Questions to a store: its rows, hypotheses and runs as tables that DuckDB answers from, and nothing else."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from foldray import storage
+from foldray.errors import UserError, one_line
+from foldray.plan import FOLD_FILE
+from foldray.results.files import READERS
+from foldray.results.rows import EVALUATION, SCHEMAS, read_table
+
+Row = dict[str, Any]
+
+PLACE = ("corpus", "split", "decoding")
+"""What two rows must share to be compared."""
+OBJECTIVES = {
+    "wer": ("wer", 1), "cer": ("cer", 1), "bytes": ("bytes_stored", 1), "macs": ("macs_per_audio_second", 1),
+    "params": ("params_stored", 1), "rtfx": ("rtfx", -1), "memory": ("peak_rss_bytes", 1),
+    "train_seconds": ("train_seconds", 1),
+}  # fmt: skip
+"""What `pareto` weighs: a column, and 1 where less is better, -1 where more is."""
+FILTER = re.compile(r"(\w+)(<=|>=|!=|=|<|>|~)(.*)")
+TABLES = ("results", "hypotheses", "runs")
+
+
+def list_rows(
+    store: str, filters: Sequence[str] = (), sort: str = "-created", limit: int | None = None
+) -> tuple[list[Row], int]:
+    """Rows that all filters let through (see `_where`), sorted by columns ('-' before one: largest first), and how many
+    there are beyond `limit`. What was scored again since is left out. Raises UserError."""
+    where, values = _where(filters)
+    order = ", ".join(f"{_column(name.removeprefix('-'))}{' DESC' * name.startswith('-')}" for name in sort.split(","))
+    with _connect(store, ["results"]) as connection:
+        counted = connection.execute(f"SELECT count(*) FROM results WHERE {where}", values).fetchone()
+        # The rest of the order, so that equal values do not dance.
+        asked = f"SELECT * FROM results WHERE {where} ORDER BY {order}, run_id, depth, corpus, split, decoding"
+        found = _rows(connection.execute(f"{asked} LIMIT {limit}" if limit else asked, values))
+    return found, int(counted[0]) if counted else 0
+
+
+def pareto(
+    store: str, objectives: Sequence[str] = ("wer", "bytes"), filters: Sequence[str] = (), *, dominated: bool = False
+) -> list[Row]:
+    """The rows that no other row of the same test set and decoding beats in one objective without losing in another.
+
+    objectives: two or three of OBJECTIVES. dominated: all rows, each with a field `dominated`. Raises UserError.
+    """
+    for name in objectives:
+        if name not in OBJECTIVES:
+            raise UserError("--of", f"'{name}' is none of {', '.join(OBJECTIVES)}")
+    if not 2 <= len(set(objectives)) == len(objectives) <= 3:
+        raise UserError("--of", "give two or three different objectives, such as wer,bytes")
+    where, values = _where(filters)
+    columns = [OBJECTIVES[name] for name in objectives]
+    with _connect(store, ["results"]) as connection:
+        connection.execute(f"CREATE TEMP TABLE asked AS SELECT * FROM results WHERE {where}", values)
+        places = f"dense_rank() OVER (ORDER BY {', '.join(PLACE)})"
+        senses = ", ".join(f"{sense} * {name} AS o{number}" for number, (name, sense) in enumerate(columns))
+        numbers = connection.execute(f"SELECT {places} AS place, {senses} FROM asked ORDER BY rowid").fetchnumpy()
+        points_NO = np.stack([numbers[f"o{number}"] for number in range(len(columns))], axis=1).astype(np.float64)
+        first_N = np.zeros(len(points_NO), dtype=bool)
+        for place in np.unique(numbers["place"]):
+            members = np.flatnonzero(numbers["place"] == place)
+            first_N[members[non_dominated(points_NO[members])]] = True
+        connection.register("fronts", pa.table({"row": np.arange(len(first_N)), "dominated": ~first_N}))
+        kept = "TRUE" if dominated else "NOT dominated"
+        order = ", ".join([*PLACE, *(f"{sense} * {name}" for name, sense in columns), "run_id", "depth"])
+        asked = f"SELECT asked.*, dominated FROM asked JOIN fronts ON asked.rowid = row WHERE {kept} ORDER BY {order}"
+        return _rows(connection.execute(asked))
+
+
+def non_dominated(points_NO: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which of N points no other one is at most as large as in every objective and smaller in one."""
+    first_N = np.zeros(len(points_NO), dtype=bool)
+    left = np.lexsort(points_NO.T[::-1])
+    while left.size:
+        # Nothing that is left dominates the least of them.
+        best_O = points_NO[left[0]]
+        same_N = (points_NO[left] == best_O).all(axis=1)
+        first_N[left[same_N]] = True
+        left = left[~same_N & (points_NO[left] < best_O).any(axis=1)]
+    return first_N
+
+
+def run_sql(store: str, sql: str, limit: int | None = None) -> tuple[list[Row], list[str]]:
+    """What one SELECT over the tables `results`, `hypotheses` and `runs` answers: rows and the names of the columns.
+
+    It reaches no file and changes nothing. Raises UserError for whatever else is asked.
+    """
+    with duckdb.connect() as parser, _explained():
+        statements = parser.extract_statements(sql)
+        if len(statements) != 1:
+            raise UserError("sql", "give one SELECT")
+        if statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+            raise UserError("sql", f"{statements[0].type.name} is refused; a store is only read, with SELECT")
+    named = [table for table in TABLES if re.search(rf"\b{table}\b", sql, re.IGNORECASE)]
+    with _connect(store, named) as connection, _explained():
+        answer = connection.execute(sql)
+        columns = [column[0] for column in answer.description or ()]
+        return _rows(answer, limit), columns
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except duckdb.PermissionException:
+        raise UserError("sql", "reaches for a file or an extension; only the store's tables can be read") from None
+    except duckdb.Error as error:
+        raise UserError("sql", f"{one_line(error)} (tables: {', '.join(TABLES)})") from None
+
+
+def _connect(store: str, tables: Sequence[str]) -> duckdb.DuckDBPyConnection:
+    """A database in memory with those tables of the store, which can't reach anything else."""
+    root = storage.absolute(store)
+    if not storage.is_folder(root):
+        raise UserError("STORE", f"{store} is not there; give the storage.root of a run")
+    connection = duckdb.connect(config=LOCKED)
+    for kind in tables:
+        if kind == "runs":
+            connection.register("runs", _runs_table(root))
+            continue
+        connection.register(f"all_{kind}", read_table(root, kind))
+        utterance = ["id"] * (kind == "hypotheses")
+        key = ", ".join([name for name in (*EVALUATION, *utterance) if name in SCHEMAS[kind].names])
+        newest = f"row_number() OVER (PARTITION BY {key} ORDER BY created DESC) = 1"
+        connection.execute(f"CREATE VIEW {kind} AS SELECT * FROM all_{kind} QUALIFY {newest}")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+LOCKED: dict[str, str | bool | int | float | list[str]] = {
+    "enable_external_access": False,
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "python_enable_replacements": False,
+}
+
+
+def _runs_table(root: str) -> pa.Table:
+    """A row for each run: what it is, whether it is finished, and its whole spec as JSON."""
+    runs = storage.join(root, "runs")
+    with ThreadPoolExecutor(READERS) as pool:
+        return pa.Table.from_pylist(list(filter(None, pool.map(partial(_run, runs), storage.list_folders(runs)))), RUNS)
+
+
+RUNS = pa.schema(
+    [("run_id", pa.string()), ("recipe", pa.string()), ("family", pa.string()), ("num_layers", pa.int64()),
+     ("depths", pa.list_(pa.int64())), ("order", pa.string()), ("private", pa.string()), ("alpha", pa.float64()),
+     ("beta", pa.float64()), ("lr", pa.float64()), ("seed", pa.int64()), ("corpus", pa.string()),
+     ("finished", pa.bool_()), ("created", pa.string()), ("git_commit", pa.string()), ("spec", pa.string())]
+)  # fmt: skip
+"""The columns of `runs`."""
+
+
+def _run(runs: str, run_id: str) -> Row | None:
+    run = storage.join(runs, run_id)
+    try:
+        spec = storage.read_json(storage.join(run, "spec.json"))
+        facts = storage.read_json(storage.join(run, "run.json"))
+    except FileNotFoundError:  # it has hardly begun
+        return None
+    fold, loss = spec["fold"], spec["loss"]
+    return {
+        "run_id": run_id, "recipe": spec["name"], "family": spec["model"]["family"], "num_layers": fold["num_layers"],
+        "depths": fold["depths"], "order": fold["order"], "private": fold["private"], "alpha": loss["alpha"],
+        "beta": loss["beta"], "lr": spec["optim"]["lr"], "seed": spec["seed"], "corpus": facts["corpus_id"],
+        "finished": storage.exists(storage.join(run, "model", FOLD_FILE)), "created": facts["created"],
+        "git_commit": facts["git_commit"], "spec": json.dumps(spec),
+    }  # fmt: skip
+
+
+def _rows(answer: duckdb.DuckDBPyConnection, limit: int | None = None) -> list[Row]:
+    batches: pa.RecordBatchReader = answer.to_arrow_reader()
+    table = pa.Table.from_batches(batches, batches.schema)
+    rows: list[Row] = (table.slice(0, limit) if limit else table).to_pylist()
+    return rows
+
+
+def _where(filters: Sequence[str]) -> tuple[str, list[Any]]:
+    """SQL and values of filters such as `depth=6`, `depth=6,12` (one of them), `wer<0.1`, `recipe~an4` (contains)."""
+    parts, values = ["TRUE"], []
+    for given in filters:
+        parsed = FILTER.fullmatch(given.strip())
+        if not parsed:
+            raise UserError(given, "is no filter; write depth=6, wer<0.1, run_id~an4 or corpus!=…")
+        name, operator, text = parsed[1], parsed[2], parsed[3].strip()
+        column = _column(name)
+        if operator == "~":
+            parts.append(f"contains(lower({column}::VARCHAR), lower(?))")
+            values.append(text)
+            continue
+        given_values = [_value(name, each.strip()) for each in (text.split(",") if operator in ("=", "!=") else [text])]
+        if operator in ("=", "!="):
+            parts.append(f"{column} {'NOT ' * (operator == '!=')}IN ({', '.join('?' * len(given_values))})")
+        else:
+            parts.append(f"{column} {operator} ?")
+        values += given_values
+    return " AND ".join(parts), values
+
+
+def _column(name: str) -> str:
+    """The name of a column of `results`. Raises UserError with the nearest."""
+    names = SCHEMAS["results"].names
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        raise UserError(name, f"no column{f'; did you mean {close[0]}?' if close else ''} Columns: {', '.join(names)}")
+    return f'"{name}"'
+
+
+def _value(name: str, text: str) -> Any:
+    kind = SCHEMAS["results"].field(name).type
+    try:
+        if pa.types.is_boolean(kind):
+            return {"true": True, "false": False}[text.lower()]
+        return int(text) if pa.types.is_integer(kind) else float(text) if pa.types.is_floating(kind) else text
+    except (ValueError, KeyError):
+        raise UserError(name, f"'{text}' is no {kind} to compare it with") from None

@@ -1,0 +1,107 @@
+"""What a search leaves in the store: `searches/<search id>/search.json`, and a file for each trial."""
+
+import json
+import warnings
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from foldray import storage
+
+State = Literal["running", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial. `config` is what the sampler drew, `overrides` the same as fields of the recipe; `objectives` are of
+    its newest validation; stopped: early, by ASHA."""
+
+    number: int
+    kind: Literal["trial", "baseline", "start"]
+    run_id: str
+    config: dict[str, Any]
+    overrides: list[str]
+    state: State = "running"
+    step: int = 0
+    progress: float = 0.0
+    objectives: dict[str, float] = field(default_factory=dict)
+    loss: float | None = None
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        """As its file and people call it."""
+        return "start" if self.kind == "start" else f"{self.kind}-{self.number:04d}"
+
+
+def write_record(search: str, record: TrialRecord) -> None:
+    """Set a trial's record, whole."""
+    storage.write_json(storage.join(search, "trials", f"{record.name}.json"), asdict(record))
+
+
+def read_records(search: str) -> list[TrialRecord]:
+    """All trials, those of the space first, by number."""
+    folder = storage.join(search, "trials")
+    records = [TrialRecord(**storage.read_json(storage.join(folder, name))) for name in storage.list_files(folder)]
+    kinds = ("start", "trial", "baseline")
+    return sorted(records, key=lambda record: (kinds.index(record.kind), record.number))
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search with all its trials."""
+
+    search_id: str
+    objectives: tuple[str, ...]
+    space: dict[str, dict[str, Any]]
+    trials: list[TrialRecord]
+
+
+def read_searches(store: str) -> list[Search]:
+    """The searches of a store, by id."""
+    folder = storage.join(storage.absolute(store), "searches")
+    found = []
+    for search_id in storage.list_folders(folder):
+        asked = storage.read_json(storage.join(folder, search_id, "search.json"))["spec"]["search"]
+        trials = read_records(storage.join(folder, search_id))
+        found.append(Search(search_id, tuple(asked["objectives"]), asked["space"], trials))
+    return found
+
+
+def importances(search: Search, objective: str) -> dict[str, float]:
+    """How much of an objective's differences each field explains (PED-ANOVA, arXiv 2304.10255), largest first.
+
+    Of the trials that finished, and the fields that all of them have; empty with fewer than four such trials, or where
+    nothing differs.
+    """
+    done = [trial for trial in search.trials if trial.kind == "trial" and trial.state == "finished"]
+    done = [trial for trial in done if objective in trial.objectives]
+    if len(done) < 4 or len({trial.objectives[objective] for trial in done}) < 2:
+        return {}
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study()
+    for trial in done:
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=trial.config,
+                distributions={name: _distribution(search.space[name]) for name in trial.config},
+                value=trial.objectives[objective],
+            )
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+
+
+def _distribution(domain: dict[str, Any]) -> Any:
+    from optuna import distributions
+
+    if values := domain.get("choice") or domain.get("grid"):
+        return distributions.CategoricalDistribution([json.dumps(value) for value in values])
+    if domain.get("integer"):
+        return distributions.IntDistribution(*domain["integer"])
+    log = domain.get("uniform") is None
+    low, high = domain["loguniform"] if log else domain["uniform"]
+    return distributions.FloatDistribution(low, high, log=log)

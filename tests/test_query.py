@@ -1,0 +1,379 @@
+"""Questions to a store: rows in == rows out, fronts == brute force, nothing but the store within reach of SQL."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from foldray.errors import UserError
+from foldray.results import files
+from foldray.results.comparison import compare_runs
+from foldray.results.query import OBJECTIVES, list_rows, non_dominated, pareto, run_sql
+from foldray.results.rows import read_hypotheses, read_rows, write_rows
+from tests.rows import WORDS, at, evaluation, hypothesis, row
+from tests.test_cli import call
+
+pytest_plugins = ["tests.s3_server"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    """Three runs of several depths on two test sets."""
+    rng = random.Random(0)
+    for number in range(3):
+        for split in ("test", "other"):
+            depths = [
+                row(
+                    run_id=f"run-{number}", split=split, depth=depth, wer=rng.random(), created=at(number),
+                    bytes_stored=rng.randint(1, 5) * 1000, macs_per_audio_second=float(rng.randint(1, 9)),
+                    rtfx=float(rng.randint(1, 9)), private="none" if number else "norms",
+                )
+                for depth in (2, 3, 4)
+            ]  # fmt: skip
+            write_rows(
+                str(tmp_path),
+                depths,
+                [hypothesis("one", "one", run_id=f"run-{number}", split=split, created=at(number))],
+            )
+    return str(tmp_path)
+
+
+def test_rows_in_are_rows_out_filtered_and_sorted(store: str) -> None:
+    everything = read_rows(store)
+    assert len(everything) == 18
+    found, total = list_rows(store)
+    assert total == 18
+    assert sorted(found, key=str) == sorted(everything, key=str)
+    assert [r["created"] for r in found] == sorted((r["created"] for r in found), reverse=True)
+
+    found, total = list_rows(
+        store, ["depth=2,4", "wer<0.6", "run_id~RUN", "split!=other", "private=none"], "wer,-depth"
+    )
+    wanted = [
+        r
+        for r in everything
+        if r["depth"] in (2, 4) and r["wer"] < 0.6 and r["split"] == "test" and r["private"] == "none"
+    ]
+    assert found == sorted(wanted, key=lambda r: r["wer"])
+    assert 0 < total == len(wanted) < 18
+    found, total = list_rows(store, ["trained=true"], "-wer", 2)
+    assert (total, [r["wer"] for r in found]) == (18, sorted((r["wer"] for r in everything), reverse=True)[:2])
+
+
+@pytest.mark.parametrize(
+    ("filters", "sort", "where"),
+    [
+        (["deph=3"], "wer", "deph"),
+        (["depth"], "wer", "depth"),
+        (["depth=three"], "wer", "depth"),
+        (["trained=maybe"], "wer", "trained"),
+        ([], "werr", "werr"),
+        (["wer<0.1; DROP TABLE results"], "wer", "wer"),
+        ([], "wer; DROP TABLE results", "wer; DROP TABLE results"),
+    ],
+)
+def test_wrong_filters_are_named(store: str, filters: list[str], sort: str, where: str) -> None:
+    with pytest.raises(UserError) as caught:
+        list_rows(store, filters, sort)
+    assert caught.value.where == where
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_text_is_no_sql(store: str) -> None:
+    assert list_rows(store, ["run_id=' OR 1=1 --"]) == ([], 0)
+    assert list_rows(store, ["run_id~%"]) == ([], 0)
+
+
+def test_scoring_again_replaces(store: str) -> None:
+    again = row(run_id="run-1", depth=3, wer=0.5, created=at(90))
+    write_rows(store, [again], [])
+    found, total = list_rows(store, ["run_id=run-1", "split=test"], "depth")
+    assert (total, [r["depth"] for r in found]) == (3, [2, 3, 4])
+    assert found[1] == again.model_dump()
+    assert len(read_rows(store)) == 19
+    write_rows(store, [row(run_id="run-1", depth=3, step=200, created=at(90))], [])
+    assert list_rows(store, ["run_id=run-1", "split=test"])[1] == 4, "another step is another evaluation"
+
+
+# --- Pareto ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+@pytest.mark.parametrize("values", [3, 10, 1000])
+def test_fronts_are_those_of_brute_force(objectives: int, values: int) -> None:
+    points_NO = np.random.default_rng(0).integers(values, size=(300, objectives)).astype(float)
+    beaten = [any((other <= point).all() and (other < point).any() for other in points_NO) for point in points_NO]
+    assert non_dominated(points_NO).tolist() == [not each for each in beaten]
+    assert not non_dominated(np.empty((0, objectives))).size
+
+
+def test_pareto_of_a_store(store: str) -> None:
+    for objectives in (("wer", "bytes"), ("wer", "macs", "rtfx")):
+        columns = [OBJECTIVES[name] for name in objectives]
+        point = lambda r: [sign * r[name] for name, sign in columns]  # noqa: E731, B023
+        everything = read_rows(store)
+        front = {
+            (r["run_id"], r["split"], r["depth"])
+            for r in everything
+            if not any(
+                o["split"] == r["split"]
+                and all(a <= b for a, b in zip(point(o), point(r), strict=True))
+                and point(o) != point(r)
+                for o in everything
+            )
+        }
+        found = pareto(store, objectives)
+        assert {(r["run_id"], r["split"], r["depth"]) for r in found} == front
+        both = pareto(store, objectives, dominated=True)
+        assert len(both) == 18
+        assert {(r["run_id"], r["split"], r["depth"]) for r in both if not r["dominated"]} == front
+    assert {r["split"] for r in pareto(store, ("wer", "bytes"), ["split=test"])} == {"test"}
+    for wrong in (["wer"], ["wer", "wer"], ["wer", "size"], ["wer", "cer", "bytes", "macs"]):
+        with pytest.raises(UserError, match="--of"):
+            pareto(store, wrong)
+
+
+# --- SQL -------------------------------------------------------------------------------------------
+
+
+def test_sql_over_all_tables(store: str) -> None:
+    rows, columns = run_sql(
+        store, "SELECT depth, count(*) AS n, min(wer) AS best FROM results GROUP BY depth ORDER BY depth"
+    )
+    assert columns == ["depth", "n", "best"]
+    best = {depth: min(r["wer"] for r in read_rows(store) if r["depth"] == depth) for depth in (2, 3, 4)}
+    assert rows == [{"depth": depth, "n": 6, "best": wer} for depth, wer in best.items()]
+    rows, _ = run_sql(
+        store,
+        "WITH r AS (SELECT DISTINCT run_id FROM results) SELECT count(*) AS n FROM r JOIN hypotheses USING (run_id)",
+    )
+    assert rows == [{"n": 6}]
+    assert run_sql(store, 'SELECT count(*) AS n FROM main."runs"')[0] == [{"n": 0}]
+    assert run_sql(store, "DESCRIBE results")[0][0]["column_name"] == "schema_version"
+
+
+SECRET = "a line that nobody may read"
+REFUSED = [
+    "INSERT INTO results SELECT * FROM results", "DELETE FROM results", "UPDATE results SET wer = 0",
+    "DROP VIEW results",
+    "CREATE TABLE mine AS SELECT 1", "COPY results TO '{out}'", "COPY (SELECT 1) TO '{out}'", "EXPORT DATABASE '{out}'",
+    "ATTACH '{out}' AS mine", "INSTALL httpfs", "LOAD httpfs", "LOAD '{secret}'", "SET enable_external_access = true",
+    "RESET lock_configuration", "PRAGMA enable_external_access", "CALL pragma_version()", "USE main", "CHECKPOINT",
+    "SELECT * FROM read_csv('{secret}')", "SELECT * FROM read_text('{secret}')", "SELECT * FROM read_blob('{secret}')",
+    "SELECT * FROM '{secret}'", "SELECT * FROM read_parquet('{store}/results/*.parquet')", 
+    "SELECT * FROM glob('/etc/*')",
+    "SELECT * FROM read_csv('{store}/results/../../secret.txt')", "SELECT * FROM read_json_auto('http://127.0.0.1:1/x')",
+    "SELECT * FROM sniff_csv('{secret}')", "SELECT * FROM parquet_metadata('{secret}')", "SELECT 1; SELECT 2", "",
+    "SELECT * FROM query('COPY (SELECT 1) TO ''{out}''')", "EXPLAIN ANALYZE COPY (SELECT 1) TO '{out}'",
+    "SELECT * FROM nothing", "SELECT werr FROM results", "SELEC 1", "SELECT getenv('HOME')",
+    "SELECT * FROM pytest_secret",
+    "CREATE SECRET s (TYPE s3, KEY_ID 'a', SECRET 'b')", "PREPARE p AS SELECT 1", "EXECUTE p",
+]  # fmt: skip
+pytest_secret = pa.table({"secret": [SECRET]})
+
+
+@pytest.mark.parametrize("sql", REFUSED)
+def test_sql_reads_nothing_but_the_store_and_writes_nothing(store: str, tmp_path: Path, sql: str) -> None:
+    pytest_secret = pa.table({"secret": [SECRET]})  # noqa: F841  a table that lies in Python's variables
+    secret, out = tmp_path.parent / "secret.txt", tmp_path / "out"
+    secret.write_text(SECRET)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError) as caught:
+        run_sql(store, sql.format(secret=secret, out=out, store=store))
+    assert caught.value.where == "sql"
+    assert len(str(caught.value).splitlines()) == 1
+    assert SECRET not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# --- Compare ---------------------------------------------------------------------------------------
+
+
+def test_compare_two_runs_and_a_run_with_itself(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    said = [" ".join(rng.choices(WORDS, k=6)) for _ in range(200)]
+    store = str(tmp_path)
+    for run_id, rates in (("good", {2: 0.12, 4: 0.1}), ("bad", {2: 0.2, 4: 0.4})):
+        made = [evaluation(run_id, said, rate, depth=depth) for depth, rate in rates.items()]
+        write_rows(store, [each[0] for each in made], [h for each in made for h in each[1]])
+    pairs = compare_runs(store, "good", "bad")
+    assert [(p["depth_a"], p["depth_b"]) for p in pairs] == [(2, 2), (2, 4), (4, 2), (4, 4)]
+    wers = {(r["run_id"], r["depth"]): r["wer"] for r in read_rows(store)}
+    for pair in pairs:
+        assert pair["wer_a"] == wers["good", pair["depth_a"]]
+        assert pair["wer_b"] == wers["bad", pair["depth_b"]]
+        assert pair["low"] < pair["difference"] == pair["wer_a"] - pair["wer_b"] < pair["high"]
+        assert pair["significant"] == (pair["p_value"] < 0.05)
+    assert pairs[-1]["significant"]
+    (own,) = compare_runs(store, "good", "good")
+    assert (own["depth_a"], own["depth_b"]) == (2, 4)
+    with pytest.raises(UserError, match="worse: has no results"):
+        compare_runs(store, "good", "worse")
+    write_rows(
+        store, [row(run_id="elsewhere", split="other")], [hypothesis("one", "one", run_id="elsewhere", split="other")]
+    )
+    with pytest.raises(UserError, match="was scored on no test set"):
+        compare_runs(store, "good", "elsewhere")
+    write_rows(store, [row(run_id="fewer")], [hypothesis("one", "one", run_id="fewer")])
+    with pytest.raises(UserError, match="different references"):
+        compare_runs(store, "good", "fewer")
+
+
+# --- Versions --------------------------------------------------------------------------------------
+
+
+def test_files_of_older_and_newer_versions_are_read(store: str) -> None:
+    def rewrite(kind: str, name: str, records: list[Any], without: set[str], more: dict[str, Any]) -> None:
+        kept = [{k: v for k, v in each.model_dump().items() if k not in without} | more for each in records]
+        pq.write_table(pa.Table.from_pylist(kept), Path(store, kind, name))
+
+    old = row(run_id="old", created=at(50))
+    rewrite("results", "old-000000000000.parquet", [old], {"trained", "decoding"}, {"schema_version": 1})
+    said = hypothesis("one two", "one too", run_id="old", created=at(50))
+    rewrite("hypotheses", "old-000000000000.parquet", [said], {"decoding", "alignment"}, {})
+    rewrite(
+        "results",
+        "new-000000000000.parquet",
+        [row(run_id="new")],
+        set(),
+        {"schema_version": 9, "colour": "red"},
+    )
+    found, _ = list_rows(store, ["run_id=old,new"], "run_id")
+    assert found == [row(run_id="new", schema_version=9).model_dump(), {**old.model_dump(), "schema_version": 1}]
+    assert read_hypotheses(store, "old") == [said.model_dump()]
+    assert run_sql(store, "SELECT alignment FROM hypotheses WHERE run_id = 'old'")[0] == [{"alignment": "CS"}]
+
+
+# --- Many writers ----------------------------------------------------------------------------------
+
+
+WRITERS, EVALUATIONS = 16, 25
+
+
+def write_some(store: str, writer: int) -> None:
+    for number in range(EVALUATIONS):
+        rows = [row(run_id=f"w{writer}-{number}", depth=depth) for depth in (2, 3, 4)]
+        time.sleep(0.1)
+        write_rows(
+            store, rows, [hypothesis("one two", "one", run_id=f"w{writer}-{number}", depth=d) for d in (2, 3, 4)]
+        )
+
+
+def test_sixteen_writers_and_readers_all_the_while(tmp_path: Path) -> None:
+    """Some writers are killed at random: of each evaluation there are all rows or none, and its hypotheses first."""
+    store = str(tmp_path)
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_some, args=(store, number)) for number in range(WRITERS)]
+    (tmp_path / "results").mkdir()
+    for writer in writers:
+        writer.start()
+    rng = random.Random(0)
+    killed = set(rng.sample(range(WRITERS), 4))
+    looks = 0
+    while any(writer.is_alive() for writer in writers):
+        counted = run_sql(store, "SELECT run_id, count(*) AS n FROM results GROUP BY run_id")[0]
+        assert {each["n"] for each in counted} <= {3}
+        with_words = run_sql(store, "SELECT DISTINCT run_id FROM hypotheses")[0]
+        assert {each["run_id"] for each in counted} <= {each["run_id"] for each in with_words}
+        looks += 1
+        if looks == 1:
+            for number in killed:
+                with contextlib.suppress(ProcessLookupError):  # it has written everything
+                    os.kill(writers[number].pid or 0, signal.SIGKILL)
+    for writer in writers:
+        writer.join()
+    assert looks > 2
+    rows, total = list_rows(store)
+    assert total == len(rows) == len(read_rows(store))
+    complete = {
+        f"w{writer}-{number}" for writer in range(WRITERS) if writer not in killed for number in range(EVALUATIONS)
+    }
+    found = [(r["run_id"], r["depth"]) for r in rows]
+    assert len(set(found)) == len(found)
+    assert complete <= {run_id for run_id, _ in found}
+    assert all(sum(run_id == each for run_id, _ in found) == 3 for each in {run_id for run_id, _ in found})
+
+
+# --- On S3 -----------------------------------------------------------------------------------------
+
+
+def test_a_bucket_is_asked_for_each_file_once(s3_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from foldray.storage.s3 import client_of
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked: list[str] = []
+    for number in range(30):
+        write_rows(s3_store, [row(run_id=f"run-{number}")], [hypothesis("one", "one", run_id=f"run-{number}")])
+    client_of(s3_store).meta.events.register("before-call.s3", lambda model, **_: asked.append(model.name))
+
+    def requests(question: Any) -> list[str]:
+        asked.clear()
+        question()
+        return sorted(set(asked)), len(asked)  # type: ignore[return-value]
+
+    ls = lambda: list_rows(s3_store)  # noqa: E731
+    # Whether the store is there, and the listing.
+    assert requests(ls) == (["GetObject", "ListObjectsV2"], 2 + 30)
+    assert requests(ls) == (["ListObjectsV2"], 2)
+    write_rows(s3_store, [row(run_id="run-30")], [])
+    assert requests(ls) == (["GetObject", "ListObjectsV2"], 2 + 1)
+    assert list_rows(s3_store)[1] == 31
+    assert requests(lambda: compare_runs(s3_store, "run-1", "run-2"))[1] == 4 + 2, "of hypotheses the two runs' only"
+
+
+def test_without_a_cache_the_answer_is_the_same(s3_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    files._own_folder.cache_clear()
+    write_rows(s3_store, [row(), row(depth=2)], [])
+    assert [r["depth"] for r in list_rows(s3_store, sort="depth")[0]] == [2, 4]
+
+
+# --- The command -----------------------------------------------------------------------------------
+
+
+def test_the_command(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "results", store, "ls", "depth=3", "--sort", "wer", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {"rows": list_rows(store, ["depth=3"], "wer")[0], "total": 6}
+    assert json.loads(call(capsys, "results", store, "--json")[1])["total"] == 18
+    code, out, err = call(capsys, "results", store, "ls", "--limit", "2")
+    assert (code, len(out.strip().splitlines())) == (0, 3)
+    assert "2 of 18 rows" in err
+    code, out, _ = call(capsys, "results", store, "pareto", "--of", "wer,rtfx", "--json")
+    assert json.loads(out)["rows"] == pareto(store, ["wer", "rtfx"])
+    assert (
+        "run-0"
+        in call(capsys, "results", store, "compare", "run-0", "run-0")[2] + call(capsys, "results", store, "pareto")[1]
+    )
+    code, out, _ = call(capsys, "results", store, "sql", "SELECT max(depth) AS deepest FROM results", "--json")
+    assert json.loads(out) == {"rows": [{"deepest": 4}]}
+    assert call(capsys, "results", store, "sql", "SELECT max(depth) AS deepest FROM results")[1].split() == [
+        "deepest",
+        "4",
+    ]
+    for arguments in (["lss"], ["compare", "run-0"], ["sql"], ["sql", "DROP VIEW results"], ["ls", "wer"]):
+        code, out, err = call(capsys, "results", store, *arguments)
+        assert (code, out, len(err.strip().splitlines())) == (2, "", 1)
+
+
+def test_it_starts_at_once_and_without_ray(store: str) -> None:
+    program = (
+        "import sys; from foldray.cli import main; main(['results', sys.argv[1], 'pareto']);"
+        "assert not {'ray', 'torch', 'transformers', 'optuna'} & set(sys.modules)"
+    )
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", program, store], check=True, capture_output=True)
+    print(f"{time.monotonic() - began:.2f} s")
