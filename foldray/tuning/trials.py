@@ -16,7 +16,8 @@ from foldray.training.finish import is_finished
 from foldray.training.launch import describe, run_uri, train
 
 Report = dict[str, Any]
-"""Objectives by name, `objectives` (these names), `loss` (validation, per label, of the deepest depth), `progress` and `step`."""
+"""Objectives by name, `objectives` (these names), `loss` (validation, per label, of the deepest depth), `progress`,
+`step`."""
 
 
 def run_trial(
