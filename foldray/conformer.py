@@ -205,7 +205,8 @@ class ConformerForSpeech(PreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in the library. Raises ValueError for a folded encoder that runs several depths."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        stock: Any = super()  # typed in some versions of transformers only
+        inputs: dict[str, Any] = stock.prepare_inputs_for_generation(*args, **kwargs)
         check_one_depth(inputs["encoder_outputs"].last_hidden_state, len(inputs["decoder_input_ids"]))
         return inputs
 
