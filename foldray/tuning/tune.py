@@ -6,6 +6,7 @@ what they had told, and so sampler and scheduler know again what they knew.
 """
 
 import dataclasses
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -193,6 +194,9 @@ def _fit(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Tune would take Ctrl-C for the end of the search; the trials are to stay as they are.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # What went wrong with a trial is in its record, in one line.
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as state:
         tuner = tune.Tuner(
             tune.with_resources(trial, {"CPU": DRIVER_CPUS}),
