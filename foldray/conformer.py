@@ -125,7 +125,7 @@ class ConformerOutput(ModelOutput):
 
     logits: Tensor | None = None
     ctc_logits: Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     encoder_last_hidden_state: Tensor | None = None
 
 
@@ -167,7 +167,7 @@ class ConformerForSpeech(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         encoder_outputs: BaseModelOutput | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool = False,
     ) -> ConformerOutput:
         """Encode, and decode where there is something to decode.
@@ -189,12 +189,12 @@ class ConformerForSpeech(PreTrainedModel, GenerationMixin):
                 input_ids=_repeat(decoder_input_ids, len(hidden_NTD)),
                 encoder_hidden_states=hidden_NTD,
                 encoder_attention_mask=self._frame_mask(attention_mask, hidden_NTD),
-                past_key_values=past_key_values,
+                cache=cache,
                 use_cache=use_cache,
             )
             logits_NUV = self.lm_head(decoded.last_hidden_state)
-            past_key_values = decoded.past_key_values
-        return ConformerOutput(logits_NUV, ctc_logits_NTV, past_key_values, hidden_NTD)
+            cache = decoded.cache
+        return ConformerOutput(logits_NUV, ctc_logits_NTV, cache, hidden_NTD)
 
     def _frame_mask(self, attention_mask_BT: Tensor | None, hidden_NTD: Tensor) -> Tensor | None:
         """(P*B, T'), true for the frames that hold speech: the encoder's own count of them."""
@@ -205,7 +205,7 @@ class ConformerForSpeech(PreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in the library. Raises ValueError for a folded encoder that runs several depths."""
-        stock: Any = super()  # typed in some versions of transformers only
+        stock: Any = super()
         inputs: dict[str, Any] = stock.prepare_inputs_for_generation(*args, **kwargs)
         check_one_depth(inputs["encoder_outputs"].last_hidden_state, len(inputs["decoder_input_ids"]))
         return inputs

@@ -278,7 +278,7 @@ def test_training_stops_early_and_the_best_checkpoint_is_the_model(
 def test_a_validation_that_never_ends_or_fails_does_not_hold_training_up(
     prepared: tuple[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("foldray.training.loop.VALIDATION_SECONDS", 0.1)
+    monkeypatch.setattr("foldray.training.validation.VALIDATION_SECONDS", 0.1)
     job = with_fields(job_for("parakeet", prepared, tmp_path / "scored", steps=6), "valid.every_steps=2")
     plain = job_for("parakeet", prepared, tmp_path / "plain", steps=6)
 
@@ -345,7 +345,7 @@ def test_a_half_checkpoint_is_never_visible_and_the_next_attempt_removes_it(
 
     def fail_before_the_last_manifest(run: str, attempt: Attempt) -> None:
         calls.append(run)
-        if len(calls) == 5:  # three times for each checkpoint; this is before the second one's manifest
+        if len(calls) == 6:  # four times for each checkpoint; this is before the second one's manifest
             raise OSError("the disk is gone")
         check(run, attempt)
 

@@ -21,7 +21,7 @@ def _repeat(_decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any
     given = kwargs.get("inputs_embeds") if given is None else given
     if states is None or given is None or len(states) == len(given):
         return args, kwargs
-    if kwargs.get("past_key_values") is not None:
+    if kwargs.get("cache") is not None:
         raise UserError("depth", "generation runs one depth; choose it with set_depths(model, [depth])")
     repeated = {
         name: value.repeat(len(states) // len(value), *[1] * (value.ndim - 1))
