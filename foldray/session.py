@@ -7,11 +7,12 @@ import warnings
 from typing import Any
 
 
-def start_ray(min_cpus: float = 1) -> Any:
+def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> Any:
     """The `ray` module, initialised: the cluster that RAY_ADDRESS names (jobs have it set), else a local one.
 
     A local one offers at least `min_cpus`, so that a small machine runs a recipe's workers in turns
-    rather than waiting for cores it does not have.
+    rather than waiting for cores it does not have. state_api: it says what has become of an actor, which takes the
+    dashboard (on loopback). Ray Train asks it before it frees the resources of a training whose driver is gone.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -26,7 +27,7 @@ def start_ray(min_cpus: float = 1) -> Any:
         else:
             # "local", or Ray would join whatever cluster was started last on this machine.
             cpus = max(os.cpu_count() or 1, math.ceil(min_cpus))
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quietly)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=state_api, **quietly)
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)

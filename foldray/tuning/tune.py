@@ -44,6 +44,7 @@ def tune_stage(spec: RunSpec) -> dict[str, Any]:
     """Search what `search` of a spec names, or go on with it: search_id, search (its URI), trials, rows."""
     if spec.search is None:
         raise UserError("search", f"{spec.name} has no section `search`; `foldray tune quickstart-search` has one")
+    _start_ray(spec)
     corpus, manifest = prepare_stage(spec)
     place = (manifest.corpus_id, manifest.units.digest)
     search_id = f"{spec.name}-{spec.search_hash(*place)}"
@@ -72,7 +73,7 @@ def _search(spec: RunSpec, corpus: str, search: str) -> dict[str, Any]:
     done = sum(record.state in ("finished", "stopped") for record in known.values())
     going_on = f", {done} of them done before" if done else ""
     say(f"search    {search}, {spec.search.trials} trials{going_on}")
-    start_ray(spec.search.concurrent * (cpus_needed(spec) + DRIVER_CPUS))
+    _start_ray(spec)
     base = _from_start(spec, corpus, search)
     with show_progress(spec.search.objectives) as progress:
         for record in known.values():
@@ -93,6 +94,12 @@ def _search(spec: RunSpec, corpus: str, search: str) -> dict[str, Any]:
         "trials": [{"name": record.name, **dataclasses.asdict(record)} for record in records],
         "rows": list({(row["run_id"], row["depth"], row["split"]): row for row in rows}.values()),
     }
+
+
+def _start_ray(spec: RunSpec) -> None:
+    """Before anything else starts one: without the state API, stopped trials would keep their workers' resources."""
+    assert spec.search
+    start_ray(spec.search.concurrent * (cpus_needed(spec) + DRIVER_CPUS), state_api=True)
 
 
 def _from_start(spec: RunSpec, corpus: str, search: str) -> RunSpec:
