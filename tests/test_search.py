@@ -11,7 +11,10 @@ from foldray.errors import UserError
 from foldray.recipes import load_recipe
 from foldray.results.searches import Search, TrialRecord, importances, read_records, read_searches, write_record
 from foldray.spec import RunSpec, SearchSpec
+from foldray.training.attempts import claim_submission
+from foldray.training.job import Stopped
 from foldray.tuning.space import baseline_spec, grid_points, overrides_of, start_spec, suggest, trial_spec
+from foldray.tuning.tune import Place, drive
 from tests.test_cli import call
 
 SPACE = {
@@ -157,3 +160,16 @@ def test_records_and_importances(tmp_path: Path) -> None:
     assert sum(weights.values()) == pytest.approx(1.0)
     assert importances(Search("x", ("wer",), space, records[:3]), "wer") == {}
     assert importances(found, "bytes") == {}
+
+
+def test_a_search_taken_over_leaves_its_records_alone(tmp_path: Path) -> None:
+    search = str(tmp_path)
+    older = Place("no corpus", search, claim_submission(search))
+    assert older.is_ours()
+    newer = Place("no corpus", search, claim_submission(search))
+    assert (older.is_ours(), newer.is_ours()) == (False, True)
+    record = TrialRecord(0, "trial", "run", {}, [])
+    write_record(search, record)
+    with pytest.raises(Stopped, match="taken over by a newer attempt"):
+        drive(lambda: load_recipe("quickstart-search"), older, record, ("wer",))
+    assert read_records(search) == [record]

@@ -23,6 +23,7 @@ from foldray.spec import RUN, RunSpec, SearchSpec
 from foldray.spec_input import build_spec, override_spec
 from foldray.stages import prepare_stage, train_prepared
 from foldray.terminal import say
+from foldray.training.attempts import Attempt, check_newest, claim_submission, newest_attempt
 from foldray.training.workers import cpus_needed
 from foldray.tuning.progress import Progress, show_progress
 from foldray.tuning.space import (
@@ -38,6 +39,18 @@ from foldray.tuning.trials import Report, run_trial, with_report
 
 DRIVER_CPUS = 0.01
 """Logical CPUs of a trial's own process, which waits for its workers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a search reads and writes, and which try at it this is: a newer one takes it over."""
+
+    corpus: str
+    search: str
+    attempt: Attempt
+
+    def is_ours(self) -> bool:
+        return newest_attempt(self.search) == self.attempt
 
 
 def tune_stage(spec: RunSpec) -> dict[str, Any]:
@@ -74,12 +87,14 @@ def _search(spec: RunSpec, corpus: str, search: str) -> dict[str, Any]:
     going_on = f", {done} of them done before" if done else ""
     say(f"search    {search}, {spec.search.trials} trials{going_on}")
     _start_ray(spec)
+    place = Place(corpus, search, claim_submission(search))
     base = _from_start(spec, corpus, search)
     with show_progress(spec.search.objectives) as progress:
         for record in known.values():
             progress.see(record)
-        _run_trials(base, corpus, search, known, progress)
-        _run_baselines(spec, corpus, search, progress)
+        _run_trials(base, place, known, progress)
+        _run_baselines(spec, place, progress)
+    check_newest(search, place.attempt)
     records = read_records(search)
     if not any(record.state in ("finished", "stopped") for record in records if record.kind == "trial"):
         first = next((record.error for record in records if record.error), "")
@@ -123,7 +138,7 @@ def _run_id(spec: RunSpec, corpus: str) -> str:
 # --- Trials ----------------------------------------------------------------------------------------
 
 
-def _run_trials(base: RunSpec, corpus: str, search: str, known: dict[str, TrialRecord], progress: Progress) -> None:
+def _run_trials(base: RunSpec, place: Place, known: dict[str, TrialRecord], progress: Progress) -> None:
     import optuna
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search import ConcurrencyLimiter
@@ -156,11 +171,11 @@ def _run_trials(base: RunSpec, corpus: str, search: str, known: dict[str, TrialR
     def trial(config: dict[str, Any]) -> None:
         drawn = {name: value for name, value in config.items() if name != "number"}
         record = TrialRecord(config["number"], "trial", "", drawn, overrides_of(drawn))
-        _drive(lambda: trial_spec(base, drawn), corpus, search, record, asked.objectives)
+        drive(lambda: trial_spec(base, drawn), place, record, asked.objectives)
 
     limited = ConcurrencyLimiter(sampler, max_concurrent=asked.concurrent)
     options = {"search_alg": limited, "scheduler": scheduler or None, "num_samples": asked.trials}
-    _fit(trial, {}, options, search, "trial", progress)
+    _fit(trial, {}, options, place, "trial", progress)
 
 
 def _suggest(search: SearchSpec, trial: Any) -> dict[str, Any]:
@@ -169,7 +184,7 @@ def _suggest(search: SearchSpec, trial: Any) -> dict[str, Any]:
     return {"number": trial.number}
 
 
-def _run_baselines(spec: RunSpec, corpus: str, search: str, progress: Progress) -> None:
+def _run_baselines(spec: RunSpec, place: Place, progress: Progress) -> None:
     from ray import tune
 
     asked = spec.search
@@ -181,17 +196,17 @@ def _run_baselines(spec: RunSpec, corpus: str, search: str, progress: Progress) 
         overrides = [f"fold.num_layers={depth}", f"fold.depths=[{depth}]"]
         record = TrialRecord(depth, "baseline", "", {"depth": depth}, overrides)
         # Nothing is chosen between them, and what asks for another depth is not theirs to tell.
-        _drive(lambda: baseline_spec(spec, depth), corpus, search, record, ("wer",))
+        drive(lambda: baseline_spec(spec, depth), place, record, ("wer",))
 
     space = {"depth": tune.grid_search(list(asked.baselines))}
-    _fit(trial, space, {"max_concurrent_trials": asked.concurrent}, search, "baseline", progress)
+    _fit(trial, space, {"max_concurrent_trials": asked.concurrent}, place, "baseline", progress)
 
 
 def _fit(
     trial: Callable[[dict[str, Any]], None],
     space: dict[str, Any],
     options: dict[str, Any],
-    search: str,
+    place: Place,
     kind: str,
     progress: Progress,
 ) -> None:
@@ -210,49 +225,50 @@ def _fit(
             param_space=space,
             tune_config=tune.TuneConfig(**options),
             run_config=tune.RunConfig(
-                name=storage.split(search)[1],
+                name=storage.split(place.search)[1],
                 storage_path=state,
                 verbose=0,
-                callbacks=[_watcher(search, kind, progress)],
+                callbacks=[_watcher(place, kind, progress)],
             ),
         )
         tuner.fit()
 
 
-def _drive(
-    make: Callable[[], RunSpec], corpus: str, search: str, record: TrialRecord, objectives: tuple[str, ...]
-) -> None:
+def drive(make: Callable[[], RunSpec], place: Place, record: TrialRecord, objectives: tuple[str, ...]) -> None:
     """What the process of a trial does. Whatever ends it badly is in its record; the search goes on."""
     from ray import tune
 
+    check_newest(place.search, place.attempt)
     try:
         spec = make()
-        record = dataclasses.replace(record, run_id=_run_id(spec, corpus))
-        known = [each for each in read_records(search) if (each.kind, each.config) == (record.kind, record.config)]
+        record = dataclasses.replace(record, run_id=_run_id(spec, place.corpus))
+        found = read_records(place.search)
+        known = [each for each in found if (each.kind, each.config) == (record.kind, record.config)]
         if known and known[0].state in ("stopped", "finished"):
             record = dataclasses.replace(known[0], number=record.number)
-        run_trial(spec, corpus, search, record, objectives, tune.report)
+        run_trial(spec, place.corpus, place.search, record, objectives, tune.report)
     except Exception as error:
-        # Where there is no trial any more Ray Tune has stopped it, and what it lost with that is no failure.
-        if tune.get_context().get_trial_id() is not None:
-            write_record(search, dataclasses.replace(record, state="failed", error=one_line(error)))
+        # Where there is no trial any more Ray Tune has stopped it, and what it lost with that is no failure. Nor is it
+        # one where a newer attempt at the search has taken the run from a trial that outlived its killed driver.
+        if tune.get_context().get_trial_id() is not None and place.is_ours():
+            write_record(place.search, dataclasses.replace(record, state="failed", error=one_line(error)))
         raise
 
 
-def _watcher(search: str, kind: str, progress: Progress) -> Any:
+def _watcher(place: Place, kind: str, progress: Progress) -> Any:
     """Ray Tune's callback: shows what trials tell, and notes which were stopped or lost."""
     from ray import tune
 
     def record_of(trial: Any) -> TrialRecord | None:
         number = trial.config.get("number", trial.config.get("depth"))
-        return next((each for each in read_records(search) if (each.kind, each.number) == (kind, number)), None)
+        return next((each for each in read_records(place.search) if (each.kind, each.number) == (kind, number)), None)
 
     def ended(trial: Any, state: Any, error: str = "") -> None:
         record = record_of(trial)
-        if record and record.state == "running":
+        if record and record.state == "running" and place.is_ours():
             record = dataclasses.replace(record, state=state, error=error)
             record = with_report(record, trial.last_result) if "loss" in trial.last_result else record
-            write_record(search, record)
+            write_record(place.search, record)
         if record:
             progress.see(record)
 
