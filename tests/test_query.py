@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from foldray.errors import UserError
-from foldray.results import files
+from foldray.results import files, merged
 from foldray.results.comparison import compare_runs
 from foldray.results.query import OBJECTIVES, list_rows, non_dominated, pareto, run_sql
 from foldray.results.rows import read_hypotheses, read_rows, write_rows
@@ -105,6 +105,49 @@ def test_scoring_again_replaces(store: str) -> None:
     assert len(read_rows(store)) == 19
     write_rows(store, [row(run_id="run-1", depth=3, step=200, created=at(90))], [])
     assert list_rows(store, ["run_id=run-1", "split=test"])[1] == 4, "another step is another evaluation"
+
+
+@pytest.fixture
+def merging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """More than two files are merged into this cache."""
+    monkeypatch.setattr(merged, "MANY", 2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_merged_files_answer_as_they_did_alone(store: str, merging: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def everything() -> list[Any]:
+        said = run_sql(store, "SELECT * FROM hypotheses ORDER BY ALL")[0]
+        return [*sorted(list_rows(store)[0], key=str), *pareto(store), *said]
+
+    def same_as_alone() -> list[Any]:
+        here = everything()
+        with monkeypatch.context() as patch:
+            patch.setattr(merged, "MANY", 1000)
+            assert here == everything()
+        return here
+
+    def databases() -> dict[str, int]:
+        return {path.parent.name: path.stat().st_mtime_ns for path in merging.rglob("*.duckdb")}
+
+    before = same_as_alone()
+    first = databases()
+    assert len(first) == 2, "of results and of hypotheses"
+    again = row(run_id="run-1", depth=3, wer=0.5, created=at(90))
+    write_rows(store, [again], [hypothesis("one", "two", run_id="run-1", depth=3, created=at(90))])
+    assert again.model_dump() in same_as_alone()
+    write_rows(store, [row(run_id="run-1", depth=4, wer=0.1, created=at(-1))], [hypothesis("a", "b", run_id="late")])
+    assert sum(each.get("wer") == 0.1 for each in same_as_alone()) == 0, "older than what is merged"
+    assert databases() == first
+    write_rows(store, [row(run_id="run-9")], [hypothesis("a", "b", run_id="run-9")])
+    assert len(same_as_alone()) > len(before)
+    assert all(databases()[name] > made for name, made in first.items())
+    for file in Path(store, "results").glob("run-1-*"):
+        file.unlink()
+    assert not [each for each in same_as_alone() if each["run_id"] == "run-1" and "wer" in each]
+    for database in merging.rglob("*.duckdb"):
+        database.write_bytes(b"of another DuckDB")
+    same_as_alone()
 
 
 # --- Pareto ----------------------------------------------------------------------------------------
@@ -196,6 +239,14 @@ def test_sql_reads_nothing_but_the_store_and_writes_nothing(store: str, tmp_path
     assert len(str(caught.value).splitlines()) == 1
     assert SECRET not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("sql", REFUSED)
+def test_nor_beside_merged_files(merging: Path, store: str, tmp_path: Path, sql: str) -> None:
+    list_rows(store)
+    run_sql(store, "SELECT 1 FROM hypotheses")
+    assert len([*merging.rglob("*.duckdb")]) == 2
+    test_sql_reads_nothing_but_the_store_and_writes_nothing(store, tmp_path, sql)
 
 
 # --- Compare ---------------------------------------------------------------------------------------

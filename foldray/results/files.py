@@ -14,8 +14,8 @@ READERS = 32
 """Files of a bucket that are fetched at once."""
 
 
-def local_files(store: str, kind: str, run_id: str = "") -> list[Path]:
-    """Paths of the files of `results` or `hypotheses`, those of one run where one is named.
+def local_files(store: str, kind: str, run_id: str = "") -> dict[Path, int]:
+    """Files of `results` or `hypotheses` with their sizes in bytes, those of one run where one is named.
 
     A bucket is asked for its listing (a request for a thousand files) and for the files that are not here yet (one
     each): they stay in the user's cache, `$XDG_CACHE_HOME/foldray`.
@@ -24,14 +24,14 @@ def local_files(store: str, kind: str, run_id: str = "") -> list[Path]:
     sizes = storage.list_tree(place)
     names = [name for name in sizes if name.endswith(".parquet") and "/" not in name and _is_of(name, run_id)]
     if storage.is_local(place):
-        return [Path(storage.absolute(place), name) for name in names]
-    folder = _cache(place)
+        return {Path(place, name): sizes[name] for name in names}
+    folder = cache_folder(store, kind)
     missing = [name for name in names if _size(folder / name) != sizes[name]]
     with ThreadPoolExecutor(READERS) as pool:
         contents = pool.map(lambda name: storage.read_bytes(storage.join(place, name)), missing)
         for name, content in zip(missing, contents, strict=True):
             storage.write_bytes(str(folder / name), content)
-    return [folder / name for name in names]
+    return {folder / name: sizes[name] for name in names}
 
 
 def _is_of(name: str, run_id: str) -> bool:
@@ -43,8 +43,9 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.is_file() else -1
 
 
-def _cache(place: str) -> Path:
-    """Where a bucket's files are kept; for this process alone where the user's cache can't be written."""
+def cache_folder(store: str, kind: str) -> Path:
+    """Where what was read of a store is kept; for this process alone where the user's cache can't be written."""
+    place = storage.join(storage.absolute(store), kind)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
     name = hashlib.sha256(f"{endpoint} {place}".encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "foldray" / name

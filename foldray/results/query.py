@@ -18,7 +18,8 @@ from foldray import storage
 from foldray.errors import UserError, one_line
 from foldray.plan import FOLD_FILE
 from foldray.results.files import READERS
-from foldray.results.rows import EVALUATION, SCHEMAS, read_table
+from foldray.results.merged import newest_sql, read_merged
+from foldray.results.rows import SCHEMAS
 
 Row = dict[str, Any]
 
@@ -42,11 +43,11 @@ def list_rows(
     where, values = _where(filters)
     order = ", ".join(f"{_column(name.removeprefix('-'))}{' DESC' * name.startswith('-')}" for name in sort.split(","))
     with _connect(store, ["results"]) as connection:
-        counted = connection.execute(f"SELECT count(*) FROM results WHERE {where}", values).fetchone()
+        ((total,),) = connection.execute(f"SELECT count(*) FROM results WHERE {where}", values).fetchall()
         # The rest of the order, so that equal values do not dance.
         asked = f"SELECT * FROM results WHERE {where} ORDER BY {order}, run_id, depth, corpus, split, decoding"
-        found = _rows(connection.execute(f"{asked} LIMIT {limit}" if limit else asked, values))
-    return found, int(counted[0]) if counted else 0
+        found = _rows(connection.sql(f"{asked} LIMIT {limit}" if limit else asked, params=values))
+    return found, total
 
 
 def pareto(
@@ -77,7 +78,7 @@ def pareto(
         kept = "TRUE" if dominated else "NOT dominated"
         order = ", ".join([*PLACE, *(f"{sense} * {name}" for name, sense in columns), "run_id", "depth"])
         asked = f"SELECT asked.*, dominated FROM asked JOIN fronts ON asked.rowid = row WHERE {kept} ORDER BY {order}"
-        return _rows(connection.execute(asked))
+        return _rows(connection.sql(asked))
 
 
 def non_dominated(points_NO: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -106,9 +107,8 @@ def run_sql(store: str, sql: str, limit: int | None = None) -> tuple[list[Row], 
             raise UserError("sql", f"{statements[0].type.name} is refused; a store is only read, with SELECT")
     named = [table for table in TABLES if re.search(rf"\b{table}\b", sql, re.IGNORECASE)]
     with _connect(store, named) as connection, _explained():
-        answer = connection.execute(sql)
-        columns = [column[0] for column in answer.description or ()]
-        return _rows(answer, limit), columns
+        answer = connection.sql(sql)
+        return _rows(answer, limit), answer.columns
 
 
 @contextmanager
@@ -131,17 +131,30 @@ def _connect(store: str, tables: Sequence[str]) -> duckdb.DuckDBPyConnection:
         if kind == "runs":
             connection.register("runs", _runs_table(root))
             continue
-        connection.register(f"all_{kind}", read_table(root, kind))
-        utterance = ["id"] * (kind == "hypotheses")
-        key = ", ".join([name for name in (*EVALUATION, *utterance) if name in SCHEMAS[kind].names])
-        newest = f"row_number() OVER (PARTITION BY {key} ORDER BY created DESC) = 1"
-        connection.execute(f"CREATE VIEW {kind} AS SELECT * FROM all_{kind} QUALIFY {newest}")
+        database, others = read_merged(root, kind)
+        connection.register(f"other_{kind}", others)
+        if database:
+            path = str(database).replace("'", "''")
+            connection.execute(f"ATTACH '{path}' AS merged_{kind} (READ_ONLY)")
+        connection.execute(f"CREATE VIEW {kind} AS {_newest(kind, merged=database is not None)}")
+    connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
 
 
+def _newest(kind: str, *, merged: bool) -> str:
+    """The newest rows of a kind. Merged ones are known to be, but where other files have rows of the same run."""
+    if not merged:
+        return f"SELECT * FROM other_{kind} QUALIFY {newest_sql(kind)}"
+    rows, touched = f"SELECT * EXCLUDE newest FROM merged_{kind}.rows", f"(SELECT run_id FROM other_{kind})"
+    return (
+        f"{rows} WHERE newest AND run_id NOT IN {touched} UNION ALL "
+        f"SELECT * FROM ({rows} WHERE run_id IN {touched} UNION ALL SELECT * FROM other_{kind}) "
+        f"QUALIFY {newest_sql(kind)}"
+    )
+
+
 LOCKED: dict[str, str | bool | int | float | list[str]] = {
-    "enable_external_access": False,
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
     "python_enable_replacements": False,
@@ -181,10 +194,8 @@ def _run(runs: str, run_id: str) -> Row | None:
     }  # fmt: skip
 
 
-def _rows(answer: duckdb.DuckDBPyConnection, limit: int | None = None) -> list[Row]:
-    batches: pa.RecordBatchReader = answer.to_arrow_reader()
-    table = pa.Table.from_batches(batches, batches.schema)
-    rows: list[Row] = (table.slice(0, limit) if limit else table).to_pylist()
+def _rows(answer: duckdb.DuckDBPyRelation, limit: int | None = None) -> list[Row]:
+    rows: list[Row] = (answer.limit(limit) if limit else answer).to_arrow_table().to_pylist()
     return rows
 
 

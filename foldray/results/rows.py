@@ -3,6 +3,7 @@
 import io
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -112,11 +113,15 @@ def _write(uri: str, schema: pa.Schema, records: Sequence[BaseModel]) -> None:
 
 def read_table(store: str, kind: str, run_id: str = "") -> pa.Table:
     """All rows of a kind, or those of one run, with today's columns whatever version wrote them."""
-    files = [str(path) for path in local_files(store, kind, run_id)]
+    return read_files(kind, list(local_files(store, kind, run_id)))
+
+
+def read_files(kind: str, files: Sequence[Path]) -> pa.Table:
+    """The rows of files of a kind."""
     if not files:
         return SCHEMAS[kind].empty_table()
     # Columns that a file lacks become null; those of a newer foldray are left alone.
-    table = ds.dataset(files, schema=SCHEMAS[kind], format="parquet").to_table()
+    table = ds.dataset([str(path) for path in files], schema=SCHEMAS[kind], format="parquet").to_table()
     for name, value in _SINCE_VERSION_2.items():
         if name in table.column_names and table[name].null_count:
             place = table.column_names.index(name)
