@@ -94,9 +94,14 @@ def _ours(store: str) -> Questions:
         return sorted((row["run_id"], row["depth"]) for row in pareto(store, ("wer", "macs"), ["split=test"]))
 
     def sql() -> Any:
-        return [tuple(row.values()) for row in run_sql(store, SQL)[0]]
+        return [_rounded(*row.values()) for row in run_sql(store, SQL)[0]]
 
     return {"ls": ls, "pareto": front, "sql": sql}
+
+
+def _rounded(recipe: str, depth: int, count: int, mean: float, best: float) -> Any:
+    """What two ways of adding up agree on."""
+    return recipe, depth, count, round(mean, 9), best
 
 
 def _theirs(store: str) -> Questions:
@@ -119,7 +124,7 @@ def _theirs(store: str) -> Questions:
 
     def sql() -> Any:
         grouped = frame("recipe", "depth", "wer").groupby(["recipe", "depth"]).wer.agg(["count", "mean", "min"])
-        return [(*key, *values) for key, *values in grouped.itertuples(name=None)]
+        return [_rounded(*key, *values) for key, *values in grouped.itertuples(name=None)]
 
     return {"ls": ls, "pareto": front, "sql": sql}
 
