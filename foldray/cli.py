@@ -340,7 +340,7 @@ def report(
     if as_json:
         _emit({"report": page})
     else:
-        output.print(page)
+        output.print(page, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -71,7 +71,7 @@ def _pair(pair: Row) -> list[str]:
         f"{pair['wer_b']:.2%}",
         f"{pair['difference']:+.2%}",
         f"{pair['low']:+.2%} to {pair['high']:+.2%}",
-        f"{pair['p_value']:.3f}",
+        f"{pair['p_value']:.3f}" if pair["p_value"] >= 0.001 else "< 0.001",
         "yes" if pair["significant"] else "no",
     ]
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 LINE_SECONDS = 15.0
 """How often a terminal that is none (a log file, a job) gets a line of training progress."""
@@ -108,10 +109,13 @@ class _Tracker:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; columns whose values are numbers go right."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    # As texts, or names and hypotheses with [brackets] would be read as rich's markup.
+    table = Table(
+        title=Text(title) if title else None, title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(row[i][:1] in "-+.0123456789" and row[i] for row in rows)
-        table.add_column(column, justify="right" if numeric else "left")
+        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     output.print(table)

@@ -34,8 +34,9 @@ def hypothesis(reference: str, heard: str, **fields: Any) -> Hypothesis:
     """What somebody heard."""
     steps = align_words(reference, heard)
     plain = {
-        "run_id": "run-0", "depth": 4, "corpus": "an4-1", "split": "test", "id": "u0", "reference": reference,
-        "hypothesis": heard, "num_words": len(reference.split()), "substitutions": steps.count("S"),
+        "run_id": "run-0", "step": 100, "depth": 4, "corpus": "an4-1", "split": "test", "id": "u0",
+        "reference": reference, "hypothesis": heard,
+        "num_words": len(reference.split()), "substitutions": steps.count("S"),
         "deletions": steps.count("D"), "insertions": steps.count("I"), "alignment": steps,
         "created": "2026-01-01T00:00:00.000+00:00",
     }  # fmt: skip
@@ -63,7 +64,7 @@ def evaluation(
 ) -> tuple[ResultRow, list[Hypothesis]]:
     """A row and its hypotheses of somebody who errs at a rate."""
     rng = random.Random(f"{seed} {run_id} {fields.get('depth', 4)}")
-    shared = {key: value for key, value in fields.items() if key in ("depth", "corpus", "split", "created")}
+    shared = {key: value for key, value in fields.items() if key in ("depth", "corpus", "split", "created", "step")}
     heard = [
         hypothesis(text, misheard(text, rate, rng), run_id=run_id, id=f"u{i:04d}", **shared)
         for i, text in enumerate(references)

@@ -1,6 +1,8 @@
 """What a search draws and what it makes of it; the search itself is in test_tune.py."""
 
+import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from foldray.results.searches import Search, TrialRecord, importances, read_reco
 from foldray.spec import RunSpec, SearchSpec
 from foldray.training.attempts import claim_submission
 from foldray.training.job import Stopped
-from foldray.tuning.space import baseline_spec, grid_points, overrides_of, start_spec, suggest, trial_spec
-from foldray.tuning.tune import Place, drive
+from foldray.tuning.space import baseline_spec, grid_points, overrides_of, points_left, start_spec, suggest, trial_spec
+from foldray.tuning.tune import Place, drive, ended_twin
 from tests.test_cli import call
 
 SPACE = {
@@ -48,8 +50,26 @@ def test_every_draw_is_a_spec_and_conditions_hold() -> None:
         assert (trial.fold.lora_rank or 0) == config.get("fold.lora_rank", 0)
         assert trial.loss.alpha == pytest.approx(config["loss.alpha"], rel=5e-3)
         assert 0.2 <= trial.loss.alpha <= 1.0
-        repeated = load_recipe("quickstart", overrides_of(config))
+        repeated = load_recipe("quickstart", overrides_of(spec.search, config))
         assert repeated.run_id("corpus", "units") == trial.run_id("corpus", "units"), "an ordinary run of that recipe"
+
+
+@pytest.mark.parametrize(
+    ("domain", "value", "text"),
+    [
+        ({"uniform": [0.2, 1.0]}, 0.512345, "0.512"),
+        ({"uniform": [0.999, 0.9999]}, 0.99966, "0.99966"),
+        ({"uniform": [0.999, 0.9999]}, 0.9999, "0.9999"),
+        ({"uniform": [0.0, 0.4999]}, 0.49989, "0.4999"),
+        ({"loguniform": [1e-5, 1e-2]}, 0.00123456, "0.00123"),
+        ({"loguniform": [0.99, 1.0]}, 0.998764, "0.9988"),
+        ({"uniform": [0.5, 0.5]}, 0.5, "0.5"),
+    ],
+)
+def test_numbers_are_as_short_as_their_domain_allows(domain: dict[str, Any], value: float, text: str) -> None:
+    search = spec_with(space={"loss.alpha": domain}).search
+    assert search
+    assert overrides_of(search, {"loss.alpha": value}) == [f"loss.alpha={text}"]
 
 
 def test_grids_are_walked_through_first() -> None:
@@ -64,6 +84,8 @@ def test_grids_are_walked_through_first() -> None:
     fewer = spec_with(space=grid, trials=2).search
     assert fewer
     assert grid_points(fewer) == points[:2]
+    with_more = [{**points[number], "loss.alpha": 0.5} for number in (1, 4)]
+    assert points_left(spec.search, with_more) == [points[number] for number in (0, 2, 3, 5)]
     study = optuna.create_study()
     study.enqueue_trial(points[3])
     config = suggest(spec.search, study.ask())
@@ -97,6 +119,15 @@ def test_start_and_baselines() -> None:
         ({"space": {"loss.alpha": {"choice": [1], "when": {"loss.beta": [1]}}}}, "search", "not named before it"),
         ({"space": SPACE, "objectives": ["per"]}, "search", "'per' is none of"),
         ({"space": SPACE, "objectives": []}, "search", "name one at least"),
+        ({"space": SPACE, "objectives": ["wer", "wer"]}, "search", "objectives: one is named twice"),
+        ({"space": SPACE, "baselines": [6, 6]}, "search", "baselines: one is named twice"),
+        ({"space": SPACE, "baselines": [0]}, "search", "depths begin with 1"),
+        ({"space": SPACE, "start": {"optim.lr": -1}}, "optim.lr", "greater than 0"),
+        (
+            {"space": SPACE, "baselines": [6], "start": {"optim.epochs": None, "optim.steps": 9}},
+            "search.start",
+            "count",
+        ),
         ({"space": SPACE, "sampler": "grid"}, "search.sampler", "'tpe', 'nsga2' or 'random'"),
         ({"space": SPACE, "asha": {"grace": 2}}, "search.asha.grace", "less than 1"),
         ({"space": SPACE, "trails": 3}, "search.trails", "did you mean 'trials'"),
@@ -173,3 +204,22 @@ def test_a_search_taken_over_leaves_its_records_alone(tmp_path: Path) -> None:
     with pytest.raises(Stopped, match="taken over by a newer attempt"):
         drive(lambda: load_recipe("quickstart-search"), older, record, ("wer",))
     assert read_records(search) == [record]
+
+
+def test_of_two_trials_that_are_the_same_run_one_trains(tmp_path: Path) -> None:
+    search = str(tmp_path)
+    place = Place("no corpus", search, claim_submission(search))
+    # Of an attempt before: how it ended there is nothing that this attempt's twin may take for its end.
+    write_record(search, TrialRecord(0, "trial", "run", {}, [], "failed", error="killed"))
+    first, second = (TrialRecord(number, "trial", "run", {}, []) for number in (0, 1))
+    assert ended_twin(place, first) is None, "it trains"
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(ended_twin, place, second)
+        assert not wait([waiting], timeout=1).done
+        finished = dataclasses.replace(first, state="finished", step=9, loss=0.5)
+        write_record(search, finished)
+        assert waiting.result(timeout=20) == finished
+    assert ended_twin(place, dataclasses.replace(second, number=2)) == finished, "as whoever comes later"
+    write_record(search, dataclasses.replace(first, state="failed"))
+    with pytest.raises(UserError, match="the same run as trial-0000, which failed"):
+        ended_twin(place, second)

@@ -136,6 +136,8 @@ def _requests(store: str) -> dict[str, int]:
     from foldray.storage.s3 import client_of
 
     with tempfile.TemporaryDirectory() as folder, _own_cache():
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            del os.environ[name]  # an endpoint or a key of the user's own
         server = S3Server(Path(folder))
         try:
             server.start()
@@ -159,7 +161,7 @@ def write_synthetic_rows(store: str, rows: int, files: int, seed: int = 0) -> No
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from foldray.results.rows import SCHEMAS
+    from foldray.results.rows import SCHEMA_VERSION, SCHEMAS
 
     rng = np.random.default_rng(seed)
     schema = SCHEMAS["results"]
@@ -185,5 +187,9 @@ def write_synthetic_rows(store: str, rows: int, files: int, seed: int = 0) -> No
         )
         recipes = rng.choice(["an4", "an4-small", "libri", "quickstart"], count)
         columns |= {"run_id": runs, "depth": depths, "split": splits, "recipe": recipes, "corpus": ["an4-1"] * count}
-        columns |= {"decoding": ["ctc"] * count, "schema_version": np.full(count, 3), "step": np.full(count, 100)}
+        columns |= {
+            "decoding": ["ctc"] * count,
+            "schema_version": np.full(count, SCHEMA_VERSION),
+            "step": np.full(count, 100),
+        }
         pq.write_table(pa.table(columns, schema), folder / f"{run_id}-{number:012x}.parquet", compression="zstd")

@@ -155,12 +155,12 @@ def _claim_ports() -> tuple[int, IO[str]]:
     """The first port of a free block, and the lock that keeps other test processes off it while it is open."""
     offset = os.getpid() % len(BLOCKS)
     for first in [*BLOCKS[offset:], *BLOCKS[:offset]]:
-        claim = open(Path(tempfile.gettempdir()) / f"foldray-s3-{first}.lock", "w")  # noqa: SIM115
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # taken, or another user's
+            claim = open(Path(tempfile.gettempdir()) / f"foldray-s3-{first}.lock", "w")  # noqa: SIM115
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if all(_is_free(port) and _is_free(port + 10_000) for port in range(first, first + 5)):
                 return first, claim
-        claim.close()
+            claim.close()
     raise RuntimeError("no free ports for the S3 server")
 
 

@@ -35,11 +35,7 @@ def result_rows(
     rows = [_row(score, costs[score.depth], shared) for score in scores]
     said = [(score.depth, utterance) for score in scores for utterance in score.utterances]
     place: dict[str, Any] = {
-        "run_id": found.name,
-        "corpus": manifest.corpus_id,
-        "split": split,
-        "decoding": decoding,
-        "created": shared["created"],
+        name: shared[name] for name in ("run_id", "step", "corpus", "split", "decoding", "created")
     }
     return rows, [Hypothesis(depth=depth, **place, **vars(utterance)) for depth, utterance in said]
 

@@ -30,10 +30,10 @@ def compare_runs(store: str, run_a: str, run_b: str) -> list[dict[str, Any]]:
 
 
 def said_by_place(store: str, run_id: str) -> dict[Place, Said]:
-    """The hypotheses of a run's last evaluation of each depth, by test set and decoding. Raises UserError."""
-    newest = {
-        (row["corpus"], row["split"], row["decoding"], row["depth"]): row["created"] for row in read_rows(store, run_id)
-    }
+    """The hypotheses of a run's depths, by test set and decoding: of the last step that was scored, when it was scored
+    last. Raises UserError."""
+    rows = sorted(read_rows(store, run_id), key=lambda row: (row["step"], row["created"]))
+    newest = {(row["corpus"], row["split"], row["decoding"], row["depth"]): row["created"] for row in rows}
     if not newest:
         raise UserError(run_id, f"has no results in {store}; `foldray results {store} ls` lists those that have")
     places: dict[Place, Said] = {}

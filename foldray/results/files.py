@@ -48,10 +48,13 @@ def cache_folder(store: str, kind: str) -> Path:
     place = storage.join(storage.absolute(store), kind)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
     name = hashlib.sha256(f"{endpoint} {place}".encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "foldray" / name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+        ours = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "foldray"
+        ours.parent.mkdir(parents=True, exist_ok=True)
+        ours.mkdir(mode=0o700, exist_ok=True)  # transcripts of a private bucket are nobody else's to read
+        folder = ours / name
+        folder.mkdir(exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
         return Path(_own_folder().name)
     return folder if os.access(folder, os.W_OK) else Path(_own_folder().name)
 

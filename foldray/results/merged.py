@@ -34,8 +34,18 @@ def read_merged(store: str, kind: str) -> tuple[Path | None, pa.Table]:
     others = [path for path in files if path.name not in known]
     if len(others) <= MANY:
         return database, read_files(kind, others)
-    _write(database, kind, files)
+    try:
+        _write(database, kind, files)
+    except (duckdb.Error, OSError):  # no room for it
+        return None, read_files(kind, list(files))
     return database, read_files(kind, [])
+
+
+def forget_merged(store: str) -> None:
+    """Delete what was merged of a store: it is made again of the files."""
+    for kind in SCHEMAS:
+        for database in cache_folder(store, kind).glob("merged-*.duckdb"):
+            database.unlink(missing_ok=True)
 
 
 def _files_in(database: Path) -> dict[str, int]:

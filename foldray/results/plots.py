@@ -1,5 +1,6 @@
 """The report's plots, of rows, metrics and trials as they are in the store."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -178,4 +179,6 @@ def as_html(figure: go.Figure, name: str) -> str:
         legend={"orientation": "h", "y": -0.25},
     )  # fmt: skip
     config = {"responsive": True, "displaylogo": False}
-    return str(figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config))
+    # Plotly writes the id as it stands into the page, and names of runs come from whoever writes to the store.
+    plain = re.sub(r"[^\w-]", "-", name)
+    return str(figure.to_html(full_html=False, include_plotlyjs=False, div_id=plain, config=config))

@@ -2,10 +2,12 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,7 @@ from foldray import storage
 from foldray.errors import UserError, one_line
 from foldray.plan import FOLD_FILE
 from foldray.results.files import READERS
-from foldray.results.merged import newest_sql, read_merged
+from foldray.results.merged import forget_merged, newest_sql, read_merged
 from foldray.results.rows import SCHEMAS
 
 Row = dict[str, Any]
@@ -42,7 +44,7 @@ def list_rows(
     there are beyond `limit`. What was scored again since is left out. Raises UserError."""
     where, values = _where(filters)
     order = ", ".join(f"{_column(name.removeprefix('-'))}{' DESC' * name.startswith('-')}" for name in sort.split(","))
-    with _connect(store, ["results"]) as connection:
+    with _connect(store, ["results"]) as connection, _explained("results", store):
         ((total,),) = connection.execute(f"SELECT count(*) FROM results WHERE {where}", values).fetchall()
         # The rest of the order, so that equal values do not dance.
         asked = f"SELECT * FROM results WHERE {where} ORDER BY {order}, run_id, depth, corpus, split, decoding"
@@ -64,7 +66,7 @@ def pareto(
         raise UserError("--of", "give two or three different objectives, such as wer,bytes")
     where, values = _where(filters)
     columns = [OBJECTIVES[name] for name in objectives]
-    with _connect(store, ["results"]) as connection:
+    with _connect(store, ["results"]) as connection, _explained("results", store):
         connection.execute(f"CREATE TEMP TABLE asked AS SELECT * FROM results WHERE {where}", values)
         places = f"dense_rank() OVER (ORDER BY {', '.join(PLACE)})"
         senses = ", ".join(f"{sense} * {name} AS o{number}" for number, (name, sense) in enumerate(columns))
@@ -99,26 +101,31 @@ def run_sql(store: str, sql: str, limit: int | None = None) -> tuple[list[Row], 
 
     It reaches no file and changes nothing. Raises UserError for whatever else is asked.
     """
-    with duckdb.connect() as parser, _explained():
+    with duckdb.connect() as parser, _explained("sql", store):
         statements = parser.extract_statements(sql)
         if len(statements) != 1:
             raise UserError("sql", "give one SELECT")
         if statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
             raise UserError("sql", f"{statements[0].type.name} is refused; a store is only read, with SELECT")
     named = [table for table in TABLES if re.search(rf"\b{table}\b", sql, re.IGNORECASE)]
-    with _connect(store, named) as connection, _explained():
+    with _connect(store, named) as connection, _explained("sql", store):
         answer = connection.sql(sql)
+        if doubled := {name for name in answer.columns if answer.columns.count(name) > 1}:
+            raise UserError("sql", f"two columns are called {min(doubled)}; give one another name with AS")
         return _rows(answer, limit), answer.columns
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(where: str, store: str) -> Iterator[None]:
     try:
         yield
     except duckdb.PermissionException:
-        raise UserError("sql", "reaches for a file or an extension; only the store's tables can be read") from None
+        raise UserError(where, "reaches for a file or an extension; only the store's tables can be read") from None
+    except (duckdb.IOException, duckdb.FatalException, duckdb.InternalException) as error:
+        forget_merged(store)
+        raise UserError(where, f"{one_line(error)}; what was merged in the cache is deleted, ask again") from None
     except duckdb.Error as error:
-        raise UserError("sql", f"{one_line(error)} (tables: {', '.join(TABLES)})") from None
+        raise UserError(where, f"{one_line(error)} (tables: {', '.join(TABLES)})") from None
 
 
 def _connect(store: str, tables: Sequence[str]) -> duckdb.DuckDBPyConnection:
@@ -155,6 +162,7 @@ def _newest(kind: str, *, merged: bool) -> str:
 
 
 LOCKED: dict[str, str | bool | int | float | list[str]] = {
+    "temp_directory": "",  # or large sorts would write to the folder that the user stands in
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
     "python_enable_replacements": False,
@@ -184,19 +192,42 @@ def _run(runs: str, run_id: str) -> Row | None:
         facts = storage.read_json(storage.join(run, "run.json"))
     except FileNotFoundError:  # it has hardly begun
         return None
-    fold, loss = spec["fold"], spec["loss"]
+    except ValueError as error:
+        raise UserError(f"{run}", f"its spec.json or run.json is damaged ({one_line(error)})") from None
+    # A spec of another version may lack a field.
+    fold, loss, optim, model = (spec.get(name) or {} for name in ("fold", "loss", "optim", "model"))
     return {
-        "run_id": run_id, "recipe": spec["name"], "family": spec["model"]["family"], "num_layers": fold["num_layers"],
-        "depths": fold["depths"], "order": fold["order"], "private": fold["private"], "alpha": loss["alpha"],
-        "beta": loss["beta"], "lr": spec["optim"]["lr"], "seed": spec["seed"], "corpus": facts["corpus_id"],
-        "finished": storage.exists(storage.join(run, "model", FOLD_FILE)), "created": facts["created"],
-        "git_commit": facts["git_commit"], "spec": json.dumps(spec),
+        "run_id": run_id, "recipe": spec.get("name"), "family": model.get("family"),
+        "num_layers": fold.get("num_layers"), "depths": fold.get("depths"), "order": fold.get("order"),
+        "private": fold.get("private"), "alpha": loss.get("alpha"), "beta": loss.get("beta"), "lr": optim.get("lr"),
+        "seed": spec.get("seed"), "corpus": facts.get("corpus_id"),
+        "finished": storage.exists(storage.join(run, "model", FOLD_FILE)), "created": facts.get("created"),
+        "git_commit": facts.get("git_commit"), "spec": json.dumps(spec),
     }  # fmt: skip
 
 
 def _rows(answer: duckdb.DuckDBPyRelation, limit: int | None = None) -> list[Row]:
     rows: list[Row] = (answer.limit(limit) if limit else answer).to_arrow_table().to_pylist()
-    return rows
+    return [{name: _plain(value) for name, value in row.items()} for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: sums as numbers, times as ISO 8601, bytes in hex, and null for what is no number."""
+    if isinstance(value, Decimal):
+        value = int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    return value if isinstance(value, str | int | None) else _text(value)
+
+
+def _text(value: Any) -> str:
+    return str(value.isoformat() if hasattr(value, "isoformat") else value)
 
 
 def _where(filters: Sequence[str]) -> tuple[str, list[Any]]:

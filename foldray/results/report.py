@@ -51,7 +51,8 @@ def _page(store: str, rows: list[Row]) -> str:
     newest = sorted(runs, key=lambda run_id: max(row["created"] for row in runs[run_id]), reverse=True)
     shown = [best, *(run_id for run_id in newest if run_id != best)][:SECTIONS]
     said = {
-        run_id: said_by_place(store, run_id).get((*place, "ctc"), {}) for run_id in {*shown, *_baselines(here).values()}
+        run_id: said_by_place(store, run_id).get((*place, "ctc"), {})
+        for run_id in {*shown, *(rows[0]["run_id"] for rows in here.values() if rows[0]["kind"] == "baseline")}
     }
     against = {run_id: _against_baselines(run_id, here, said) for run_id in shown if run_id in here}
     marks = {
@@ -64,12 +65,13 @@ def _page(store: str, rows: list[Row]) -> str:
     metrics = {run_id: read_metrics(storage.join(store, "runs", run_id)) for run_id in shown}
     environment = Environment(loader=PackageLoader("foldray.results", "templates"), autoescape=True)
     return environment.get_template("report.html").render(
+        p_text=p_text,
         # The plot library goes in once, inline: the page must work without a network.
         plotly=plotly.offline.get_plotlyjs(),
         place=" ".join(place),
         best=best,
         headline=_headline(here[best]),
-        verdicts=_verdicts(against.get(best, {})),
+        verdicts=_verdicts(best, against.get(best, {}), here, len(folds)),
         pareto=plots.as_html(plots.pareto_figure([row for members in here.values() for row in members]), "pareto"),
         depths=plots.as_html(plots.depth_figure(folds, alone, marks), "depths"),
         marked=any(marks.values()),
@@ -77,7 +79,13 @@ def _page(store: str, rows: list[Row]) -> str:
         costs=[_cost(run_id, runs[run_id], metrics[run_id]) for run_id in shown],
         left_out=len(runs) - len(shown),
         sections=[
-            _section(store, run_id, runs[run_id], metrics[run_id], said[run_id], against.get(run_id, {}))
+            _section(
+                store,
+                run_id,
+                _paired(runs[run_id], here.get(run_id, []), against.get(run_id, {})),
+                metrics[run_id],
+                said[run_id],
+            )
             for run_id in shown
         ],
     )
@@ -91,20 +99,21 @@ def _at(rows: Sequence[Row], place: Place) -> list[Row]:
     return [row for row in here if row["trained"]] or here
 
 
-def _baselines(here: dict[str, list[Row]]) -> dict[int, str]:
-    """The newest run of each depth trained by itself."""
-    alone = [rows[0] for rows in here.values() if rows[0]["kind"] == "baseline"]
+def _baselines(here: dict[str, list[Row]], family: str) -> dict[int, str]:
+    """The newest run of each depth trained by itself, of a family."""
+    alone = [rows[0] for rows in here.values() if (rows[0]["kind"], rows[0]["family"]) == ("baseline", family)]
     return {row["depth"]: row["run_id"] for row in sorted(alone, key=lambda row: str(row["created"]))}
 
 
 def _against_baselines(run_id: str, here: dict[str, list[Row]], said: dict[str, Said]) -> dict[int, Row]:
-    """Each depth of a fold compared with the model of that depth trained by itself, where there is one."""
+    """Each depth of a fold compared with the model of that depth trained by itself, where there is one that was scored
+    on the same utterances."""
     if here[run_id][0]["kind"] == "baseline":
         return {}
     found = {}
-    for depth, baseline in _baselines(here).items():
+    for depth, baseline in _baselines(here, here[run_id][0]["family"]).items():
         ours, theirs = said[run_id].get(depth), said[baseline].get(depth)
-        if ours and theirs:
+        if ours and theirs and ours.keys() == theirs.keys():
             found[depth] = {**compare_hypotheses(ours, theirs, f"{run_id} and {baseline}"), "baseline": baseline}
     return found
 
@@ -120,14 +129,35 @@ def _headline(rows: list[Row]) -> str:
     )
 
 
-def _verdicts(against: dict[int, Row]) -> list[str]:
+def _paired(rows: Sequence[Row], compared: Sequence[Row], against: dict[int, Row]) -> list[Row]:
+    """Rows with the comparison that was made of them: on one test set, of the last step."""
+    return [{**each, "pair": against.get(each["depth"]) if each in compared else None} for each in rows]
+
+
+def _verdicts(best: str, against: dict[int, Row], here: dict[str, list[Row]], folds: int) -> list[str]:
     """What the saving costs, depth by depth, and whether that is more than chance."""
-    return [
+    verdicts = [
         f"Depth {depth}: {pair['difference']:+.2%} WER against {pair['baseline']}, trained by itself "
         f"({pair['wer_a']:.2%} and {pair['wer_b']:.2%}; 95 % interval {pair['low']:+.2%} to {pair['high']:+.2%}, "
-        f"MAPSSWE p = {pair['p_value']:.3f}): {'significant' if pair['significant'] else 'not significant'}."
+        f"MAPSSWE {p_text(pair['p_value'])}): {'significant' if pair['significant'] else 'not significant'}. "
+        f"Trained on {_hours(here[pair['baseline']])} of audio, repeats counted, the fold on {_hours(here[best])}."
         for depth, pair in sorted(against.items())
     ]
+    if verdicts and folds > 1:
+        verdicts.append(
+            f"This fold is the best of {folds} on this very test set, by its deepest path; "
+            "no p-value here is corrected for that choice."
+        )
+    return verdicts
+
+
+def _hours(rows: list[Row]) -> str:
+    return f"{rows[0]['train_audio_seconds'] / 3600:.1f} h"
+
+
+def p_text(p_value: float) -> str:
+    """A p-value as people read it."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
 def _search(search: Search) -> dict[str, Any]:
@@ -167,15 +197,13 @@ def _once(rows: list[Row]) -> list[Row]:
     return [by_depth for _, by_depth in sorted({row["depth"]: row for row in rows}.items())]
 
 
-def _section(
-    store: str, run_id: str, rows: list[Row], metrics: list[Record], said: Said, against: dict[int, Row]
-) -> dict[str, Any]:
+def _section(store: str, run_id: str, rows: list[Row], metrics: list[Record], said: Said) -> dict[str, Any]:
     run = storage.join(store, "runs", run_id)
     facts = _read(storage.join(run, "run.json"))
     row = rows[-1]
     return {
         "run_id": run_id,
-        "rows": [{**each, "pair": against.get(each["depth"])} for each in rows],
+        "rows": rows,
         "curves": plots.as_html(plots.training_figure(metrics), f"curves-{run_id}") if metrics else "",
         "examples": _examples(said),
         "provenance": {

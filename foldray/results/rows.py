@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from foldray import storage
+from foldray.errors import UserError, one_line
 from foldray.results.alignment import align_words
 from foldray.results.files import local_files
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class ResultRow(BaseModel):
@@ -69,6 +70,7 @@ class Hypothesis(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     run_id: str
+    step: int | None = Field(None, description="of its result row; null in files older than version 4")
     depth: int
     corpus: str
     split: str
@@ -84,7 +86,13 @@ class Hypothesis(BaseModel):
     created: str = Field(description="of the evaluation, as in its result rows")
 
 
-_TYPES: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+_TYPES: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    int | None: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+}
 _SINCE_VERSION_2 = {"trained": pa.scalar(True), "decoding": pa.scalar("ctc")}
 """Columns that version 1 lacks, with what they were then."""
 
@@ -120,13 +128,27 @@ def read_files(kind: str, files: Sequence[Path]) -> pa.Table:
     """The rows of files of a kind."""
     if not files:
         return SCHEMAS[kind].empty_table()
-    # Columns that a file lacks become null; those of a newer foldray are left alone.
-    table = ds.dataset([str(path) for path in files], schema=SCHEMAS[kind], format="parquet").to_table()
+    # Columns that a file lacks become null; those of a newer foldray are left alone, and so is what is of no run.
+    dataset = ds.dataset([str(path) for path in files], schema=SCHEMAS[kind], format="parquet")
+    try:
+        table = dataset.to_table(filter=ds.field("run_id").is_valid())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise _damaged(kind, files) or error from None
     for name, value in _SINCE_VERSION_2.items():
         if name in table.column_names and table[name].null_count:
             place = table.column_names.index(name)
             table = table.set_column(place, SCHEMAS[kind].field(name), table[name].fill_null(value))
     return _aligned(table) if "alignment" in table.column_names else table
+
+
+def _damaged(kind: str, files: Sequence[Path]) -> UserError | None:
+    """Names the first file that can't be read."""
+    for path in files:
+        try:
+            ds.dataset(str(path), schema=SCHEMAS[kind], format="parquet").to_table()
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            return UserError(str(path), f"can't be read as {kind} ({one_line(error)}); move it away")
+    return None
 
 
 def _aligned(table: pa.Table) -> pa.Table:

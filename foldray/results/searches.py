@@ -1,8 +1,9 @@
 """What a search leaves in the store: `searches/<search id>/search.json`, and a file for each trial."""
 
 import json
+import math
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from foldray import storage
@@ -41,9 +42,14 @@ def write_record(search: str, record: TrialRecord) -> None:
 def read_records(search: str) -> list[TrialRecord]:
     """All trials, those of the space first, by number."""
     folder = storage.join(search, "trials")
-    records = [TrialRecord(**storage.read_json(storage.join(folder, name))) for name in storage.list_files(folder)]
+    records = [_record(storage.read_json(storage.join(folder, name))) for name in storage.list_files(folder)]
     kinds = ("start", "trial", "baseline")
     return sorted(records, key=lambda record: (kinds.index(record.kind), record.number))
+
+
+def _record(values: dict[str, Any]) -> TrialRecord:
+    """Without what a newer foldray has written more."""
+    return TrialRecord(**{each.name: values[each.name] for each in fields(TrialRecord) if each.name in values})
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,10 @@ def read_searches(store: str) -> list[Search]:
     folder = storage.join(storage.absolute(store), "searches")
     found = []
     for search_id in storage.list_folders(folder):
-        asked = storage.read_json(storage.join(folder, search_id, "search.json"))["spec"]["search"]
+        file = storage.join(folder, search_id, "search.json")
+        if not storage.exists(file):  # not of foldray
+            continue
+        asked = storage.read_json(file)["spec"]["search"]
         trials = read_records(storage.join(folder, search_id))
         found.append(Search(search_id, tuple(asked["objectives"]), asked["space"], trials))
     return found
@@ -74,7 +83,7 @@ def importances(search: Search, objective: str) -> dict[str, float]:
     nothing differs.
     """
     done = [trial for trial in search.trials if trial.kind == "trial" and trial.state == "finished"]
-    done = [trial for trial in done if objective in trial.objectives]
+    done = [trial for trial in done if math.isfinite(trial.objectives.get(objective, math.nan))]
     if len(done) < 4 or len({trial.objectives[objective] for trial in done}) < 2:
         return {}
     import optuna

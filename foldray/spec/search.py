@@ -1,5 +1,6 @@
 """What `foldray tune` varies, how it chooses, and what it looks for."""
 
+import math
 import re
 from typing import Any, Literal
 
@@ -36,6 +37,8 @@ class Domain(Section):
                 raise ValueError(f"{given[0]}: needs a value at least")
             return self
         low, high = self.uniform or self.loguniform or self.integer or (0, 0)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"{given[0]}: both must be finite")
         if high < low or (self.loguniform and low <= 0):
             raise ValueError(f"{given[0]}: the first must be the smaller{' and above 0' * (given[0] == 'loguniform')}")
         return self
@@ -92,4 +95,9 @@ class SearchSpec(Section):
                 raise ValueError(f"objectives: '{objective}' is none of wer, loss, macs (also wer@6), bytes, params")
         if not self.objectives:
             raise ValueError("objectives: name one at least, such as wer")
+        for name, values in (("objectives", self.objectives), ("baselines", self.baselines)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: one is named twice")
+        if min(self.baselines, default=1) < 1:
+            raise ValueError("baselines: depths begin with 1")
         return self

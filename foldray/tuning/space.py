@@ -2,9 +2,13 @@
 
 import itertools
 import json
+import math
+from collections.abc import Sequence
 from typing import Any
 
+from foldray.errors import UserError
 from foldray.spec import RunSpec, SearchSpec
+from foldray.spec.search import Domain
 from foldray.spec_input import build_spec, override_spec
 
 Config = dict[str, Any]
@@ -37,6 +41,12 @@ def grid_points(search: SearchSpec) -> list[Config]:
     return [dict(zip(grids, point, strict=True)) for point in itertools.islice(points, search.trials)]
 
 
+def points_left(search: SearchSpec, drawn: Sequence[Config]) -> list[Config]:
+    """The grids' points that no trial has drawn. One that was killed at its start may have left no record, so that
+    counting records would not do."""
+    return [point for point in grid_points(search) if not any(point.items() <= config.items() for config in drawn)]
+
+
 def sampler_of(search: SearchSpec) -> Any:
     """Optuna's sampler."""
     from optuna import samplers
@@ -49,14 +59,27 @@ def sampler_of(search: SearchSpec) -> Any:
     return samplers.TPESampler(seed=search.seed, n_startup_trials=min(10, max(3, search.trials // 3)))
 
 
-def overrides_of(config: Config) -> list[str]:
-    """What was drawn as `key=value`; numbers in three digits, so that people can read and repeat them."""
-    return [f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in config.items()]
+def overrides_of(search: SearchSpec, config: Config) -> list[str]:
+    """What was drawn as `key=value`; numbers as short as their domain allows, for people to read and repeat."""
+    return [
+        f"{name}={_short(value, search.space[name]) if isinstance(value, float) else value}"
+        for name, value in config.items()
+    ]
+
+
+def _short(value: float, domain: Domain) -> float:
+    """A number to a thousandth of its range (of itself, if drawn by its logarithm), and within it."""
+    low, high = domain.uniform or domain.loguniform or (value, value)
+    scale = min(high - low, value) if domain.loguniform else high - low
+    if not scale:
+        return value
+    return min(max(round(value, 3 - math.ceil(math.log10(scale))), low), high)
 
 
 def trial_spec(base: RunSpec, config: Config) -> RunSpec:
     """The ordinary run that is a trial. Raises UserError where the drawn fields do not go together."""
-    return override_spec(plain(base), overrides_of(config))
+    assert base.search
+    return override_spec(plain(base), overrides_of(base.search, config))
 
 
 def plain(base: RunSpec) -> RunSpec:
@@ -80,6 +103,8 @@ def baseline_spec(base: RunSpec, depth: int) -> RunSpec:
     values["valid"]["depth"] = None
     if base.search and base.search.start:
         start = start_spec(base).optim
+        if (start.epochs is None) != (base.optim.epochs is None):
+            raise UserError("search.start", "baselines train as long as trial and start: count both in epochs or steps")
         for unit in ("epochs", "steps"):
             if values["optim"][unit] is not None and getattr(start, unit) is not None:
                 values["optim"][unit] += getattr(start, unit)

@@ -35,6 +35,8 @@ def run_trial(
     """
     run = run_uri(spec, record.run_id)
     costs = plan_costs(spec.found_model(), spec.fold.plan(), len(read_manifest(corpus).units))
+    for name in objectives:
+        _cost_at(name, costs)
     progress: dict[int, float] = {}
     told: set[int] = set()
 
@@ -47,9 +49,9 @@ def run_trial(
 
     for each in read_metrics(run):
         hear(each)
+    write_record(search, record)
     if record.state == "stopped":
         return record
-    write_record(search, record)
     if not is_finished(run):
         describe(spec, corpus, run)
     trained = train(spec, corpus, run, on_record=hear)
@@ -57,7 +59,9 @@ def run_trial(
     validated = [each for each in read_metrics(run) if "valid_wer" in each]
     if not validated:
         raise UserError("valid.every_steps", "no trial was validated, so that nothing ranks them; lower it")
-    report = report_of(validated[-1], 1.0, objectives, costs)
+    # Of the model that was kept, which may be an earlier one (valid.final).
+    kept = next((each for each in validated if each["step"] == trained.step), validated[-1])
+    report = report_of(kept, 1.0, objectives, costs)
     record = with_report(record, report, state="finished", step=trained.step)
     write_record(search, record)
     return record
@@ -77,20 +81,23 @@ def report_of(validated: Record, progress: float, objectives: tuple[str, ...], c
     return {**values, "objectives": list(objectives), "loss": loss, "progress": progress, "step": validated["step"]}
 
 
+def _cost_at(name: str, costs: list[DepthCost]) -> DepthCost:
+    """The depth that an objective such as wer@6 is of. Raises UserError where this trial has it not."""
+    _, _, at = name.partition("@")
+    for cost in costs:
+        if cost.depth == (int(at) if at else costs[-1].depth):
+            return cost
+    trained = ", ".join(str(cost.depth) for cost in costs)
+    raise UserError("search.objectives", f"{name}: this trial trains the depths {trained}; let every trial have {at}")
+
+
 def _objective(name: str, validated: Record, costs: list[DepthCost]) -> float:
-    kind, _, at = name.partition("@")
-    depth = int(at) if at else costs[-1].depth
-    by_depth = {cost.depth: cost for cost in costs}
-    if depth not in by_depth:
-        trained = ", ".join(map(str, by_depth))
-        raise UserError(
-            "search.objectives", f"{name}: this trial trains the depths {trained}; let every trial have {depth}"
-        )
+    at = _cost_at(name, costs)
     values = {
-        "wer": validated["valid_wer"].get(str(depth)),
-        "loss": validated["valid_ctc"].get(str(depth)),
-        "macs": by_depth[depth].macs_per_audio_second,
-        "bytes": by_depth[depth].bytes_stored,
-        "params": by_depth[depth].params_stored,
+        "wer": validated["valid_wer"].get(str(at.depth)),
+        "loss": validated["valid_ctc"].get(str(at.depth)),
+        "macs": at.macs_per_audio_second,
+        "bytes": at.bytes_stored,
+        "params": at.params_stored,
     }
-    return float(values[kind])
+    return float(values[name.partition("@")[0]])

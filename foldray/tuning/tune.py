@@ -6,9 +6,12 @@ what they had told, and so sampler and scheduler know again what they knew.
 """
 
 import dataclasses
+import json
 import logging
 import os
 import tempfile
+import time
+import uuid
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,12 +27,13 @@ from foldray.spec_input import build_spec, override_spec
 from foldray.stages import prepare_stage, train_prepared
 from foldray.terminal import say
 from foldray.training.attempts import Attempt, check_newest, claim_submission, newest_attempt
+from foldray.training.tracking import check_trackers
 from foldray.training.workers import cpus_needed
 from foldray.tuning.progress import Progress, show_progress
 from foldray.tuning.space import (
     baseline_spec,
-    grid_points,
     overrides_of,
+    points_left,
     sampler_of,
     start_spec,
     suggest,
@@ -39,6 +43,11 @@ from foldray.tuning.trials import Report, run_trial, with_report
 
 DRIVER_CPUS = 0.01
 """Logical CPUs of a trial's own process, which waits for its workers."""
+
+
+ENDED = ("stopped", "finished")
+TWIN_SECONDS = 2.0
+"""How often a trial looks whether another one that trains the same run has ended."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +66,11 @@ def tune_stage(spec: RunSpec) -> dict[str, Any]:
     """Search what `search` of a spec names, or go on with it: search_id, search (its URI), trials, rows."""
     if spec.search is None:
         raise UserError("search", f"{spec.name} has no section `search`; `foldray tune quickstart-search` has one")
+    check_trackers(spec)
+    # What can't be trained is said before anything else is done.
+    for depth in spec.search.baselines:
+        baseline_spec(spec, depth)
+    start_spec(spec)
     _start_ray(spec)
     corpus, manifest = prepare_stage(spec)
     place = (manifest.corpus_id, manifest.units.digest)
@@ -83,7 +97,7 @@ def resume_search(search: str) -> dict[str, Any]:
 def _search(spec: RunSpec, corpus: str, search: str) -> dict[str, Any]:
     assert spec.search
     known = {record.name: record for record in read_records(search)}
-    done = sum(record.state in ("finished", "stopped") for record in known.values())
+    done = sum(record.state in ENDED for record in known.values())
     going_on = f", {done} of them done before" if done else ""
     say(f"search    {search}, {spec.search.trials} trials{going_on}")
     _start_ray(spec)
@@ -96,10 +110,14 @@ def _search(spec: RunSpec, corpus: str, search: str) -> dict[str, Any]:
         _run_baselines(spec, place, progress)
     check_newest(search, place.attempt)
     records = read_records(search)
-    if not any(record.state in ("finished", "stopped") for record in records if record.kind == "trial"):
+    if not any(record.state in ENDED for record in records if record.kind == "trial"):
         first = next((record.error for record in records if record.error), "")
         raise UserError("search", f"no trial came through; the first said: {first}")
-    rows = [row for record in records for row in newest_rows(read_rows(base.storage.root, record.run_id))]
+    rows = [
+        row
+        for run_id in dict.fromkeys(record.run_id for record in records)
+        for row in newest_rows(read_rows(base.storage.root, run_id))
+    ]
     for record in records:
         if record.state == "failed":
             say(f"failed    {record.name} ({' '.join(record.overrides)}): {record.error}")
@@ -107,7 +125,7 @@ def _search(spec: RunSpec, corpus: str, search: str) -> dict[str, Any]:
         "search_id": storage.split(search)[1],
         "search": search,
         "trials": [{"name": record.name, **dataclasses.asdict(record)} for record in records],
-        "rows": list({(row["run_id"], row["depth"], row["split"]): row for row in rows}.values()),
+        "rows": rows,
     }
 
 
@@ -153,7 +171,7 @@ def _run_trials(base: RunSpec, place: Place, known: dict[str, TrialRecord], prog
         partial(_suggest, asked),
         metric=list(asked.objectives) if several else asked.objectives[0],
         mode=["min"] * len(asked.objectives) if several else "min",
-        points_to_evaluate=[*before, *grid_points(asked)[len(before) :]] or None,
+        points_to_evaluate=[*before, *points_left(asked, before)] or None,
         sampler=sampler_of(asked),
     )
     asha: Any = ASHAScheduler  # typed for whole numbers; shares of a run do as well
@@ -170,7 +188,7 @@ def _run_trials(base: RunSpec, place: Place, known: dict[str, TrialRecord], prog
 
     def trial(config: dict[str, Any]) -> None:
         drawn = {name: value for name, value in config.items() if name != "number"}
-        record = TrialRecord(config["number"], "trial", "", drawn, overrides_of(drawn))
+        record = TrialRecord(config["number"], "trial", "", drawn, overrides_of(asked, drawn))
         drive(lambda: trial_spec(base, drawn), place, record, asked.objectives)
 
     limited = ConcurrencyLimiter(sampler, max_concurrent=asked.concurrent)
@@ -242,10 +260,9 @@ def drive(make: Callable[[], RunSpec], place: Place, record: TrialRecord, object
     try:
         spec = make()
         record = dataclasses.replace(record, run_id=_run_id(spec, place.corpus))
-        found = read_records(place.search)
-        known = [each for each in found if (each.kind, each.config) == (record.kind, record.config)]
-        if known and known[0].state in ("stopped", "finished"):
-            record = dataclasses.replace(known[0], number=record.number)
+        if ended := ended_twin(place, record):
+            told = {name: getattr(ended, name) for name in ("state", "step", "progress", "objectives", "loss")}
+            record = dataclasses.replace(record, **told)
         run_trial(spec, place.corpus, place.search, record, objectives, tune.report)
     except Exception as error:
         # Where there is no trial any more Ray Tune has stopped it, and what it lost with that is no failure. Nor is it
@@ -253,6 +270,28 @@ def drive(make: Callable[[], RunSpec], place: Place, record: TrialRecord, object
         if tune.get_context().get_trial_id() is not None and place.is_ours():
             write_record(place.search, dataclasses.replace(record, state="failed", error=one_line(error)))
         raise
+
+
+def ended_twin(place: Place, record: TrialRecord) -> TrialRecord | None:
+    """The record of a trial that is the same run and has ended, in this attempt or before. Where the same was drawn
+    twice one trial trains it and the others wait. Raises UserError where it failed."""
+    twins = [each for each in read_records(place.search) if each.run_id == record.run_id]
+    if ended := [each for each in twins if each.state in ENDED]:
+        return ended[0]
+    # Before the claim, or whoever loses it might read how the winner ended in an earlier attempt.
+    write_record(place.search, record)
+    claim = storage.join(place.search, "claims", str(place.attempt), f"{record.run_id}.json")
+    facts = {"trial": record.name, "number": uuid.uuid4().hex}
+    if storage.create(claim, (json.dumps(facts) + "\n").encode()):
+        return None
+    owner = storage.read_json(claim)["trial"]
+    while True:
+        (twin,) = (each for each in read_records(place.search) if each.name == owner)
+        if twin.state in ENDED:
+            return twin
+        if twin.state == "failed":
+            raise UserError(record.name, f"is the same run as {owner}, which failed")
+        time.sleep(TWIN_SECONDS)
 
 
 def _watcher(place: Place, kind: str, progress: Progress) -> Any:
