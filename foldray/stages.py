@@ -1,5 +1,6 @@
 """The stages of the pipeline, each a function from a spec (or a model) to what it left in the store."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ from foldray import storage
 from foldray.data.corpora import Corpus, find_corpus
 from foldray.data.manifest import MANIFEST_FILE, QUARANTINE_FILE, Manifest, read_index, read_manifest, read_quarantine
 from foldray.errors import UserError, one_line
-from foldray.evaluation.provenance import FoundModel, find_model, read_run_spec
+from foldray.evaluation.provenance import FoundModel, find_model, read_run_spec, weights_digest
 from foldray.results.rows import newest_rows, read_rows, write_rows
 from foldray.spec import BUILTIN_CORPUS, SAMPLE_RATE, CorpusSpec, RunSpec
 from foldray.spec_input import override_spec
@@ -235,7 +236,8 @@ def evaluate_stage(
     """Score a model at every depth and append the rows: run_id and rows."""
     found = find_model(model, store)
     folder = _scoring_corpus(found, data, split)
-    return {"run_id": found.name, "rows": _evaluate(found, folder, depths, split, decoding)}
+    rows = _evaluate(found, folder, depths, split, decoding)
+    return {"run_id": rows[0]["run_id"], "rows": rows}
 
 
 def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
@@ -279,6 +281,8 @@ def _evaluate(
         raise UserError("--decoding", f"'{decoding}' is none of {', '.join(DECODINGS)}")
     model = load_model(found.uri)
     check_decoding(model, decoding)
+    if found.run is None:  # two folders called `model` are not the same one
+        found = dataclasses.replace(found, name=f"{found.name}-{weights_digest(model)}")
     with counting("scoring") as on_progress:
         chosen = depths or stack_of(model).plan.depths
         units = read_units(found.uri)

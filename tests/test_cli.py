@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from foldray.cli import main
 from foldray.results.rows import read_hypotheses, read_rows
@@ -140,6 +141,19 @@ def test_evaluate_results_report_transcribe(
     code, out, _ = call(capsys, "results", store)
     assert code == 0
     assert "voices-" in out
+
+    # Folders of the same name without a run: another model is not the same one, wherever it lies.
+    names = []
+    for place, factor in (("a", 1.0), ("b", 0.5), ("c", 1.0)):
+        folder = shutil.copytree(Path(finished.run, "model"), tmp_path / place / "model")
+        weights = load_file(folder / "model.safetensors")
+        save_file({name: factor * tensor for name, tensor in weights.items()}, folder / "model.safetensors")
+        scored = ("--data", str(spoken), "--depths", "2", "--store", str(tmp_path / "others"), "--json")
+        code, out, err = call(capsys, "evaluate", str(folder), *scored)
+        assert code == 0, err
+        names.append(json.loads(out)["run_id"])
+    assert names[0] == names[2] != names[1]
+    assert json.loads(call(capsys, "results", str(tmp_path / "others"), "--json")[1])["total"] == 2
 
     code, out, _ = call(capsys, "report", store, "-o", str(tmp_path / "page"))
     page = (tmp_path / "page" / "index.html").read_text()

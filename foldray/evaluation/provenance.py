@@ -1,5 +1,6 @@
 """Which model is scored, and what the run it came from says of it."""
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -82,3 +83,14 @@ def read_run_spec(run: str) -> RunSpec:
     """The spec a run was started with."""
     file = storage.join(run, "spec.json")
     return build_spec(storage.read_json(file), file)
+
+
+def weights_digest(model: Any) -> str:
+    """Ten hexadecimal digits of all weights, with which models that come from no run are told apart."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:10]
