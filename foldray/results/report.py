@@ -15,7 +15,7 @@ from foldray.results.alignment import aligned_words
 from foldray.results.comparison import Said, compare_hypotheses, said_by_place
 from foldray.results.metrics import Record, read_metrics
 from foldray.results.query import list_rows
-from foldray.results.searches import Search, importances, read_searches
+from foldray.results.searches import Search, figure, importances, read_searches
 
 Row = dict[str, Any]
 Place = tuple[str, str]
@@ -66,6 +66,7 @@ def _page(store: str, rows: list[Row]) -> str:
     environment = Environment(loader=PackageLoader("foldray.results", "templates"), autoescape=True)
     return environment.get_template("report.html").render(
         p_text=p_text,
+        figure=figure,
         # The plot library goes in once, inline: the page must work without a network.
         plotly=plotly.offline.get_plotlyjs(),
         place=" ".join(place),

@@ -76,6 +76,15 @@ def read_searches(store: str) -> list[Search]:
     return found
 
 
+def figure(objective: str, value: float | None) -> str:
+    """An objective's value as people read it."""
+    if value is None:
+        return ""
+    if objective.startswith("wer"):
+        return f"{value:.1%}"
+    return f"{value / 1e6:,.2f} M" if value >= 1e5 else f"{value:.3f}"
+
+
 def importances(search: Search, objective: str) -> dict[str, float]:
     """How much of an objective's differences each field explains (PED-ANOVA, arXiv 2304.10255), largest first.
 

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from foldray.results.searches import TrialRecord
+from foldray.results.searches import TrialRecord, figure
 from foldray.terminal import errors, say
 
 
@@ -38,17 +39,8 @@ class Progress:
             loss = "" if record.loss is None else f"{record.loss:.3f}"
             values = [figure(name, record.objectives.get(name)) for name in self._objectives]
             cells = [record.name, record.state, f"{record.progress:.0%}", loss, *values, " ".join(record.overrides)]
-            table.add_row(*cells)
+            table.add_row(*map(Text, cells))
         return table
-
-
-def figure(objective: str, value: float | None) -> str:
-    """An objective's value as people read it."""
-    if value is None:
-        return ""
-    if objective.startswith("wer"):
-        return f"{value:.1%}"
-    return f"{value / 1e6:,.2f} M" if value >= 1e5 else f"{value:.3f}"
 
 
 def _scores(record: TrialRecord) -> str:
