@@ -13,7 +13,7 @@ import typer
 from foldray.errors import UserError, one_line
 from foldray.recipes import load_recipe, recipe_names
 from foldray.spec import RunSpec
-from foldray.tables import cell, comparison_table, result_table, row_list
+from foldray.tables import SHOWN, cell, comparison_table, result_table, row_list
 from foldray.terminal import counting, output, print_table, say
 
 app = typer.Typer(
@@ -290,7 +290,9 @@ def results(
             say(f"{len(rows):,} of {total:,} rows; --limit shows more, filters such as depth=6 fewer")
     elif query == "pareto":
         rows = queries.pareto(store, of.split(","), given, dominated=dominated)
-        _show_rows(store, {"rows": rows}, as_json, lambda: row_list(rows, ["dominated"] * dominated))
+        columns = [queries.OBJECTIVES[name][0] for name in of.split(",")]
+        unseen = [column for column in columns if column not in SHOWN]
+        _show_rows(store, {"rows": rows}, as_json, lambda: row_list(rows, [*unseen, *["dominated"] * dominated]))
     elif query == "compare":
         if len(given) != 2:
             raise UserError("compare", "give two run ids; `foldray results STORE ls` lists them")

@@ -34,6 +34,10 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
+SHOWN = ("wer", "params_stored", "bytes_stored", "macs_per_audio_second", "rtfx")
+"""Columns of result rows that `row_list` shows anyway."""
+
+
 def row_list(rows: Sequence[Row], more: Sequence[str] = ()) -> None:
     """Result rows of many runs in one table, with some columns more."""
     columns = ["run", "test set", "depth", "WER", "stored", "MB", "MMACs/s", "RTFx", *more]

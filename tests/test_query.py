@@ -482,6 +482,9 @@ def test_the_command(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "results", store, "pareto", "--of", "wer,rtfx", "--json")
     assert json.loads(out)["rows"] == pareto(store, ["wer", "rtfx"])
     assert "run-0" in call(capsys, "results", store, "pareto")[1]
+    assert "peak_rss_bytes" in call(capsys, "results", store, "pareto", "--of", "wer,memory")[1], (
+        "what is weighed is shown"
+    )
     code, out, _ = call(capsys, "results", store, "sql", "SELECT max(depth) AS deepest FROM results", "--json")
     assert json.loads(out) == {"rows": [{"deepest": 4}]}
     assert call(capsys, "results", store, "sql", "SELECT max(depth) AS deepest FROM results")[1].split() == [

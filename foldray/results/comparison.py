@@ -35,7 +35,9 @@ def said_by_place(store: str, run_id: str) -> dict[Place, Said]:
     rows = sorted(read_rows(store, run_id), key=lambda row: (row["step"], row["created"]))
     newest = {(row["corpus"], row["split"], row["decoding"], row["depth"]): row["created"] for row in rows}
     if not newest:
-        raise UserError(run_id, f"has no results in {store}; `foldray results {store} ls` lists those that have")
+        raise UserError(
+            run_id, f"has no results in {store}: score it with `foldray evaluate`, or see what is scored with `ls`"
+        )
     places: dict[Place, Said] = {}
     for each in read_hypotheses(store, run_id):
         place, depth = (each["corpus"], each["split"], each["decoding"]), each["depth"]

@@ -144,10 +144,12 @@ def _verdicts(best: str, against: dict[int, Row], here: dict[str, list[Row]], fo
         f"Trained on {_hours(here[pair['baseline']])} of audio, repeats counted, the fold on {_hours(here[best])}."
         for depth, pair in sorted(against.items())
     ]
-    if verdicts and folds > 1:
+    if not verdicts:
+        verdicts.append("No model of one of these depths trained by itself was scored here, to hold it against.")
+    if folds > 1:
         verdicts.append(
-            f"This fold is the best of {folds} on this very test set, by its deepest path; "
-            "no p-value here is corrected for that choice."
+            f"This fold is the best of {folds} on this very test set, by its deepest path: it would do a little worse "
+            "on another one, and no p-value here is corrected for that choice."
         )
     return verdicts
 
