@@ -1,20 +1,18 @@
 """The command line: `foldray STAGE RECIPE key=value …`. Heavy imports wait until a stage needs them."""
 
-import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
-from contextvars import ContextVar
-from typing import Annotated, Any, TextIO
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
 from foldray.errors import UserError, one_line
+from foldray.questions import Json, results
 from foldray.recipes import load_recipe, recipe_names
 from foldray.spec import RunSpec
-from foldray.tables import SHOWN, cell, comparison_table, result_table, row_list
-from foldray.terminal import counting, output, print_table, say
+from foldray.tables import result_table, row_list
+from foldray.terminal import counting, emit, only_answers, output, print_table, say
 
 app = typer.Typer(
     name="foldray",
@@ -30,7 +28,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Spec fields, such as fold.depths=[6,9,12] optim.lr=3e-4."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; everything else on stderr.")]
 Store = Annotated[
     str, typer.Option("--store", envvar="FOLDRAY_STORE", help="The store: a folder or s3://bucket/prefix.")
 ]
@@ -48,7 +45,7 @@ def recipes(as_json: Json = False) -> None:
     """
     specs = [load_recipe(name) for name in recipe_names()]
     if as_json:
-        _emit({"recipes": [{"name": spec.name, "about": spec.about} for spec in specs]})
+        emit({"recipes": [{"name": spec.name, "about": spec.about} for spec in specs]})
     else:
         print_table("", ["recipe", "family", "depths", "about"], [_recipe_line(spec) for spec in specs])
 
@@ -73,7 +70,7 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
     deepest = costs[-1]
     saved = 100 * (1 - deepest.params_stored / deepest.params_unrolled)
     if as_json:
-        _emit(_plan_object(spec, costs, sizes, saved))
+        emit(_plan_object(spec, costs, sizes, saved))
         return
     rows = [
         [
@@ -129,7 +126,7 @@ def prepare(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) 
         "reasons": manifest.reasons,
     }
     if as_json:
-        _emit(summary)
+        emit(summary)
 
 
 @app.command()
@@ -142,7 +139,7 @@ def train(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) ->
 
     trained = train_stage(load_recipe(recipe, overrides))
     if as_json:
-        _emit(trained)
+        emit(trained)
 
 
 @app.command()
@@ -172,7 +169,7 @@ def resume(
         return
     trained = resume_stage(run, overrides or [])
     if as_json:
-        _emit(trained)
+        emit(trained)
 
 
 @app.command()
@@ -197,7 +194,7 @@ def evaluate(
 
     scored = evaluate_stage(model, store, data, _depths(depths), split, decoding)
     if as_json:
-        _emit(scored)
+        emit(scored)
     else:
         result_table(scored["rows"])
 
@@ -223,7 +220,7 @@ def run(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> N
     page = write_report(spec.storage.root, None)
     say(f"report    {page}")
     if as_json:
-        _emit(result)
+        emit(result)
     else:
         result_table(result["rows"])
 
@@ -247,83 +244,13 @@ def _tuning() -> Any:
 
 def _show_search(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _emit(result)
+        emit(result)
     else:
         row_list(sorted(result["rows"], key=lambda row: (row["depth"], row["wer"])))
         say(f"searched  {result['search']}")
 
 
-@app.command()
-def results(
-    store: Annotated[str, typer.Argument(help="The store: a folder or s3://bucket/prefix.")],
-    query: Annotated[str, typer.Argument(help="ls, pareto, compare or sql.")] = "ls",
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[ARGUMENT]...", help="Filters, two run ids, or a SELECT.")
-    ] = None,
-    sort: Annotated[str, typer.Option(help="Columns to sort by, '-' before one: largest first (ls).")] = "-created",
-    of: Annotated[str, typer.Option(help="Two or three of wer, cer, bytes, params, macs, rtfx, … (pareto).")] = (
-        "wer,bytes"
-    ),
-    dominated: Annotated[bool, typer.Option("--dominated", help="Also the rows that others beat (pareto).")] = False,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Rows at most; default: 100 on a terminal, all with --json (ls, sql).")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Query the results of a store; needs no Ray.
-
-    ls FILTER…: rows, such as `ls depth=6 'wer<0.1' run_id~an4 --sort wer`. pareto FILTER…: the rows nothing beats.
-    compare RUN_A RUN_B: every pair of depths, with significance. sql "SELECT …": over the tables results, hypotheses
-    and runs.
-
-    Example: foldray results ./foldray-store pareto --of wer,macs split=test
-    """
-    from foldray.results import comparison
-    from foldray.results import query as queries
-
-    given = arguments or []
-    most = limit or (None if as_json else TERMINAL_ROWS)
-    if query == "ls":
-        rows, total = queries.list_rows(store, given, sort, most)
-        _show_rows(store, {"rows": rows, "total": total}, as_json, lambda: row_list(rows))
-        if len(rows) < total and not as_json:
-            say(f"{len(rows):,} of {total:,} rows; --limit shows more, filters such as depth=6 fewer")
-    elif query == "pareto":
-        rows = queries.pareto(store, of.split(","), given, dominated=dominated)
-        columns = [queries.OBJECTIVES[name][0] for name in of.split(",")]
-        unseen = [column for column in columns if column not in SHOWN]
-        _show_rows(store, {"rows": rows}, as_json, lambda: row_list(rows, [*unseen, *["dominated"] * dominated]))
-    elif query == "compare":
-        if len(given) != 2:
-            raise UserError("compare", "give two run ids; `foldray results STORE ls` lists them")
-        pairs = comparison.compare_runs(store, *given)
-        _show_rows(store, {"pairs": pairs}, as_json, lambda: comparison_table(given[0], given[1], pairs))
-    elif query == "sql":
-        if len(given) != 1:
-            raise UserError(
-                "sql", 'give one SELECT in quotes, such as "SELECT run_id, min(wer) FROM results GROUP BY 1"'
-            )
-        rows, columns = queries.run_sql(store, given[0], most)
-        _show_rows(
-            store,
-            {"rows": rows},
-            as_json,
-            lambda: print_table("", columns, [[*map(cell, row.values())] for row in rows]),
-        )
-    else:
-        raise UserError(query, "is not a query; use ls, pareto, compare or sql")
-
-
-TERMINAL_ROWS = 100
-
-
-def _show_rows(store: str, answer: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
-    if as_json:
-        _emit(answer)
-    elif any(answer.values()):
-        show()
-    else:
-        say(f"nothing in {store} answers that; `foldray run quickstart` makes results")
+app.command()(results)
 
 
 @app.command()
@@ -340,7 +267,7 @@ def report(
 
     page = write_report(store, out)
     if as_json:
-        _emit({"report": page})
+        emit({"report": page})
     else:
         output.print(page, markup=False, soft_wrap=True)
 
@@ -362,7 +289,7 @@ def transcribe(
 
     texts = transcribe_stage(model, store, files, depth, decoding)
     if as_json:
-        _emit({"texts": texts})
+        emit({"texts": texts})
     for entry in texts:
         if "error" in entry:
             say(f"{entry['file']}: {entry['error']}")
@@ -397,7 +324,7 @@ def bench(
             name, rounds=rounds, hours=hours, utterances=utterances, with_peer=peer, on_progress=on_progress
         )
     if as_json:
-        _emit(measured)
+        emit(measured)
         return
     for part in ("ours", "peer", "ratio"):
         print_table("", [part, "value"], [[key, _figure(value)] for key, value in measured[part].items()])
@@ -413,29 +340,14 @@ def _figure(value: Any) -> str:
     return f"{value / 2**20:,.0f} MiB" if abs(value) >= 2**22 else f"{value:,.3f}"
 
 
-_answers: ContextVar[TextIO | None] = ContextVar("answers", default=None)
-
-
-def _emit(value: dict[str, Any]) -> None:
-    (_answers.get() or sys.stdout).write(json.dumps(value) + "\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits 0 when done, 2 for wrong input (one line on stderr), 1 for anything else."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if "--json" not in given:
         _run(given)
         return
-    # Ray prints to stdout that a node was lost, whatever its log level, and may do so until the process ends.
-    answers = sys.stdout
-    token = _answers.set(answers)
-    try:
-        with redirect_stdout(sys.stderr):
-            _run(given)
-    finally:
-        _answers.reset(token)
-        if answers is sys.__stdout__:
-            sys.stdout = sys.stderr
+    with only_answers():
+        _run(given)
 
 
 def _run(given: list[str]) -> None:
@@ -453,7 +365,7 @@ def _run(given: list[str]) -> None:
         # Typer carries its own copy of click, so its usage errors have no public base class.
         if not hasattr(error, "format_message"):
             if "--json" in given:
-                _emit({"error": f"{type(error).__name__}: {error}", "where": "foldray"})
+                emit({"error": f"{type(error).__name__}: {error}", "where": "foldray"})
             raise
         known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
         hint = f"foldray {given[0]} --help" if given and given[0] in known else "foldray --help"
@@ -471,13 +383,13 @@ INTERRUPTED = 130
 
 def _stopped(given: Sequence[str]) -> None:
     if "--json" in given:
-        _emit({"error": "interrupted", "where": "foldray"})
+        emit({"error": "interrupted", "where": "foldray"})
     say("stopped; run the same command again to go on")
     sys.exit(1)
 
 
 def _fail(given: Sequence[str], where: str, problem: str) -> None:
     if "--json" in given:
-        _emit({"error": problem, "where": where})
+        emit({"error": problem, "where": where})
     say(f"{where}: {problem}")
     sys.exit(2)

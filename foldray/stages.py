@@ -258,7 +258,7 @@ def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
     fields = {"path": data, "layout": "auto", "audio_root": None, "splits": (split,), "max_quarantine": 1.0}
     # Scoring compares words, so that it needs no units, and may have no 'train' to learn them from; and it leaves out
     # no text for being long.
-    fields |= {"units": "characters", "vocab_size": None, "frame_seconds": 1e-3}
+    fields |= {"cross_validate": None, "units": "characters", "vocab_size": None, "frame_seconds": 1e-3}
     try:
         corpus = CorpusSpec.model_validate({**like.model_dump(), **fields})
     except ValueError as error:

@@ -1,10 +1,12 @@
 """What people see on the terminal: bars and tables. Everything but results goes to stderr."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,6 +23,29 @@ output = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 def say(text: str) -> None:
     """One line on stderr."""
     errors.print(text, soft_wrap=True, markup=False)
+
+
+_answers: ContextVar[TextIO | None] = ContextVar("answers", default=None)
+
+
+def emit(value: dict[str, Any]) -> None:
+    """The answer of a command with --json: one object on stdout."""
+    (_answers.get() or sys.stdout).write(json.dumps(value) + "\n")
+
+
+@contextmanager
+def only_answers() -> Iterator[None]:
+    """Nothing but what is emitted goes to stdout: Ray prints there that a node was lost, at any log level, and may
+    do so until the process ends."""
+    answers = sys.stdout
+    token = _answers.set(answers)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _answers.reset(token)
+        if answers is sys.__stdout__:
+            sys.stdout = sys.stderr
 
 
 @contextmanager

@@ -185,6 +185,29 @@ def test_a_missing_valid_is_carved_from_train(tmp_path: Path) -> None:
         assert set(splits_of(named)) == {"train", "valid"}
 
 
+def test_cross_validation_tests_every_speaker_once(tmp_path: Path) -> None:
+    names = [f"speaker-{number}" for number in range(13)]
+    items = [
+        ITEMS[0]._replace(id=f"{name}-{i}", speaker=name, split="test" if i else "train")
+        for name in names
+        for i in range(3)
+    ]
+    WRITERS["jsonl"](tmp_path, items)
+    parts = [splits_of(find(tmp_path, valid_fraction=0.2, cross_validate=f"{number}/4")) for number in (1, 2, 3, 4)]
+    assert sorted(name for part in parts for name in part["test"]) == sorted(names)
+    for part in parts:
+        assert len(part["test"]) in (3, 4)
+        assert part["valid"]
+        assert sorted([*part["train"], *part["valid"], *part["test"]]) == sorted(names), "no speaker is in two splits"
+    ids = {find(tmp_path, **fields).corpus_id for fields in ({}, {"cross_validate": "1/4"}, {"cross_validate": "2/4"})}
+    assert len(ids) == 3
+    for part in ("0/4", "5/4", "1/1", "1", "a/b", "-1/4"):
+        with pytest.raises(ValueError, match="is no part"):
+            CorpusSpec(path="x", cross_validate=part)
+    with pytest.raises(ValueError, match="have both in"):
+        CorpusSpec(path="x", splits=("train", "valid"), cross_validate="1/4")
+
+
 def test_librispeech_takes_every_part_of_train_and_the_clean_others(tmp_path: Path) -> None:
     home = tmp_path / "LibriSpeech"
     WRITERS["librispeech"](home, ITEMS)

@@ -307,6 +307,44 @@ def test_compare_two_runs_and_a_run_with_itself(tmp_path: Path) -> None:
         compare_runs(store, "good", "fewer")
 
 
+def test_several_runs_are_compared_as_one(tmp_path: Path) -> None:
+    """Seeds share their test set, parts of a cross-validation have one each: either way the counts are added up."""
+    rng = random.Random(2)
+    said = [" ".join(rng.choices(WORDS, k=6)) for _ in range(120)]
+    store = str(tmp_path)
+
+    def write(run_id: str, texts: list[str], rate: float, corpus: str) -> int:
+        made = evaluation(run_id, texts, rate, corpus=corpus)
+        write_rows(store, [made[0]], made[1])
+        return sum(h.substitutions + h.deletions + h.insertions for h in made[1])
+
+    rates = {"good": 0.1, "bad": 0.3}
+    seeds = {f"{name}{seed}": write(f"{name}{seed}", said, rate + 0.02 * seed, "same")
+             for name, rate in rates.items() for seed in (0, 1)}  # fmt: skip
+    (pair,) = compare_runs(store, "good0,good1", "bad0,bad1")
+    assert pair["corpus"] == "same"
+    assert (pair["num_utterances"], pair["num_words"]) == (120, 2 * 720)
+    assert pair["wer_a"] == (seeds["good0"] + seeds["good1"]) / 1440
+    assert pair["wer_b"] == (seeds["bad0"] + seeds["bad1"]) / 1440
+    assert pair["low"] < pair["difference"] < pair["high"] < 0
+    # The same utterances twice are no more evidence than once.
+    (once,) = compare_runs(store, "good0", "bad0")
+    (twice,) = compare_runs(store, "good0,good0", "bad0,bad0")
+    assert (twice["low"], twice["high"]) == (once["low"], once["high"])
+
+    parts = [(said[:70], "part-1"), (said[70:], "part-2")]
+    errors = {f"{name}-{corpus}": write(f"{name}-{corpus}", texts, rate, corpus)
+              for name, rate in rates.items() for texts, corpus in parts}  # fmt: skip
+    (pair,) = compare_runs(store, "good-part-1,good-part-2", "bad-part-1,bad-part-2")
+    assert (pair["corpus"], pair["num_utterances"], pair["num_words"]) == ("part-1, part-2", 120, 720)
+    assert pair["wer_a"] == (errors["good-part-1"] + errors["good-part-2"]) / 720
+    assert pair["significant"]
+    with pytest.raises(UserError, match="both sides need as many; these are 2 and 1"):
+        compare_runs(store, "good0,good1", "bad0")
+    with pytest.raises(UserError, match="was scored on no test set"):
+        compare_runs(store, "good-part-1,good-part-2", "bad-part-2,bad-part-1")
+
+
 # --- Versions --------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from foldray import storage
 from foldray.data.builtin import builtin_corpus_id, write_builtin_corpus
 from foldray.data.layouts import LAYOUTS, Place
-from foldray.data.splits import carve_valid, sources_of, split_names
+from foldray.data.splits import carve_valid, cross_validate, sources_of, split_names
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 from foldray.spec import BUILTIN_CORPUS, CorpusSpec
@@ -60,7 +60,8 @@ def find_corpus(spec: CorpusSpec, root: str) -> Corpus:
         for uri in uris
         for each in read(uri, split, place)
     ]
-    utterances = carve_valid(_with_sizes(utterances, [folder, *filter(None, [place.audio_root])]), spec)
+    utterances = _with_sizes(utterances, [folder, *filter(None, [place.audio_root])])
+    utterances = carve_valid(cross_validate(utterances, spec), spec)
     return Corpus(f"{_slug(name)}-{_identity(utterances, folder, spec)}", folder, layout, utterances)
 
 
@@ -81,6 +82,8 @@ def _slug(name: str) -> str:
 def _identity(utterances: list[Utterance], folder: str, spec: CorpusSpec) -> str:
     digest = hashlib.sha256(f"{PREPARE_VERSION}".encode())
     left_out = {"path", "layout", "audio_root", "max_quarantine"}
+    if spec.cross_validate is None:  # corpora are the same as before there was such a field
+        left_out.add("cross_validate")
     fields = spec.model_dump(mode="json", exclude=left_out)
     digest.update(json.dumps(fields, sort_keys=True).encode())
     folders = [folder, *([storage.absolute(spec.audio_root)] if spec.audio_root else [])]

@@ -1,4 +1,4 @@
-"""Splits: what `corpus.splits` names, and a `valid` for corpora that have none."""
+"""Splits: what `corpus.splits` names, the parts of a cross-validation, and a `valid` for corpora that have none."""
 
 import hashlib
 import re
@@ -30,6 +30,26 @@ def sources_of(entry: str) -> list[str]:
     return [part.strip("/") for part in parts.split("+")] if named else [name]
 
 
+def cross_validate(utterances: list[Utterance], spec: CorpusSpec) -> list[Utterance]:
+    """All utterances as `train`, but those of one part of the speakers, which are `test`.
+
+    Speakers are dealt out in the order of the hashes of their names, so that parts are of like size (to a speaker's
+    utterances), every utterance is tested in one of them, and the order of rows decides nothing. An utterance without
+    a speaker counts as a speaker of its own.
+    """
+    if spec.cross_validate is None:
+        return utterances
+    number, parts = map(int, spec.cross_validate.split("/"))
+    counts = Counter(u.speaker or u.id for u in utterances)
+    tested: set[str] = set()
+    before = 0
+    for name in sorted(counts, key=_hashed):
+        if before * parts // len(utterances) == number - 1:
+            tested.add(name)
+        before += counts[name]
+    return [replace(u, split="test" if (u.speaker or u.id) in tested else "train") for u in utterances]
+
+
 def carve_valid(utterances: list[Utterance], spec: CorpusSpec) -> list[Utterance]:
     """Move whole speakers from `train` to `valid` where the source has no `valid`.
 
@@ -59,8 +79,12 @@ def _choose(names: list[str], wanted: float) -> set[str]:
     counts = Counter(names)
     chosen: set[str] = set()
     moved = 0
-    for name in sorted(counts, key=lambda name: hashlib.sha256(name.encode()).digest()):
+    for name in sorted(counts, key=_hashed):
         if moved < wanted and moved + counts[name] <= max(1, 2 * wanted) and moved + counts[name] < len(names):
             chosen.add(name)
             moved += counts[name]
     return chosen
+
+
+def _hashed(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()

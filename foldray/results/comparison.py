@@ -1,6 +1,11 @@
 """Two runs side by side: every depth of one against every depth of the other, on the same utterances."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from foldray.errors import UserError
 from foldray.results.rows import read_hypotheses, read_rows
@@ -9,24 +14,53 @@ from foldray.results.significance import bootstrap_difference, matched_pairs
 Place = tuple[str, str, str]
 Said = dict[int, dict[str, dict[str, Any]]]
 """Hypotheses of each depth by utterance id."""
+Pair = tuple[Said, Said]
 
 
 def compare_runs(store: str, run_a: str, run_b: str) -> list[dict[str, Any]]:
     """Every pair of depths on every test set both were scored on: WERs, their difference (a less b), its bootstrap
-    interval, and the matched-pairs test. A run against itself: each pair of its depths once. Raises UserError."""
-    said_a = said_by_place(store, run_a)
-    said_b = said_a if run_a == run_b else said_by_place(store, run_b)
-    places = sorted(set(said_a) & set(said_b))
-    if not places:
-        raise UserError(run_b, f"was scored on no test set that {run_a} was scored on; `foldray evaluate` scores more")
+    interval, and the matched-pairs test. A run against itself: each pair of its depths once.
+
+    Several runs on either side, joined by commas, are compared as one: the first with the first, the second with the
+    second. Seeds share their test sets; where no test set is shared by all, as in a cross-validation, those of all
+    pairs are one. Raises UserError.
+    """
+    sides = [names.split(",") for names in (run_a, run_b)]
+    if len(sides[0]) != len(sides[1]):
+        counts = " and ".join(str(len(side)) for side in sides)
+        raise UserError("compare", f"runs are compared one by one, so that both sides need as many; these are {counts}")
+    said = {run_id: said_by_place(store, run_id) for run_id in dict.fromkeys(sides[0] + sides[1])}
     return [
         {**dict(zip(("corpus", "split", "decoding"), place, strict=True)), "depth_a": a, "depth_b": b}
-        | compare_hypotheses(said_a[place][a], said_b[place][b], f"{run_a} and {run_b} on {place[0]}")
-        for place in places
-        for a in sorted(said_a[place])
-        for b in sorted(said_b[place])
+        | compare_hypotheses([(one[a], other[b]) for one, other in pairs], f"{run_a} and {run_b} on {place[0]}")
+        for place, pairs in _pooled(said, list(zip(*sides, strict=True))).items()
+        for a in sorted(set.intersection(*({*one} for one, _ in pairs)))
+        for b in sorted(set.intersection(*({*other} for _, other in pairs)))
         if run_a != run_b or a < b
     ]
+
+
+def _pooled(said: dict[str, dict[Place, Said]], couples: list[tuple[str, str]]) -> dict[Place, list[Pair]]:
+    """What is compared as one, by test set: what each couple of runs said."""
+    places = [{*said[a]} & {*said[b]} for a, b in couples]
+    for (a, b), shared in zip(couples, places, strict=True):
+        if not shared:
+            raise UserError(b, f"was scored on no test set that {a} was scored on; `foldray evaluate` scores more")
+    if everywhere := set.intersection(*places):
+        return {place: [(said[a][place], said[b][place]) for a, b in couples] for place in sorted(everywhere)}
+    pooled: dict[Place, list[Pair]] = {}
+    for kind in sorted(set.intersection(*({place[1:] for place in shared} for shared in places))):
+        own = [[place for place in shared if place[1:] == kind] for shared in places]
+        for (a, b), these in zip(couples, own, strict=True):
+            if len(these) > 1:
+                raise UserError(
+                    "compare", f"{a} and {b} were scored on several corpora ({kind[0]}); compare one by one"
+                )
+        corpora = ", ".join(dict.fromkeys(place[0] for (place,) in own))
+        pooled[corpora, *kind] = [
+            (said[a][place], said[b][place]) for (a, b), (place,) in zip(couples, own, strict=True)
+        ]
+    return pooled
 
 
 def said_by_place(store: str, run_id: str) -> dict[Place, Said]:
@@ -46,17 +80,25 @@ def said_by_place(store: str, run_id: str) -> dict[Place, Said]:
     return places
 
 
-def compare_hypotheses(said_a: dict[str, Any], said_b: dict[str, Any], what: str) -> dict[str, Any]:
-    """One pair of depths. Raises UserError where the references are not the same."""
-    ids = sorted(said_a)
-    if ids != sorted(said_b) or any(said_a[i]["reference"] != said_b[i]["reference"] for i in ids):
-        raise UserError(what, "were scored against different references; evaluate both on the same prepared corpus")
-    pairs = [(said_a[i], said_b[i]) for i in ids]
-    errors = [(_errors(a), _errors(b)) for a, b in pairs]
-    words = [a["num_words"] for a, _ in pairs]
+def compare_hypotheses(couples: Sequence[tuple[dict[str, Any], dict[str, Any]]], what: str) -> dict[str, Any]:
+    """One pair of depths: what either said of the same utterances, by id, as often as there are couples.
+
+    An utterance that several couples have is drawn with all of them in the bootstrap. Raises UserError where references
+    are not the same.
+    """
+    pairs = []
+    for said_a, said_b in couples:
+        ids = sorted(said_a)
+        if ids != sorted(said_b) or any(said_a[i]["reference"] != said_b[i]["reference"] for i in ids):
+            raise UserError(what, "were scored against different references; evaluate both on the same prepared corpus")
+        pairs += [(said_a[i], said_b[i]) for i in ids]
+    counts: dict[tuple[str, str], NDArray[np.int64]] = defaultdict(lambda: np.zeros(3, dtype=np.int64))
+    for a, b in pairs:
+        counts[a["corpus"], a["id"]] += (_errors(a), _errors(b), a["num_words"])
+    errors_a, errors_b, words = np.stack(list(counts.values()), axis=1).tolist()
     test = matched_pairs([(a["alignment"], b["alignment"]) for a, b in pairs])
-    low, high = bootstrap_difference(errors, words)
-    wer_a, wer_b = (sum(each[side] for each in errors) / sum(words) for side in (0, 1))
+    low, high = bootstrap_difference(list(zip(errors_a, errors_b, strict=True)), words)
+    wer_a, wer_b = sum(errors_a) / sum(words), sum(errors_b) / sum(words)
     return {
         "wer_a": wer_a,
         "wer_b": wer_b,
@@ -67,7 +109,7 @@ def compare_hypotheses(said_a: dict[str, Any], said_b: dict[str, Any], what: str
         "z": test.z,
         "p_value": test.p_value,
         "significant": test.significant,
-        "num_utterances": len(ids),
+        "num_utterances": len(counts),
         "num_words": sum(words),
     }
 

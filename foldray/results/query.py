@@ -252,13 +252,18 @@ def _where(filters: Sequence[str]) -> tuple[str, list[Any]]:
     return " AND ".join(parts), values
 
 
-def _column(name: str) -> str:
+def known_column(name: str) -> str:
     """The name of a column of `results`. Raises UserError with the nearest."""
     names = SCHEMAS["results"].names
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
         raise UserError(name, f"no column{f'; did you mean {close[0]}?' if close else ''} Columns: {', '.join(names)}")
-    return f'"{name}"'
+    return name
+
+
+def _column(name: str) -> str:
+    """A column as SQL writes it. Raises UserError."""
+    return f'"{known_column(name)}"'
 
 
 def _value(name: str, text: str) -> Any:

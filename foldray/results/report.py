@@ -115,7 +115,7 @@ def _against_baselines(run_id: str, here: dict[str, list[Row]], said: dict[str, 
     for depth, baseline in _baselines(here, here[run_id][0]["family"]).items():
         ours, theirs = said[run_id].get(depth), said[baseline].get(depth)
         if ours and theirs and ours.keys() == theirs.keys():
-            found[depth] = {**compare_hypotheses(ours, theirs, f"{run_id} and {baseline}"), "baseline": baseline}
+            found[depth] = {**compare_hypotheses([(ours, theirs)], f"{run_id} and {baseline}"), "baseline": baseline}
     return found
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -105,12 +105,9 @@ class RunSpec(Section):
         if not self.search:
             return self
         for name in (*self.search.space, *self.search.start):
-            section, *inner = name.split(".")
-            kind = type(self).model_fields[section].annotation if section in type(self).model_fields else None
-            if section in NOT_HASHED:
+            if name.partition(".")[0] in NOT_HASHED:
                 raise ValueError(f"search: {name} is shared by all trials, or changes none of them")
-            fields = getattr(kind, "model_fields", {})
-            if kind is None or (inner and inner[0] not in fields) or (fields and not inner):
+            if not _is_field(name):
                 raise ValueError(f"search: {name} is no field of a spec")
         if self.search.objectives and not {split.partition("=")[0] for split in self.corpus.splits} & VALIDATION_SPLITS:
             raise ValueError("search: trials are ranked by a validation split; add valid to corpus.splits")
@@ -157,3 +154,14 @@ class RunSpec(Section):
     def run_id(self, corpus_id: str, vocabulary: str) -> str:
         """Name and hash: the same spec on the same corpus resumes its run, another can never overwrite it."""
         return f"{self.name}-{self.spec_hash(corpus_id, vocabulary)}"
+
+
+def _is_field(name: str) -> bool:
+    """Whether a dotted name leads to a value: a field, or an entry of one that is a mapping."""
+    first, *inner = name.split(".")
+    kind = RunSpec.model_fields[first].annotation if first in RunSpec.model_fields else None
+    while inner and isinstance(kind, type) and issubclass(kind, BaseModel):
+        field = kind.model_fields.get(inner.pop(0))
+        kind = field.annotation if field else None
+    is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
+    return kind is not None and not is_section and (not inner or get_origin(kind) is dict)

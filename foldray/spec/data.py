@@ -34,6 +34,11 @@ class CorpusSpec(Section):
     valid_fraction: float = Field(
         0.05, ge=0.0, lt=0.5, description="Share of 'train' carved off as 'valid' where there is none."
     )
+    cross_validate: str | None = Field(
+        None,
+        description="A part of a cross-validation, such as 2/5: all that splits name is one corpus, the second of five "
+        "parts of its speakers is 'test', and the others are 'train', of which 'valid' is carved.",
+    )
     text: TextProfile = Field(
         "english",
         description="Text normalisation: 'english' keeps A-Z and apostrophe, 'unicode' every letter, mark and digit, "
@@ -70,6 +75,17 @@ class CorpusSpec(Section):
     @classmethod
     def _has_no_secret(cls, path: str | None) -> str | None:
         return path and without_secret(path)
+
+    @field_validator("cross_validate")
+    @classmethod
+    def _is_a_part(cls, part: str | None, info: ValidationInfo) -> str | None:
+        number, _, parts = (part or "1/2").partition("/")
+        if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts) and int(parts) > 1):
+            raise ValueError(f"'{part}' is no part; say which of how many, such as 2/5")
+        named = {entry.partition("=")[0] for entry in info.data.get("splits", ())}
+        if part and not {"train", "test"} <= named:
+            raise ValueError("makes 'train' and 'test' anew; have both in corpus.splits")
+        return part
 
     @field_validator("units")
     @classmethod
