@@ -301,8 +301,12 @@ def transcribe(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="joint-step, resume, prepare, ingest, consumers, train or results.")],
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds (joint-step, ingest, train, results).")] = 5,
+    name: Annotated[
+        str, typer.Argument(help="joint-step, one-cycle, resume, prepare, ingest, consumers, train or results.")
+    ],
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Measured rounds (joint-step, one-cycle, ingest, train, results).")
+    ] = 5,
     hours: Annotated[float, typer.Option(min=0.01, help="Hours of audio (prepare).")] = 10.0,
     utterances: Annotated[int, typer.Option(min=1000, help="Utterances of the manifest (resume).")] = 1_000_000,
     peer: Annotated[bool, typer.Option(help="Whether the peer runs too (resume).")] = True,
@@ -310,7 +314,8 @@ def bench(
 ) -> None:
     """Run a benchmark with its peer side by side; the ratios are what counts. Leave the machine alone meanwhile.
 
-    joint-step: a joint training step against the deepest path alone. resume: standing in the middle of an epoch of
+    joint-step: a joint training step against the deepest path alone. one-cycle: a step of a fold against steps of all
+    the models it stands for. resume: standing in the middle of an epoch of
     a huge corpus. prepare: hours of audio prepared a second. ingest: batches a second into a model that does nothing.
     consumers: ways of feeding 64 training workers. train: utterances a second under Ray Train and in a bare loop.
     results: questions to a store of a million rows.

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from foldray.bench.bare_loop import run_bare
+from foldray.bench.one_cycle import bench_one_cycle, counted_macs, small_conformer
+from foldray.costs import costs_of
 from foldray.data.manifest import Manifest
+from foldray.plan import FoldPlan
 from foldray.results.metrics import read_metrics
 from foldray.spec_input import override_spec
 from foldray.training.job import TrainJob, Worker
@@ -31,3 +34,24 @@ def test_the_bare_loop_reaches_the_losses_of_ours(
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
         if workers == 1:  # of two, the first knows its own share only
             assert one["ctc"] == pytest.approx(other["ctc"], rel=1e-4)
+
+
+def test_what_a_cycle_costs_by_counting() -> None:
+    """Of one path what the account says; of several, a block for each different prefix of theirs."""
+    alone = {depth: small_conformer(FoldPlan(depth, (depth,))) for depth in (6, 9, 12)}
+    count = counted_macs(alone[6], alone[12])
+    whole = {depth: costs_of(model)[-1].macs_per_audio_second for depth, model in alone.items()}
+    for depth, macs in whole.items():
+        assert count([tuple(range(depth))]) == pytest.approx(macs, rel=1e-9)
+    block = (whole[12] - whole[6]) / 6
+    assert count(FoldPlan(6, (6, 12)).all_paths()) == pytest.approx(whole[12] + 5 * block)  # only layer 0 is shared
+    assert count(FoldPlan(6, (6, 12), order="cycle").all_paths()) == pytest.approx(whole[12])
+
+
+def test_one_cycle_says_how_much_cheaper_a_fold_is() -> None:
+    told = bench_one_cycle(1)
+    served = {name: (9, 10, 11, 12) if "clustered" in name else (6, 8, 10, 12) for name in told["ours"]}
+    for name, depths in served.items():
+        together = sum(told["peer"][f"depth {depth} by itself"] for depth in depths)
+        assert told["ratio"][name] == pytest.approx(together / told["ours"][name])
+        assert told["ratio"][f"{name}, by counting"] > 1

@@ -5,7 +5,7 @@ from typing import Any
 
 from foldray.errors import UserError
 
-BENCHMARKS = ("joint-step", "resume", "prepare", "ingest", "consumers", "train", "results")
+BENCHMARKS = ("joint-step", "one-cycle", "resume", "prepare", "ingest", "consumers", "train", "results")
 
 
 def run_benchmark(
@@ -24,6 +24,10 @@ def run_benchmark(
         from foldray.bench.joint_step import bench_joint_step
 
         return bench_joint_step(rounds, on_progress=on_progress)
+    if name == "one-cycle":
+        from foldray.bench.one_cycle import bench_one_cycle
+
+        return bench_one_cycle(rounds, on_progress=on_progress)
     if name == "resume":
         from foldray.bench.resume import bench_resume
 

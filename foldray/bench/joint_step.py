@@ -41,7 +41,7 @@ def bench_joint_step(
         for name, passes in steps.items():
             names.append(name)
             kinds.append(_step(model, passes))
-    seconds = _take_turns(kinds, rounds, on_progress)
+    seconds = take_turns(kinds, rounds, on_progress)
     median = {name: statistics.median(times) for name, times in zip(names, seconds, strict=True)}
     return {
         "name": "joint-step",
@@ -89,7 +89,7 @@ def _step(model: nn.Module, passes: list[tuple[int, ...]]) -> Callable[[], None]
     return run
 
 
-def _take_turns(
+def take_turns(
     kinds: list[Callable[[], None]], rounds: int, on_progress: Callable[[int, int], None]
 ) -> list[list[float]]:
     """Seconds of each kind in each round; a round before them warms up and is not counted."""

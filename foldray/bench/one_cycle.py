@@ -1,0 +1,122 @@
+"""`foldray bench one-cycle`: a training step of one fold against steps of all the models it stands for.
+
+The peer is what one does without folding: a stock model for each depth, each trained by itself on the same batch. All
+run forward, CTC, backward and AdamW, on the Conformer of recipe an4-fold-6-12; kinds take turns, so that a machine that
+slows down slows all of them. Beside what is measured stands what counting says: a step costs its front end once, each
+different prefix of its paths one block, and a head for each depth.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from foldray.bench.joint_step import take_turns
+from foldray.configuration import stock_config
+from foldray.costs import costs_of
+from foldray.families import FAMILIES, transformers_class
+from foldray.folding.loss import StepCounts, joint_loss
+from foldray.models import fold, output_frames
+from foldray.plan import FoldPlan, Order
+from foldray.pretrained import initialise_for_width
+from foldray.recipes import load_recipe
+from foldray.spec import SAMPLE_RATE
+
+RECIPE = "an4-fold-6-12"
+UNITS = 28
+BATCH, SECONDS = 6, 2.7
+SPREAD, CLUSTERED = (6, 8, 10, 12), (9, 10, 11, 12)
+
+Fold = tuple[str, Order, tuple[int, ...], tuple[int, ...]]
+FOLDS: tuple[Fold, ...] = (
+    ("cycle", "cycle", SPREAD, SPREAD),
+    ("in_place, all four trained", "in_place", SPREAD, SPREAD),
+    ("in_place, 6 and 12 trained", "in_place", (6, 12), SPREAD),
+    ("cycle, clustered", "cycle", CLUSTERED, CLUSTERED),
+    ("in_place, clustered", "in_place", CLUSTERED, CLUSTERED),
+)
+"""Name, order, the depths that are trained, and those that are served, each of which the peer trains a model for."""
+
+
+def bench_one_cycle(
+    rounds: int = 5, *, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
+    """Median seconds of a step of each fold and of each model by itself; how many times cheaper a fold is."""
+    alone = sorted({*SPREAD, *CLUSTERED})
+    plans = [FoldPlan(depth, (depth,)) for depth in alone]
+    plans += [FoldPlan(trained[0], trained, order=order) for _, order, trained, _ in FOLDS]
+    models = [small_conformer(plan) for plan in plans]
+    seconds = take_turns([_step(model, plan) for model, plan in zip(models, plans, strict=True)], rounds, on_progress)
+    medians = [statistics.median(times) for times in seconds]
+    peer = dict(zip(alone, medians, strict=False))
+    ours = {name: median for (name, *_), median in zip(FOLDS, medians[len(alone) :], strict=True)}
+    counted = counted_macs(models[alone.index(6)], models[alone.index(12)])
+    served = {name: depths for name, _, _, depths in FOLDS}
+    by_count = {
+        name: sum(counted([tuple(range(depth))]) for depth in depths)
+        / counted(FoldPlan(trained[0], trained, order=order).all_paths())
+        for name, order, trained, depths in FOLDS
+    }
+    return {
+        "name": "one-cycle",
+        "ours": ours,
+        "peer": {f"depth {depth} by itself": median for depth, median in peer.items()},
+        "ratio": {
+            **{name: sum(peer[depth] for depth in depths) / ours[name] for name, depths in served.items()},
+            **{f"{name}, by counting": ratio for name, ratio in by_count.items()},
+        },
+        "shape": f"{RECIPE}, {BATCH} x {SECONDS:g} s, CTC, AdamW, float32, seconds a step; ratio: models of depths "
+        f"{_listed(SPREAD)} (clustered: {_listed(CLUSTERED)}) to the one fold that serves them all; {rounds} rounds, "
+        f"{torch.get_num_threads()} threads",
+    }
+
+
+def _listed(depths: Sequence[int]) -> str:
+    return ", ".join(map(str, depths))
+
+
+def small_conformer(plan: FoldPlan) -> nn.Module:
+    """The recipe's model, folded."""
+    spec = load_recipe(RECIPE).model
+    torch.manual_seed(0)
+    model = transformers_class(FAMILIES[spec.family].model)(stock_config(spec, plan.num_layers, UNITS))
+    initialise_for_width(model)
+    return fold(model, plan).train()
+
+
+def _step(model: nn.Module, plan: FoldPlan) -> Callable[[], None]:
+    """One optimiser step: every trained depth, one backward pass."""
+    bins = load_recipe(RECIPE).model.config["num_mel_bins"]
+    features_BTM = torch.randn(BATCH, int(100 * SECONDS), bins, generator=torch.Generator().manual_seed(0))
+    mask_BT = torch.ones(features_BTM.shape[:2], dtype=torch.long)
+    frames_B = torch.tensor(output_frames(model, [int(SECONDS * SAMPLE_RATE)] * BATCH))
+    labels_BU = torch.arange(1, UNITS - 3).repeat(BATCH, 1)
+    lengths_B = torch.full((BATCH,), labels_BU.shape[1])
+    counts = StepCounts(labels_BU.numel(), int(frames_B.sum()))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def run() -> None:
+        logits_PBTV = model(input_features=features_BTM, attention_mask=mask_BT).logits.unflatten(
+            0, (len(plan.depths), BATCH)
+        )
+        beta = 0.3 if len(plan.depths) > 1 else 0.0
+        joint_loss(logits_PBTV, frames_B, labels_BU, lengths_B, counts, alpha=0.5, beta=beta).total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def counted_macs(six: nn.Module, twelve: nn.Module) -> Callable[[Sequence[tuple[int, ...]]], float]:
+    """What a pass over paths costs in MACs: what is not blocks once, and a block for each different prefix. (The head,
+    a thousandth of it, is counted once as well.)"""
+    shallow, deep = (costs_of(model)[-1].macs_per_audio_second for model in (six, twelve))
+    block = (deep - shallow) / 6
+
+    def count(paths: Sequence[tuple[int, ...]]) -> float:
+        prefixes = {path[:length] for path in paths for length in range(1, len(path) + 1)}
+        return shallow - 6 * block + len(prefixes) * block
+
+    return count
