@@ -46,7 +46,7 @@ def results(
 
     ls FILTER…: rows, such as `ls depth=6 'wer<0.1' run_id~an4 --sort wer`. pareto FILTER…: the rows nothing beats.
     compare RUN_A RUN_B: every pair of depths, with significance; A1,A2 B1,B2 for several runs as one (seeds, parts of a
-    cross-validation). sql "SELECT …": over the tables results, hypotheses and runs.
+    cross-validation). sql "SELECT …": over the tables results, hypotheses, runs and trials.
 
     Example: foldray results ./foldray-store pareto --of wer,macs split=test
     """

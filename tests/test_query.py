@@ -22,6 +22,7 @@ from foldray.results import files, merged
 from foldray.results.comparison import compare_runs
 from foldray.results.query import OBJECTIVES, list_rows, non_dominated, pareto, run_sql
 from foldray.results.rows import read_hypotheses, read_rows, write_rows
+from foldray.results.searches import TrialRecord, write_record
 from tests.rows import WORDS, at, evaluation, hypothesis, row
 from tests.test_cli import call
 
@@ -305,6 +306,40 @@ def test_compare_two_runs_and_a_run_with_itself(tmp_path: Path) -> None:
     write_rows(store, [row(run_id="fewer")], [hypothesis("one", "one", run_id="fewer")])
     with pytest.raises(UserError, match="different references"):
         compare_runs(store, "good", "fewer")
+
+
+def test_trials_are_a_table(tmp_path: Path) -> None:
+    search = tmp_path / "searches" / "quick-1"
+    described = {"spec": {"search": {"objectives": ["wer"], "space": {}}}}
+    search.mkdir(parents=True)
+    (search / "search.json").write_text(json.dumps(described))
+    told = {"objectives": {"wer": 0.25}, "loss": 0.5, "step": 9, "progress": 1.0}
+    write_record(str(search), TrialRecord(3, "trial", "run-3", {}, ["loss.alpha=0.3"], "finished", **told))
+    write_record(str(search), TrialRecord(4, "trial", "run-4", {}, [], "failed", error="no such depth"))
+    columns = "trial, run_id, state, (objectives->>'$.wer')::DOUBLE AS wer, overrides, error"
+    asked = f"SELECT {columns} FROM trials ORDER BY trial"
+    assert run_sql(str(tmp_path), asked)[0] == [
+        {"trial": "trial-0003", "run_id": "run-3", "state": "finished", "wer": 0.25,
+         "overrides": ["loss.alpha=0.3"], "error": ""},
+        {"trial": "trial-0004", "run_id": "run-4", "state": "failed", "wer": None, "overrides": [],
+         "error": "no such depth"},
+    ]  # fmt: skip
+    assert run_sql(str(tmp_path), "SELECT count(*) AS n FROM results JOIN trials USING (run_id)")[0] == [{"n": 0}]
+
+
+def test_options_of_another_query_are_refused(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for query, option in (
+        ("pareto", "--sort=wer"),
+        ("compare", "--limit=3"),
+        ("ls", "--dominated"),
+        ("sql", "--of=wer"),
+    ):
+        code, _, err = call(capsys, "results", store, query, option)
+        assert (code, f"{option.partition('=')[0]}: is of " in err) == (2, True)
+    shown = call(capsys, "results", store, "ls", "--columns", "private,seed")[1]
+    assert "private" in shown
+    code, _, err = call(capsys, "results", store, "ls", "--columns", "privat")
+    assert (code, "did you mean private?" in err) == (2, True)
 
 
 def test_several_runs_are_compared_as_one(tmp_path: Path) -> None:

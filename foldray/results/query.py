@@ -1,14 +1,11 @@
-"""Questions to a store: its rows, hypotheses and runs as tables that DuckDB answers from, and nothing else."""
+"""Questions to a store: its rows, hypotheses, runs and trials as tables that DuckDB answers from, and nothing else."""
 
 import difflib
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from decimal import Decimal
-from functools import partial
 from typing import Any
 
 import duckdb
@@ -18,8 +15,7 @@ from numpy.typing import NDArray
 
 from foldray import storage
 from foldray.errors import UserError, one_line
-from foldray.plan import FOLD_FILE
-from foldray.results.files import READERS
+from foldray.results.described import runs_table, trials_table
 from foldray.results.merged import forget_merged, newest_sql, read_merged
 from foldray.results.rows import SCHEMAS
 
@@ -34,7 +30,8 @@ OBJECTIVES = {
 }  # fmt: skip
 """What `pareto` weighs: a column, and 1 where less is better, -1 where more is."""
 FILTER = re.compile(r"(\w+)(<=|>=|!=|=|<|>|~)(.*)")
-TABLES = ("results", "hypotheses", "runs")
+DESCRIBED = {"runs": runs_table, "trials": trials_table}
+TABLES = ("results", "hypotheses", *DESCRIBED)
 
 
 def list_rows(
@@ -97,7 +94,7 @@ def non_dominated(points_NO: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def run_sql(store: str, sql: str, limit: int | None = None) -> tuple[list[Row], list[str]]:
-    """What one SELECT over the tables `results`, `hypotheses` and `runs` answers: rows and the names of the columns.
+    """What one SELECT over the tables `results`, `hypotheses`, `runs` and `trials` answers: rows, and names of columns.
 
     It reaches no file and changes nothing. Raises UserError for whatever else is asked.
     """
@@ -135,8 +132,8 @@ def _connect(store: str, tables: Sequence[str]) -> duckdb.DuckDBPyConnection:
         raise UserError("STORE", f"{store} is not there; give the storage.root of a run")
     connection = duckdb.connect(config=LOCKED)
     for kind in tables:
-        if kind == "runs":
-            connection.register("runs", _runs_table(root))
+        if kind in DESCRIBED:
+            connection.register(kind, DESCRIBED[kind](root))
             continue
         database, others = read_merged(root, kind)
         connection.register(f"other_{kind}", others)
@@ -167,43 +164,6 @@ LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": False,
     "python_enable_replacements": False,
 }
-
-
-def _runs_table(root: str) -> pa.Table:
-    """A row for each run: what it is, whether it is finished, and its whole spec as JSON."""
-    runs = storage.join(root, "runs")
-    with ThreadPoolExecutor(READERS) as pool:
-        return pa.Table.from_pylist(list(filter(None, pool.map(partial(_run, runs), storage.list_folders(runs)))), RUNS)
-
-
-RUNS = pa.schema(
-    [("run_id", pa.string()), ("recipe", pa.string()), ("family", pa.string()), ("num_layers", pa.int64()),
-     ("depths", pa.list_(pa.int64())), ("order", pa.string()), ("private", pa.string()), ("alpha", pa.float64()),
-     ("beta", pa.float64()), ("lr", pa.float64()), ("seed", pa.int64()), ("corpus", pa.string()),
-     ("finished", pa.bool_()), ("created", pa.string()), ("git_commit", pa.string()), ("spec", pa.string())]
-)  # fmt: skip
-"""The columns of `runs`."""
-
-
-def _run(runs: str, run_id: str) -> Row | None:
-    run = storage.join(runs, run_id)
-    try:
-        spec = storage.read_json(storage.join(run, "spec.json"))
-        facts = storage.read_json(storage.join(run, "run.json"))
-    except FileNotFoundError:  # it has hardly begun
-        return None
-    except ValueError as error:
-        raise UserError(f"{run}", f"its spec.json or run.json is damaged ({one_line(error)})") from None
-    # A spec of another version may lack a field.
-    fold, loss, optim, model = (spec.get(name) or {} for name in ("fold", "loss", "optim", "model"))
-    return {
-        "run_id": run_id, "recipe": spec.get("name"), "family": model.get("family"),
-        "num_layers": fold.get("num_layers"), "depths": fold.get("depths"), "order": fold.get("order"),
-        "private": fold.get("private"), "alpha": loss.get("alpha"), "beta": loss.get("beta"), "lr": optim.get("lr"),
-        "seed": spec.get("seed"), "corpus": facts.get("corpus_id"),
-        "finished": storage.exists(storage.join(run, "model", FOLD_FILE)), "created": facts.get("created"),
-        "git_commit": facts.get("git_commit"), "spec": json.dumps(spec),
-    }  # fmt: skip
 
 
 def _rows(answer: duckdb.DuckDBPyRelation, limit: int | None = None) -> list[Row]:
