@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from foldray.bench.joint_step import take_turns
 from foldray.configuration import stock_config
@@ -77,13 +78,15 @@ def _listed(depths: Sequence[int]) -> str:
     return ", ".join(map(str, depths))
 
 
-def small_conformer(plan: FoldPlan) -> nn.Module:
+def small_conformer(plan: FoldPlan) -> PreTrainedModel:
     """The recipe's model, folded."""
     spec = load_recipe(RECIPE).model
     torch.manual_seed(0)
-    model = transformers_class(FAMILIES[spec.family].model)(stock_config(spec, plan.num_layers, UNITS))
+    model: PreTrainedModel = transformers_class(FAMILIES[spec.family].model)(stock_config(spec, plan.num_layers, UNITS))
     initialise_for_width(model)
-    return fold(model, plan).train()
+    folded = fold(model, plan)
+    folded.train()
+    return folded
 
 
 def _step(model: nn.Module, plan: FoldPlan) -> Callable[[], None]:
@@ -109,7 +112,7 @@ def _step(model: nn.Module, plan: FoldPlan) -> Callable[[], None]:
     return run
 
 
-def counted_macs(six: nn.Module, twelve: nn.Module) -> Callable[[Sequence[tuple[int, ...]]], float]:
+def counted_macs(six: PreTrainedModel, twelve: PreTrainedModel) -> Callable[[Sequence[tuple[int, ...]]], float]:
     """What a pass over paths costs in MACs: what is not blocks once, and a block for each different prefix. (The head,
     a thousandth of it, is counted once as well.)"""
     shallow, deep = (costs_of(model)[-1].macs_per_audio_second for model in (six, twelve))
