@@ -374,6 +374,8 @@ def test_several_runs_are_compared_as_one(tmp_path: Path) -> None:
     assert (pair["corpus"], pair["num_utterances"], pair["num_words"]) == ("part-1, part-2", 120, 720)
     assert pair["wer_a"] == (errors["good-part-1"] + errors["good-part-2"]) / 720
     assert pair["significant"]
+    with pytest.raises(UserError, match="with nothing between"):
+        compare_runs(store, "good0,", "bad0,")
     with pytest.raises(UserError, match="both sides need as many; these are 2 and 1"):
         compare_runs(store, "good0,good1", "bad0")
     with pytest.raises(UserError, match="was scored on no test set"):

@@ -2,8 +2,8 @@
 
 The peer is what one does without folding: a stock model for each depth, each trained by itself on the same batch. All
 run forward, CTC, backward and AdamW, on the Conformer of recipe an4-fold-6-12; kinds take turns, so that a machine that
-slows down slows all of them. Beside what is measured stands what counting says: a step costs its front end once, each
-different prefix of its paths one block, and a head for each depth.
+slows down slows all of them. Beside what is measured stands what counting says: a step costs its front end and
+head once, and each different prefix of its paths one block.
 """
 
 import statistics

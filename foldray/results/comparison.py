@@ -26,6 +26,8 @@ def compare_runs(store: str, run_a: str, run_b: str) -> list[dict[str, Any]]:
     pairs are one. Raises UserError.
     """
     sides = [names.split(",") for names in (run_a, run_b)]
+    if not all(sides[0] + sides[1]):  # an empty name would be every run of the store
+        raise UserError("compare", f"'{run_a}' and '{run_b}' name runs; join several by commas, with nothing between")
     if len(sides[0]) != len(sides[1]):
         counts = " and ".join(str(len(side)) for side in sides)
         raise UserError("compare", f"runs are compared one by one, so that both sides need as many; these are {counts}")
