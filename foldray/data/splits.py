@@ -35,7 +35,7 @@ def cross_validate(utterances: list[Utterance], spec: CorpusSpec) -> list[Uttera
 
     Speakers are dealt out in the order of the hashes of their names, so that parts are of like size (to a speaker's
     utterances), every utterance is tested in one of them, and the order of rows decides nothing. An utterance without
-    a speaker counts as a speaker of its own.
+    a speaker counts as a speaker of its own. Raises UserError for a part without anybody.
     """
     if spec.cross_validate is None:
         return utterances
@@ -47,6 +47,12 @@ def cross_validate(utterances: list[Utterance], spec: CorpusSpec) -> list[Uttera
         if before * parts // len(utterances) == number - 1:
             tested.add(name)
         before += counts[name]
+    if not 0 < len(tested) < len(counts):
+        raise UserError(
+            "corpus.cross_validate",
+            f"part {spec.cross_validate} leaves nobody to test or nobody to train on ({len(counts)} speakers); "
+            "ask for fewer parts",
+        )
     return [replace(u, split="test" if (u.speaker or u.id) in tested else "train") for u in utterances]
 
 
