@@ -201,9 +201,14 @@ def test_cross_validation_tests_every_speaker_once(tmp_path: Path) -> None:
         assert sorted([*part["train"], *part["valid"], *part["test"]]) == sorted(names), "no speaker is in two splits"
     ids = {find(tmp_path, **fields).corpus_id for fields in ({}, {"cross_validate": "1/4"}, {"cross_validate": "2/4"})}
     assert len(ids) == 3
-    with pytest.raises(UserError, match="13 speakers"):
-        for number in range(1, 31):
+    refused = 0
+    for number in range(1, 31):  # thirteen speakers fill thirteen of them
+        try:
             find(tmp_path, cross_validate=f"{number}/30")
+        except UserError as error:
+            assert "13 speakers" in str(error)
+            refused += 1
+    assert refused == 30 - 13
     for part in ("0/4", "5/4", "1/1", "1", "a/b", "-1/4"):
         with pytest.raises(ValueError, match="is no part"):
             CorpusSpec(path="x", cross_validate=part)
