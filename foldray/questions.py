@@ -45,8 +45,8 @@ def results(
     """Query the results of a store; needs no Ray.
 
     ls FILTER…: rows, such as `ls depth=6 'wer<0.1' run_id~an4 --sort wer`. pareto FILTER…: the rows nothing beats.
-    compare RUN_A RUN_B: every pair of depths, with significance; A1,A2 B1,B2 for several runs as one (seeds, parts of a
-    cross-validation). sql "SELECT …": over the tables results, hypotheses, runs and trials.
+    compare RUN_A RUN_B [split=test]: every pair of depths, with significance; A1,A2 B1,B2 for several runs as one
+    (seeds, parts of a cross-validation). sql "SELECT …": over the tables results, hypotheses, runs and trials.
 
     Example: foldray results ./foldray-store pareto --of wer,macs split=test
     """
@@ -69,9 +69,9 @@ def results(
         shown = list(dict.fromkeys([*unseen, *more, *["dominated"] * dominated]))
         _show(store, {"rows": rows}, as_json, lambda: row_list(rows, shown))
     elif query == "compare":
-        if len(given) != 2:
+        if len(given) < 2:
             raise UserError("compare", "give two run ids; `foldray results STORE ls` lists them")
-        pairs = comparison.compare_runs(store, *given)
+        pairs = comparison.compare_runs(store, *given[:2], given[2:])
         _show(store, {"pairs": pairs}, as_json, lambda: comparison_table(given[0], given[1], pairs))
     else:
         if len(given) != 1:

@@ -17,6 +17,8 @@ def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> Any:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # only silences a note about it
+    # Trials and data tasks take slivers of a CPU on purpose; Ray warns of as many processes in the middle of our lines.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started on node")
     import ray
 
     warnings.filterwarnings("ignore", module="ray")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -202,15 +201,27 @@ def test_cross_validation_tests_every_speaker_once(tmp_path: Path) -> None:
         assert sorted([*part["train"], *part["valid"], *part["test"]]) == sorted(names), "no speaker is in two splits"
     ids = {find(tmp_path, **fields).corpus_id for fields in ({}, {"cross_validate": "1/4"}, {"cross_validate": "2/4"})}
     assert len(ids) == 3
-    filled = [f"{place * 30 // 13 + 1}/30" for place in range(13)]  # thirteen speakers fill thirteen of thirty parts
-    for part in (f"{number}/30" for number in range(1, 31)):
-        with nullcontext() if part in filled else pytest.raises(UserError, match="13 speakers"):
+    for part in ("1/14", "14/14"):  # where one part would be empty all are refused, before hours of training
+        with pytest.raises(UserError, match="14 parts of 13 speakers; ask for fewer"):
             find(tmp_path, cross_validate=part)
-    for part in ("0/4", "5/4", "1/1", "1", "a/b", "-1/4"):
+    assert {len(splits_of(find(tmp_path, cross_validate=f"{number}/13"))["test"]) for number in range(1, 14)} == {1}
+    for part in ("0/4", "5/4", "1/1", "1", "a/b", "-1/4", ""):
         with pytest.raises(ValueError, match="is no part"):
             CorpusSpec(path="x", cross_validate=part)
-    with pytest.raises(ValueError, match="have both in"):
-        CorpusSpec(path="x", splits=("train", "valid"), cross_validate="1/4")
+
+
+def test_cross_validation_of_one_set_of_unequal_speakers(tmp_path: Path) -> None:
+    """A corpus without a test set is what it is for; a speaker who has most of it has a part to himself."""
+    sizes = {"a": 40, "b": 60, "c": 3, "d": 2}
+    items = [ITEMS[0]._replace(id=f"{name}-{i}", speaker=name) for name, size in sizes.items() for i in range(size)]
+    WRITERS["jsonl"](tmp_path, items)
+    for splits in (("train",), ("train", "valid")):
+        parts = [splits_of(find(tmp_path, splits=splits, cross_validate=f"{n}/2")) for n in (1, 2)]
+        assert [part["test"] for part in parts] == [{"b"}, {"a", "c", "d"}]
+        assert all(set(part) <= {"train", "test", *splits} for part in parts)
+    WRITERS["jsonl"](tmp_path, [items[0], items[-1]._replace(speaker="")])
+    with pytest.raises(UserError, match="1 of 2 utterances have no speaker"):
+        find(tmp_path, splits=("train",), cross_validate="1/2")
 
 
 def test_librispeech_takes_every_part_of_train_and_the_clean_others(tmp_path: Path) -> None:

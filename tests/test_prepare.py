@@ -130,6 +130,22 @@ def test_no_speaker_is_in_train_and_valid(own_corpus: Path, prepared: tuple[str,
     assert not train & valid
 
 
+def test_parts_of_a_cross_validation_hold_everything_once(own_corpus: Path, tmp_path: Path) -> None:
+    """Whatever `splits` names beside train and test is one corpus with them; a row that can't be read stops nothing."""
+    (own_corpus / "test.jsonl").rename(own_corpus / "other.jsonl")
+    with (own_corpus / "train.jsonl").open("a") as rows:
+        rows.write("no row\n")
+    tested: list[str] = []
+    for part in ("1/2", "2/2"):
+        spec = CorpusSpec(path=str(own_corpus), splits=("train", "valid", "other"), cross_validate=part)
+        folder, manifest = prepare_serially(spec, tmp_path)
+        assert {shard.split for shard in manifest.shards} <= {"train", "valid", "test"}
+        assert manifest.quarantined == 1
+        tested += read_index(folder, manifest, "test").ids.to_pylist()
+        assert len(ids_out(folder, manifest)) == manifest.utterances_in - 1
+    assert sorted(tested) == sorted(ids_out(folder, manifest))
+
+
 def test_killed_and_resumed_gives_the_same_files(
     own_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -303,6 +303,12 @@ def test_compare_two_runs_and_a_run_with_itself(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="was scored on no test set"):
         compare_runs(store, "good", "elsewhere")
+    made = evaluation("third", said, 0.2, depth=3)
+    write_rows(store, [made[0]], made[1])
+    with pytest.raises(UserError, match="no two depths that all these runs were scored at.*good at 2, 4; third at 3"):
+        compare_runs(store, "good,third", "bad,bad")
+    with pytest.raises(UserError, match="no two depths .*third at 3"):
+        compare_runs(store, "third", "third")
     write_rows(store, [row(run_id="fewer")], [hypothesis("one", "one", run_id="fewer")])
     with pytest.raises(UserError, match="different references"):
         compare_runs(store, "good", "fewer")
@@ -325,6 +331,14 @@ def test_trials_are_a_table(tmp_path: Path) -> None:
          "error": "no such depth"},
     ]  # fmt: skip
     assert run_sql(str(tmp_path), "SELECT count(*) AS n FROM results JOIN trials USING (run_id)")[0] == [{"n": 0}]
+    for damage in ("{", "[]", '{"number": 3}'):
+        (search / "trials" / "trial-0004.json").write_text(damage)
+        with pytest.raises(UserError, match=r"trial-0004\.json: is damaged \("):
+            run_sql(str(tmp_path), asked)
+    for damage in ("{", "[]", "{}"):
+        (search / "search.json").write_text(damage)
+        with pytest.raises(UserError, match=r"search\.json: is damaged \("):
+            run_sql(str(tmp_path), asked)
 
 
 def test_options_of_another_query_are_refused(store: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -358,7 +372,7 @@ def test_several_runs_are_compared_as_one(tmp_path: Path) -> None:
              for name, rate in rates.items() for seed in (0, 1)}  # fmt: skip
     (pair,) = compare_runs(store, "good0,good1", "bad0,bad1")
     assert pair["corpus"] == "same"
-    assert (pair["num_utterances"], pair["num_words"]) == (120, 2 * 720)
+    assert (pair["couples"], pair["num_utterances"], pair["num_words"]) == (2, 120, 720)
     assert pair["wer_a"] == (seeds["good0"] + seeds["good1"]) / 1440
     assert pair["wer_b"] == (seeds["bad0"] + seeds["bad1"]) / 1440
     assert pair["low"] < pair["difference"] < pair["high"] < 0
@@ -366,6 +380,16 @@ def test_several_runs_are_compared_as_one(tmp_path: Path) -> None:
     (once,) = compare_runs(store, "good0", "bad0")
     (twice,) = compare_runs(store, "good0,good0", "bad0,bad0")
     assert (twice["low"], twice["high"]) == (once["low"], once["high"])
+    assert (twice["segments"], twice["p_value"]) == (once["segments"], pytest.approx(once["p_value"]))
+    # Nor are they on another preparation of the same test set.
+    for name, corpus in (("good", "first"), ("bad", "first"), ("good", "second"), ("bad", "second")):
+        made = evaluation(f"{name}0", said, rates[name])  # what they say is drawn by the run's name
+        there = [each.model_copy(update={"run_id": f"{name}-{corpus}", "corpus": corpus}) for each in made[1]]
+        write_rows(store, [row(run_id=f"{name}-{corpus}", corpus=corpus)], there)
+    (both,) = compare_runs(store, "good-first,good-second", "bad-first,bad-second")
+    assert both["corpus"] == "first, second"
+    assert (both["low"], both["high"], both["num_words"]) == (once["low"], once["high"], 720)
+    assert both["p_value"] == pytest.approx(once["p_value"])
 
     parts = [(said[:70], "part-1"), (said[70:], "part-2")]
     errors = {f"{name}-{corpus}": write(f"{name}-{corpus}", texts, rate, corpus)
@@ -374,12 +398,29 @@ def test_several_runs_are_compared_as_one(tmp_path: Path) -> None:
     assert (pair["corpus"], pair["num_utterances"], pair["num_words"]) == ("part-1, part-2", 120, 720)
     assert pair["wer_a"] == (errors["good-part-1"] + errors["good-part-2"]) / 720
     assert pair["significant"]
+    # What was scored elsewhere too is told apart, or asked for.
+    for name, rate in rates.items():
+        for number in (1, 2):
+            write(f"{name}-part-{number}", said, rate, "elsewhere")
+    parts_of = ("good-part-1,good-part-2", "bad-part-1,bad-part-2")
+    both, again = compare_runs(store, *parts_of)
+    assert (both["corpus"], both["num_utterances"], again) == ("elsewhere", 120, pair)
+    assert compare_runs(store, *parts_of, ["corpus=part-1,part-2"]) == [pair]
+    assert compare_runs(store, *parts_of, ["corpus=elsewhere", "split=test"]) == [both]
+    with pytest.raises(UserError, match="on no test set"):
+        compare_runs(store, *parts_of, ["split=other"])
+    with pytest.raises(UserError, match="speaker=x: is no filter of compare"):
+        compare_runs(store, *parts_of, ["speaker=x"])
+    for name, rate in rates.items():
+        write(f"{name}0", said, rate, "third")
+    with pytest.raises(UserError, match="one for each couple: corpus=same,third"):
+        compare_runs(store, "good0,good-part-1", "bad0,bad-part-1", ["corpus=same,third,part-1"])
     with pytest.raises(UserError, match="with nothing between"):
         compare_runs(store, "good0,", "bad0,")
     with pytest.raises(UserError, match="both sides need as many; these are 2 and 1"):
         compare_runs(store, "good0,good1", "bad0")
     with pytest.raises(UserError, match="was scored on no test set"):
-        compare_runs(store, "good-part-1,good-part-2", "bad-part-2,bad-part-1")
+        compare_runs(store, parts_of[0], "bad-part-2,bad-part-1", ["corpus=part-1,part-2"])
 
 
 # --- Versions --------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Recipes for machines that are not at hand: each is prepared, trained and scored with a tiny stand-in for its model.
 
-What stays is all that a recipe says but widths and lengths: family, layers, depths, splits, units, front end, rates.
+What stays is all that a recipe says but widths and lengths: family, layers, depths, splits, units, front end, rates,
+masks (from the first epoch here).
 """
 
 import json
@@ -15,7 +16,7 @@ from foldray.model_folder import load_model
 from foldray.models import stack_of
 from foldray.pretrained import write_random_checkpoint
 from foldray.processor import read_units
-from foldray.recipes import load_recipe
+from foldray.recipes import load_recipe, recipe_names
 from foldray.spec import ModelSpec
 from foldray.training.checkpoint import whole_checkpoints
 from foldray.training.job import TrainJob, Worker
@@ -65,12 +66,20 @@ MOVED = (("dev-clean", "dev-other", "51"), ("train-clean-100", "train-clean-360"
 """Speakers for the other parts of LibriSpeech."""
 
 
+SMALL = {"an4", "an4-fold-6-12", "hubert-tiny", "quickstart", "quickstart-search", "wav2vec2-tiny"}
+"""Recipes that run as they are on two cores."""
+
+
+def test_every_large_recipe_has_a_stand_in() -> None:
+    assert {*recipe_names()} == {*STAND_INS} | SMALL
+
+
 @pytest.mark.parametrize("recipe", STAND_INS)
 def test_a_recipe_trains_with_a_stand_in(recipe: str, spoken: Path, tmp_path: Path) -> None:
     layers, smaller = STAND_INS[recipe]
     write_corpus(recipe, read_items(spoken), tmp_path / "corpus")
     sizes = [f"model.config.{name}={value}" for name, value in smaller.items()]
-    short = ["optim.epochs=1", "batch.max_duration=36", "batch.per_step=2", "scale.workers=1"]
+    short = ["optim.epochs=1", "augment.from_epoch=1", "batch.max_duration=36", "batch.per_step=2", "scale.workers=1"]
     units = ["corpus.vocab_size=40"] if "conformer" in recipe else []
     place = [f"corpus.path={tmp_path / 'corpus'}", f"storage.root={tmp_path}"]
     spec = load_recipe(recipe, [*place, *sizes, *short, *units])

@@ -110,6 +110,8 @@ def test_start_and_baselines() -> None:
         ({"space": {}}, "search", "space: name a field"),
         ({"space": {"loss.alfa": {"uniform": [0, 1]}}}, "search", "loss.alfa is no field"),
         ({"space": {"loss": {"choice": [1]}}}, "search", "loss is no field"),
+        ({"space": {"fold.depths.x": {"choice": [1]}}}, "search", "fold.depths.x is no field"),
+        ({"space": {"optim.lr.x": {"choice": [1]}}}, "search", "optim.lr.x is no field"),
         ({"space": {"scale.workers": {"choice": [1, 2]}}}, "search", "scale.workers is shared"),
         ({"space": {"corpus.path": {"choice": ["a", "b"]}}}, "search", "corpus.path is shared"),
         ({"space": {"loss.alpha": {"uniform": [0, 1], "choice": [1]}}}, "search.space.loss.alpha", "give one of"),

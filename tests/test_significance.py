@@ -43,13 +43,14 @@ SCLITE, SC_STATS = (shutil.which(name, path=WHERE) for name in ("sclite", "sc_st
     ],
 )
 def test_segments_by_hand(first: str, second: str, segments: list[tuple[int, int]]) -> None:
-    assert segment_errors(first, second) == segments
-    assert segment_errors(second, first) == [(b, a) for a, b in segments]
+    assert segment_errors([(first, second)]) == segments
+    assert segment_errors([(second, first)]) == [(b, a) for a, b in segments]
+    assert segment_errors([(first, second)] * 3) == [(3 * a, 3 * b) for a, b in segments]
 
 
 def test_the_test_by_hand() -> None:
     """Differences 2, 1, 0, 1: mean 1, sample deviation sqrt(2/3), z = 1 / (sqrt(2/3) / 2) = sqrt(6)."""
-    test = matched_pairs([("SS", "CC"), ("SC", "CC"), ("SC", "SC"), ("CI C".replace(" ", ""), "CC")])
+    test = matched_pairs([[("SS", "CC")], [("SC", "CC")], [("SC", "SC")], [("CIC", "CC")]])
     assert (test.segments, test.mean) == (4, 1.0)
     assert test.std_dev == pytest.approx(math.sqrt(2 / 3))
     assert test.z == pytest.approx(math.sqrt(6))
@@ -72,16 +73,31 @@ def test_the_test_by_hand() -> None:
     ],
 )
 def test_statistics_by_hand(pairs: list[tuple[str, str]], z: float, significant: bool) -> None:
-    test = matched_pairs(pairs)
+    test = matched_pairs([[pair] for pair in pairs])
     assert test.z == pytest.approx(z)
     assert test.significant == significant
-    swapped = matched_pairs([(b, a) for a, b in pairs])
+    swapped = matched_pairs([[(b, a)] for a, b in pairs])
     assert (swapped.z, swapped.p_value) == (pytest.approx(-z), test.p_value)
 
 
 def test_different_references_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
-        matched_pairs([("CCC", "CC")])
+        matched_pairs([[("CCC", "CC")]])
+    with pytest.raises(ValueError, match="zip"):
+        matched_pairs([[("CCC", "CCC"), ("CC", "CC")]])
+
+
+def test_several_pairs_of_systems_are_added_up_segment_by_segment() -> None:
+    """Two seeds: a border is where all four are right, and either seed's errors count in its own segment."""
+    seeds = [("SCCCC", "CCCCC"), ("CCCCS", "CCCSC")]
+    assert segment_errors(seeds[:1]) == [(1, 0)]
+    assert segment_errors(seeds[1:]) == [(1, 1)]
+    assert segment_errors(seeds) == [(1, 0), (1, 1)]
+    assert segment_errors([("SCCCC", "CCCCC"), ("CCSCC", "CCCCC")]) == [(2, 0)], "no two words that all have right"
+    pairs = pairs_of(0.2, 0.1, 3)
+    once, thrice = matched_pairs([[pair] for pair in pairs]), matched_pairs([[pair] * 3 for pair in pairs])
+    assert (thrice.segments, thrice.mean) == (once.segments, pytest.approx(3 * once.mean))
+    assert thrice.z == pytest.approx(once.z)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +173,8 @@ def written_otherwise(pairs: list[tuple[str, str]]) -> tuple[list[int], float, f
 def test_another_implementation_agrees(rate_a: float, rate_b: float, seed: int) -> None:
     pairs = pairs_of(rate_a, rate_b, seed)
     differences, z, p_value = written_otherwise(pairs)
-    assert [a - b for pair in pairs for a, b in segment_errors(*pair)] == differences
-    test = matched_pairs(pairs)
+    assert [a - b for pair in pairs for a, b in segment_errors([pair])] == differences
+    test = matched_pairs([[pair] for pair in pairs])
     assert (test.z, test.p_value) == (pytest.approx(z), pytest.approx(p_value))
 
 
@@ -170,7 +186,7 @@ def test_sctk_agrees(rate_a: float, rate_b: float, tmp_path: Path) -> None:
     spoken = [text for text in sentences() if len(text.split()) > 1]
     heard = [[misheard_only(text, rate, rng) for text in spoken] for rate in (rate_a, rate_b)]
     segments, figures, _ = by_sctk(spoken, heard, tmp_path)
-    test = matched_pairs([(align_words(r, a), align_words(r, b)) for r, a, b in zip(spoken, *heard, strict=True)])
+    test = matched_pairs([[(align_words(r, a), align_words(r, b))] for r, a, b in zip(spoken, *heard, strict=True)])
     assert test.segments == segments
     assert (test.mean, test.std_dev, test.z) == pytest.approx(figures, abs=6e-4)
 
@@ -184,7 +200,7 @@ def test_sctk_agrees_on_its_own_alignments(seed: int, tmp_path: Path) -> None:
     heard = [[misheard(text, rate, rng) or "nothing" for text in spoken] for rate in (0.15, 0.3)]
     segments, figures, aligned = by_sctk(spoken, heard, tmp_path)
     assert {step for side in aligned for steps in side for step in steps} == set("CSDI")
-    test = matched_pairs([*zip(*aligned, strict=True)])
+    test = matched_pairs([[pair] for pair in zip(*aligned, strict=True)])
     assert test.segments == segments
     assert (test.mean, test.std_dev, test.z) == pytest.approx(figures, abs=6e-4)
 

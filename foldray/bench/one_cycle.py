@@ -1,7 +1,8 @@
 """`foldray bench one-cycle`: a training step of one fold against steps of all the models it stands for.
 
-The peer is what one does without folding: a stock model for each depth, each trained by itself on the same batch. All
-run forward, CTC, backward and AdamW, on the Conformer of recipe an4-fold-6-12; kinds take turns, so that a machine that
+The peer is what one does without folding: the same model at a single depth, for each depth that the fold serves (also
+those it serves without having trained them), each trained by itself on the same batch. All run forward, CTC, backward
+and AdamW, on the Conformer of recipe an4-fold-6-12; kinds take turns, so that a machine that
 slows down slows all of them. Beside what is measured stands what counting says: a step costs its front end and
 head once, and each different prefix of its paths one block.
 """

@@ -30,7 +30,7 @@ from foldray.data.manifest import (
 )
 from foldray.data.shard import ShardTask, WrittenShard, write_shard
 from foldray.data.sharding import plan_shards, screen
-from foldray.data.splits import split_names
+from foldray.data.splits import needed_splits
 from foldray.data.text import Units, bpe_units, character_units, unigram_units
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
@@ -224,8 +224,7 @@ def _refuse_too_bad(manifest: Manifest, spec: CorpusSpec, folder: str) -> None:
             f"limit of {spec.max_quarantine:.0%}; see "
             f"{storage.join(folder, QUARANTINE_FILE)}, {mend} or raise the limit",
         )
-    # Training does without a 'valid', and one that was carved may turn out to be unusable.
-    for split in sorted(({shard.split for shard in manifest.shards} | set(split_names(spec))) - {"valid"}):
+    for split in sorted(needed_splits(spec)):
         if not any(shard.rows for shard in manifest.shards if shard.split == split):
             raise UserError(
                 "corpus.path", f"{spec.path} has no usable utterances in '{split}' ({reasons or 'it is empty'})"

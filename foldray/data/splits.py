@@ -11,7 +11,7 @@ from foldray.spec import CorpusSpec
 
 
 def split_names(spec: CorpusSpec) -> tuple[str, ...]:
-    """The names of the splits that utterances will have: what stands before '=' in each of `corpus.splits`.
+    """The names of the splits that are looked for: what stands before '=' in each of `corpus.splits`.
 
     Raises UserError where one can't be: without a source, twice, or no name for files.
     """
@@ -30,29 +30,38 @@ def sources_of(entry: str) -> list[str]:
     return [part.strip("/") for part in parts.split("+")] if named else [name]
 
 
+def needed_splits(spec: CorpusSpec) -> set[str]:
+    """The splits that must have utterances. Training does without a `valid`, and one that was carved may turn out to be
+    unusable."""
+    return {"train", "test"} if spec.cross_validate else {*split_names(spec)} - {"valid"}
+
+
 def cross_validate(utterances: list[Utterance], spec: CorpusSpec) -> list[Utterance]:
     """All utterances as `train`, but those of one part of the speakers, which are `test`.
 
-    Speakers are dealt out in the order of the hashes of their names, so that parts are of like size (to a speaker's
-    utterances), every utterance is tested in one of them, and the order of rows decides nothing. An utterance without
-    a speaker counts as a speaker of its own. Raises UserError for a part without anybody.
+    Speakers are dealt out, those with the most utterances first, each to the part that has the fewest so far: parts are
+    of like size, every utterance is tested in one of them, and the order of rows decides nothing. Raises UserError
+    where there are fewer speakers than parts, or an utterance has none: its voice could be on both sides.
     """
     if spec.cross_validate is None:
         return utterances
-    number, parts = map(int, spec.cross_validate.split("/"))
-    counts = Counter(u.speaker or u.id for u in utterances)
-    tested: set[str] = set()
-    before = 0
-    for name in sorted(counts, key=_hashed):
-        if before * parts // len(utterances) == number - 1:
-            tested.add(name)
-        before += counts[name]
-    if not 0 < len(tested) < len(counts):
+    if nameless := sum(not u.speaker and not u.problem for u in utterances):
         raise UserError(
             "corpus.cross_validate",
-            f"part {spec.cross_validate} leaves nobody to test or nobody to train on ({len(counts)} speakers); "
-            "ask for fewer parts",
+            f"{nameless:,} of {len(utterances):,} utterances have no speaker, and voices must not be in 'train' and "
+            "'test' both; give each a speaker, or the utterance's own id where all are of different voices",
         )
+    number, parts = map(int, spec.cross_validate.split("/"))
+    counts = Counter(u.speaker or u.id for u in utterances)
+    if len(counts) < parts:
+        raise UserError("corpus.cross_validate", f"{parts} parts of {len(counts)} speakers; ask for fewer parts")
+    sizes = [0] * parts
+    tested: set[str] = set()
+    for name in sorted(counts, key=lambda name: (-counts[name], _hashed(name))):
+        part = sizes.index(min(sizes))
+        sizes[part] += counts[name]
+        if part == number - 1:
+            tested.add(name)
     return [replace(u, split="test" if (u.speaker or u.id) in tested else "train") for u in utterances]
 
 

@@ -4,26 +4,25 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from foldray.errors import UserError
 from foldray.results.rows import read_hypotheses, read_rows
 from foldray.results.significance import bootstrap_difference, matched_pairs
 
 Place = tuple[str, str, str]
+"""A test set and how it was decoded: corpus, split, decoding."""
+PLACE = ("corpus", "split", "decoding")
 Said = dict[int, dict[str, dict[str, Any]]]
 """Hypotheses of each depth by utterance id."""
-Pair = tuple[Said, Said]
 
 
-def compare_runs(store: str, run_a: str, run_b: str) -> list[dict[str, Any]]:
+def compare_runs(store: str, run_a: str, run_b: str, filters: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Every pair of depths on every test set both were scored on: WERs, their difference (a less b), its bootstrap
     interval, and the matched-pairs test. A run against itself: each pair of its depths once.
 
     Several runs on either side, joined by commas, are compared as one: the first with the first, the second with the
-    second. Seeds share their test sets; where no test set is shared by all, as in a cross-validation, those of all
-    pairs are one. Raises UserError.
+    second. Seeds share their test sets; what is not shared by all, as in a cross-validation, is one test set where
+    each has its own. filters: such as `split=test` or `corpus=A,B`, where not every test set is meant.
+    Raises UserError.
     """
     sides = [names.split(",") for names in (run_a, run_b)]
     if not all(sides[0] + sides[1]):  # an empty name would be every run of the store
@@ -31,37 +30,65 @@ def compare_runs(store: str, run_a: str, run_b: str) -> list[dict[str, Any]]:
     if len(sides[0]) != len(sides[1]):
         counts = " and ".join(str(len(side)) for side in sides)
         raise UserError("compare", f"runs are compared one by one, so that both sides need as many; these are {counts}")
-    said = {run_id: said_by_place(store, run_id) for run_id in dict.fromkeys(sides[0] + sides[1])}
-    return [
-        {**dict(zip(("corpus", "split", "decoding"), place, strict=True)), "depth_a": a, "depth_b": b}
-        | compare_hypotheses([(one[a], other[b]) for one, other in pairs], f"{run_a} and {run_b} on {place[0]}")
-        for place, pairs in _pooled(said, list(zip(*sides, strict=True))).items()
-        for a in sorted(set.intersection(*({*one} for one, _ in pairs)))
-        for b in sorted(set.intersection(*({*other} for _, other in pairs)))
+    wanted = [_wanted(given) for given in filters]
+    said = {
+        run_id: {
+            place: depths
+            for place, depths in said_by_place(store, run_id).items()
+            if all(place[PLACE.index(name)] in values for name, values in wanted)
+        }
+        for run_id in dict.fromkeys(sides[0] + sides[1])
+    }
+    found = [
+        {**dict(zip(PLACE, place, strict=True)), "depth_a": a, "depth_b": b}
+        | compare_hypotheses([(one[a], other[b]) for one, other in couples], f"{run_a} and {run_b} on {place[0]}")
+        for place, couples in _pooled(said, list(zip(*sides, strict=True))).items()
+        for a in sorted(set.intersection(*({*one} for one, _ in couples)))
+        for b in sorted(set.intersection(*({*other} for _, other in couples)))
         if run_a != run_b or a < b
     ]
+    if not found:
+        depths = {run_id: sorted({depth for place in said[run_id].values() for depth in place}) for run_id in said}
+        told = "; ".join(f"{run_id} at {', '.join(map(str, each))}" for run_id, each in depths.items())
+        raise UserError("compare", f"there are no two depths that all these runs were scored at ({told})")
+    return found
 
 
-def _pooled(said: dict[str, dict[Place, Said]], couples: list[tuple[str, str]]) -> dict[Place, list[Pair]]:
+def _wanted(given: str) -> tuple[str, list[str]]:
+    name, is_one, values = given.partition("=")
+    if not is_one or name not in PLACE:
+        raise UserError(given, "is no filter of compare; write split=test, corpus=A,B or decoding=ctc")
+    return name, values.split(",")
+
+
+def _pooled(
+    said: dict[str, dict[Place, Said]], couples: Sequence[tuple[str, str]]
+) -> dict[Place, list[tuple[Said, Said]]]:
     """What is compared as one, by test set: what each couple of runs said."""
     places = [{*said[a]} & {*said[b]} for a, b in couples]
     for (a, b), shared in zip(couples, places, strict=True):
         if not shared:
             raise UserError(b, f"was scored on no test set that {a} was scored on; `foldray evaluate` scores more")
-    if everywhere := set.intersection(*places):
-        return {place: [(said[a][place], said[b][place]) for a, b in couples] for place in sorted(everywhere)}
-    pooled: dict[Place, list[Pair]] = {}
+
+    def of_couples(own: Sequence[Place]) -> list[tuple[Said, Said]]:
+        return [(said[a][place], said[b][place]) for (a, b), place in zip(couples, own, strict=True)]
+
+    everywhere = set.intersection(*places)
+    pooled = {place: of_couples([place] * len(couples)) for place in sorted(everywhere)}
+    several: set[str] = set()
     for kind in sorted(set.intersection(*({place[1:] for place in shared} for shared in places))):
-        own = [[place for place in shared if place[1:] == kind] for shared in places]
-        for (a, b), these in zip(couples, own, strict=True):
-            if len(these) > 1:
-                raise UserError(
-                    "compare", f"{a} and {b} were scored on several corpora ({kind[0]}); compare one by one"
-                )
-        corpora = ", ".join(dict.fromkeys(place[0] for (place,) in own))
-        pooled[corpora, *kind] = [
-            (said[a][place], said[b][place]) for (a, b), (place,) in zip(couples, own, strict=True)
-        ]
+        left = [[place for place in shared - everywhere if place[1:] == kind] for shared in places]
+        several |= {place[0] for own in left for place in own if len(own) > 1}
+        if all(len(own) == 1 for own in left):
+            corpora = ", ".join(dict.fromkeys(place[0] for (place,) in left))
+            pooled[corpora, *kind] = of_couples([place for (place,) in left])
+    if not pooled and several:
+        names = ",".join(sorted(several))
+        raise UserError(
+            "compare", f"runs were scored on several corpora; say which, one for each couple: corpus={names}"
+        )
+    if not pooled:
+        raise UserError("compare", "these runs share no split and decoding that all were scored on")
     return pooled
 
 
@@ -83,24 +110,23 @@ def said_by_place(store: str, run_id: str) -> dict[Place, Said]:
 
 
 def compare_hypotheses(couples: Sequence[tuple[dict[str, Any], dict[str, Any]]], what: str) -> dict[str, Any]:
-    """One pair of depths: what either said of the same utterances, by id, as often as there are couples.
+    """One pair of depths: what either said of the same utterances, by id, as often as there are couples of runs.
 
-    An utterance that several couples have is drawn with all of them in the bootstrap. Raises UserError where references
-    are not the same.
+    An utterance that several couples have counts once: its errors are added up before anything is tested or drawn.
+    Raises UserError where references are not the same.
     """
-    pairs = []
+    # An utterance is known by what was said in it too: two preparations of one test set are the same utterances.
+    heard: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
     for said_a, said_b in couples:
-        ids = sorted(said_a)
-        if ids != sorted(said_b) or any(said_a[i]["reference"] != said_b[i]["reference"] for i in ids):
+        if said_a.keys() != said_b.keys() or any(said_a[i]["reference"] != said_b[i]["reference"] for i in said_a):
             raise UserError(what, "were scored against different references; evaluate both on the same prepared corpus")
-        pairs += [(said_a[i], said_b[i]) for i in ids]
-    counts: dict[tuple[str, str], NDArray[np.int64]] = defaultdict(lambda: np.zeros(3, dtype=np.int64))
-    for a, b in pairs:
-        counts[a["corpus"], a["id"]] += (_errors(a), _errors(b), a["num_words"])
-    errors_a, errors_b, words = np.stack(list(counts.values()), axis=1).tolist()
-    test = matched_pairs([(a["alignment"], b["alignment"]) for a, b in pairs])
-    low, high = bootstrap_difference(list(zip(errors_a, errors_b, strict=True)), words)
-    wer_a, wer_b = sum(errors_a) / sum(words), sum(errors_b) / sum(words)
+        for i in sorted(said_a):
+            heard[i, said_a[i]["reference"]].append((said_a[i], said_b[i]))
+    errors = [(sum(_errors(a) for a, _ in each), sum(_errors(b) for _, b in each)) for each in heard.values()]
+    words = [sum(a["num_words"] for a, _ in each) for each in heard.values()]
+    test = matched_pairs([[(a["alignment"], b["alignment"]) for a, b in each] for each in heard.values()])
+    low, high = bootstrap_difference(errors, words)
+    wer_a, wer_b = (sum(side) / sum(words) for side in zip(*errors, strict=True))
     return {
         "wer_a": wer_a,
         "wer_b": wer_b,
@@ -111,8 +137,9 @@ def compare_hypotheses(couples: Sequence[tuple[dict[str, Any], dict[str, Any]]],
         "z": test.z,
         "p_value": test.p_value,
         "significant": test.significant,
-        "num_utterances": len(counts),
-        "num_words": sum(words),
+        "couples": len(couples),
+        "num_utterances": len(heard),
+        "num_words": sum(each[0][0]["num_words"] for each in heard.values()),
     }
 
 

@@ -3,10 +3,13 @@
 import json
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from foldray import storage
+from foldray.errors import UserError, one_line
 
 State = Literal["running", "finished", "stopped", "failed"]
 
@@ -42,14 +45,26 @@ def write_record(search: str, record: TrialRecord) -> None:
 def read_records(search: str) -> list[TrialRecord]:
     """All trials, those of the space first, by number."""
     folder = storage.join(search, "trials")
-    records = [_record(storage.read_json(storage.join(folder, name))) for name in storage.list_files(folder)]
+    records = [_record(storage.join(folder, name)) for name in storage.list_files(folder)]
     kinds = ("start", "trial", "baseline")
     return sorted(records, key=lambda record: (kinds.index(record.kind), record.number))
 
 
-def _record(values: dict[str, Any]) -> TrialRecord:
+def _record(file: str) -> TrialRecord:
     """Without what a newer foldray has written more."""
-    return TrialRecord(**{each.name: values[each.name] for each in fields(TrialRecord) if each.name in values})
+    with _naming(file):
+        values = storage.read_json(file)
+        return TrialRecord(**{each.name: values[each.name] for each in fields(TrialRecord) if each.name in values})
+
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            file, f"is damaged ({one_line(error)}); without its search's folder the others are read"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -70,9 +85,10 @@ def read_searches(store: str) -> list[Search]:
         file = storage.join(folder, search_id, "search.json")
         if not storage.exists(file):  # not of foldray
             continue
-        asked = storage.read_json(file)["spec"]["search"]
-        trials = read_records(storage.join(folder, search_id))
-        found.append(Search(search_id, tuple(asked["objectives"]), asked["space"], trials))
+        with _naming(file):
+            asked = storage.read_json(file)["spec"]["search"]
+            objectives, space = tuple(asked["objectives"]), dict(asked["space"])
+        found.append(Search(search_id, objectives, space, read_records(storage.join(folder, search_id))))
     return found
 
 

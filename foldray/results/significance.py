@@ -30,15 +30,17 @@ class MatchedPairs:
         return self.p_value < ALPHA
 
 
-def matched_pairs(alignments: Sequence[tuple[str, str]]) -> MatchedPairs:
-    """The matched-pairs sentence-segment word error test (MAPSSWE) of pairs of alignments (see `align_words`).
+def matched_pairs(utterances: Sequence[Sequence[tuple[str, str]]]) -> MatchedPairs:
+    """The matched-pairs sentence-segment word error test (MAPSSWE) of alignments (see `align_words`): of each utterance
+    one pair, or as many as there are pairs of systems, such as seeds.
 
     Gillick and Cox, "Some statistical issues in the comparison of speech recognition algorithms", ICASSP 1989, as
     SCTK's sc_stats computes it: segments end where both have two words right, the deviation is that of a sample, the
     normal distribution decides; where every segment has the same difference there is no deviation and nothing is said
-    (z = 0). Raises ValueError for alignments of different references.
+    (z = 0). Several pairs are added up segment by segment, so that saying the same thing twice is no more evidence than
+    saying it once. Raises ValueError for alignments of different references.
     """
-    differences = [a - b for pair in alignments for a, b in segment_errors(*pair)]
+    differences = [a - b for pairs in utterances for a, b in segment_errors(pairs)]
     count = len(differences)
     mean = sum(differences) / count if count else 0.0
     squares = sum((each - mean) ** 2 for each in differences)
@@ -47,12 +49,13 @@ def matched_pairs(alignments: Sequence[tuple[str, str]]) -> MatchedPairs:
     return MatchedPairs(count, mean, std_dev, z, math.erfc(abs(z) / math.sqrt(2)))
 
 
-def segment_errors(first: str, second: str) -> list[tuple[int, int]]:
-    """Errors of both sides in every segment of one utterance that has any."""
+def segment_errors(pairs: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
+    """Errors of both sides, over all pairs, in every segment of one utterance that has any."""
     segments: list[tuple[int, int]] = []
     errors = (0, 0)
     good = 0
-    for place, wrong in enumerate(zip(_errors(first), _errors(second), strict=True)):
+    first, second = ([sum(at) for at in zip(*map(_errors, side), strict=True)] for side in zip(*pairs, strict=True))
+    for place, wrong in enumerate(zip(first, second, strict=True)):
         if any(wrong):
             errors, good = (errors[0] + wrong[0], errors[1] + wrong[1]), 0
         elif place % 2:

@@ -78,13 +78,12 @@ class CorpusSpec(Section):
 
     @field_validator("cross_validate")
     @classmethod
-    def _is_a_part(cls, part: str | None, info: ValidationInfo) -> str | None:
-        number, _, parts = (part or "1/2").partition("/")
+    def _is_a_part(cls, part: str | None) -> str | None:
+        if part is None:
+            return None
+        number, _, parts = part.partition("/")
         if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts) and int(parts) > 1):
             raise ValueError(f"'{part}' is no part; say which of how many, such as 2/5")
-        named = {entry.partition("=")[0] for entry in info.data.get("splits", ())}
-        if part and not {"train", "test"} <= named:
-            raise ValueError("makes 'train' and 'test' anew; have both in corpus.splits")
         return part
 
     @field_validator("units")
