@@ -71,8 +71,9 @@ def results(
     elif query == "compare":
         if len(given) < 2:
             raise UserError("compare", "give two run ids; `foldray results STORE ls` lists them")
-        pairs = comparison.compare_runs(store, *given[:2], given[2:])
-        _show(store, {"pairs": pairs}, as_json, lambda: comparison_table(given[0], given[1], pairs))
+        run_a, run_b, *filters = given
+        pairs = comparison.compare_runs(store, run_a, run_b, filters)
+        _show(store, {"pairs": pairs}, as_json, lambda: comparison_table(run_a, run_b, pairs))
     else:
         if len(given) != 1:
             raise UserError(

@@ -305,9 +305,9 @@ def test_compare_two_runs_and_a_run_with_itself(tmp_path: Path) -> None:
         compare_runs(store, "good", "elsewhere")
     made = evaluation("third", said, 0.2, depth=3)
     write_rows(store, [made[0]], made[1])
-    with pytest.raises(UserError, match="no two depths that all these runs were scored at.*good at 2, 4; third at 3"):
+    with pytest.raises(UserError, match=r"no two depths that all these runs were scored at.*good at 2, 4; third at 3"):
         compare_runs(store, "good,third", "bad,bad")
-    with pytest.raises(UserError, match="no two depths .*third at 3"):
+    with pytest.raises(UserError, match=r"no two depths .*third at 3"):
         compare_runs(store, "third", "third")
     write_rows(store, [row(run_id="fewer")], [hypothesis("one", "one", run_id="fewer")])
     with pytest.raises(UserError, match="different references"):
