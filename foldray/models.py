@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from foldray.errors import UserError
 from foldray.families import Family, family_of
+from foldray.folding.batchnorm import FixedBatchNorm, settle
 from foldray.folding.decoder import decode_once, repeat_for_depths
 from foldray.folding.private import settle_use
 from foldray.folding.stack import FoldedStack, check_layers
@@ -31,7 +32,7 @@ def fold(model: PreTrainedModel, plan: FoldPlan) -> PreTrainedModel:
     the library's own losses know of one depth; ours are in `foldray.folding.loss`. The state dict
     keeps the stock keys of the seed, private parts beside them. Layer dropping is switched off (a
     dropped shared layer would vanish from some uses only) and BatchNorm runs as a fixed affine (see
-    `settle`). Raises UserError for a model, ValueError for a plan that does not fit.
+    `foldray.folding.batchnorm`). Raises UserError for a model, ValueError for a plan that does not fit.
     """
     family = family_of(model)
     encoder = _encoder(model)
@@ -126,31 +127,6 @@ def _rest_unused(model: PreTrainedModel, family: Family) -> None:
     for name, parameter in model.named_parameters():
         if name.startswith(family.unused or ("\0",)) or (name.endswith("masked_spec_embed") and not masks):
             parameter.requires_grad_(False)
-
-
-Settled = TypeVar("Settled", bound=nn.Module)
-
-
-class FixedBatchNorm(nn.BatchNorm1d):
-    """A BatchNorm whose statistics never move, in training too; its scale and shift still learn."""
-
-    def train(self, mode: bool = True) -> "FixedBatchNorm":  # noqa: ARG002
-        """Stay in evaluation mode."""
-        super().train(False)
-        return self
-
-
-def settle(model: Settled) -> Settled:
-    """Fix the statistics of every BatchNorm, in place: the loaded ones, or mean 0 and variance 1 from scratch.
-
-    Batch statistics would mix the depths and make padding and the number of workers change the
-    result: 3x padding moves valid logits by 0.29 in train mode.
-    """
-    for module in model.modules():
-        if type(module) is nn.BatchNorm1d:
-            module.__class__ = FixedBatchNorm
-            module.eval()
-    return model
 
 
 def _encoder(model: nn.Module) -> Any:

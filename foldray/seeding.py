@@ -23,9 +23,10 @@ from foldray.configuration import (
 from foldray.data.text import Units
 from foldray.errors import UserError
 from foldray.families import FAMILIES, Family, family_of, family_of_config
+from foldray.folding.batchnorm import settle
 from foldray.folding.private import PRIVATE_FILE
 from foldray.folding.seed import Method, fit_private, seed_blocks
-from foldray.models import encoder_config, fold, settle, stack_of
+from foldray.models import encoder_config, fold, stack_of
 from foldray.plan import FoldPlan
 from foldray.pretrained import load_stock
 from foldray.spec import ModelSpec

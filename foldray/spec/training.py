@@ -29,6 +29,11 @@ class OptimSpec(Section):
     weight_decay: float = Field(0.01, ge=0, description="Decay of matrices; norms and biases are left alone.")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moment decay rates.")
     clip_norm: float = Field(1.0, gt=0, description="Largest gradient norm of a step; a greater one is scaled down.")
+    renorm: tuple[float, float] = Field(
+        (0.1, 0.3),
+        description="Of models from scratch that have BatchNorm: the shares of the run at which it begins to go over "
+        "from each batch's own statistics to moving ones, and at which it has.",
+    )
     stop_norm: float = Field(
         1e5, gt=0, description="Gradient norm, before clipping, at which training stops: it has exploded."
     )
@@ -46,6 +51,13 @@ class OptimSpec(Section):
         if self.ema is not None and self.average > 1:
             raise ValueError("ema and average are two ways of one thing; give one of them")
         return self
+
+    @field_validator("renorm")
+    @classmethod
+    def _ascends(cls, renorm: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= renorm[0] <= renorm[1] <= 1:
+            raise ValueError("give two shares from 0 to 1, the smaller first, such as [0.1, 0.3]")
+        return renorm
 
     @model_validator(mode="after")
     def _one_length(self) -> "OptimSpec":

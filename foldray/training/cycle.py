@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from foldray.data.epoch import EpochPlan, MicroBatch, samples_at_speed
 from foldray.data.manifest import SplitIndex
 from foldray.data.stream import Batch, BatchLoader
 from foldray.errors import UserError
+from foldray.folding.batchnorm import Renorm
 from foldray.folding.loss import StepCounts
 from foldray.models import output_frames, set_depths
 from foldray.results.metrics import Record
@@ -25,7 +27,7 @@ from foldray.spec import SAMPLE_RATE, OptimSpec, RunSpec
 from foldray.training.job import TrainJob, Worker
 from foldray.training.objective import Objective
 from foldray.training.parallel import accumulating, gradient_norm, is_sharded, wrap
-from foldray.training.schedule import learning_rate
+from foldray.training.schedule import learning_rate, moving_share
 
 
 class Exploded(Exception):  # noqa: N818
@@ -63,6 +65,7 @@ class Cycle:
         optimizer: torch.optim.Optimizer,
         loader: BatchLoader,
         index: SplitIndex,
+        renorm: Renorm | None,
     ) -> None:
         self._spec = job.spec
         self._worker = worker
@@ -75,6 +78,7 @@ class Cycle:
         _check_masks(model, int(self._frames(shortest)[0]))
         self._objective = Objective(job.spec, model)
         self._model = wrap(model, worker, find_unused=self._objective.may_skip_parts)
+        self._renorm = renorm
         self.signals: Sequence[float] = ()
         self._ended: float | None = None
 
@@ -95,6 +99,8 @@ class Cycle:
         set_depths(self._model, depths)
         sums_LP = torch.zeros(len(self._objective.parts), len(depths), device=self._worker.device)
         self._model.train()
+        if self._renorm:
+            self._renorm.share.fill_(moving_share(progress, self._spec.optim))
         turns = self._turns(len(whole))
         for i, (number, weight) in enumerate(turns):
             if i == 0 or weight:
@@ -117,6 +123,8 @@ class Cycle:
         rates = self._set_rates(progress)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        if self._renorm:
+            self._renorm.move(dist.all_reduce if self._worker.world > 1 else lambda seen: seen)
         self._ended = time.perf_counter()
         speed = {"seconds": self._ended - began, "data_wait": data_wait, **_heard(plan, whole)}
         figures = {"grad_norm": norm, **rates, "progress": progress, **speed, "memory": _memory(self._worker.device)}
@@ -162,7 +170,8 @@ class Cycle:
 
     def _backward(self, batch: Batch, counts: StepCounts, progress: float, weight: float, *, last: bool) -> Tensor:
         """Add one micro-batch's gradients; returns its share of the parts of the loss, (L, P)."""
-        with accumulating(self._model, last=last):
+        renormed = self._renorm.listening(batch.frames_B, weight) if self._renorm else nullcontext()
+        with accumulating(self._model, last=last), renormed:
             with torch.autocast(self._worker.device.type, self._dtype, enabled=self._dtype is not None):
                 output = self._model(**batch.inputs)
             total, parts_LP = self._objective(output, batch, counts, progress)

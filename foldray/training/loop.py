@@ -67,7 +67,8 @@ class _Training:
         self.index = read_index(job.corpus, manifest, "train")
         self.attempt, checkpoint = claim(job, worker)
         self.state = open_state(job, worker, manifest.units, self.index, checkpoint)
-        self.cycle = Cycle(job, worker, self.state.model, self.state.optimizer, self.state.loader, self.index)
+        state = self.state
+        self.cycle = Cycle(job, worker, state.model, state.optimizer, state.loader, self.index, state.renorm)
         scored = bool(manifest.rows_by_split.get("valid")) and family_of(self.state.model).kind != "attention"
         self.validate = around.validate if scored else None
         known = known_scores(read_metrics(job.run), self.state.start.step) if worker.rank == 0 else {}

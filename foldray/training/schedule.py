@@ -27,6 +27,12 @@ def learning_rate(progress: float, optim: OptimSpec) -> float:
     return optim.final_lr + (1 - optim.final_lr) * left
 
 
+def moving_share(progress: float, optim: OptimSpec) -> float:
+    """How much moving statistics count in a BatchNorm from scratch, `progress` (0 to 1) into the run."""
+    begins, ends = optim.renorm
+    return float(progress >= ends) if progress < begins or progress >= ends else (progress - begins) / (ends - begins)
+
+
 def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]:
     """Groups for AdamW: `part` (front, seed, private, rest), `share` of the rate, and `weight_decay`.
 

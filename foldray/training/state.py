@@ -10,6 +10,7 @@ from foldray import storage
 from foldray.data.manifest import SplitIndex
 from foldray.data.stream import Batch, BatchLoader
 from foldray.data.text import Units
+from foldray.folding.batchnorm import Renorm
 from foldray.model_folder import describe_model
 from foldray.seeding import initial_distances, load_folded
 from foldray.training.attempts import Attempt, claim_group
@@ -25,7 +26,8 @@ SEED_FILE = "seed.json"
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that training changes, and where it starts; described: files that make a checkpoint a model folder."""
+    """Everything that training changes, and where it starts; described: files that make a checkpoint a model folder;
+    renorm: of a model from scratch; loaded statistics stay as they are."""
 
     model: PreTrainedModel
     optimizer: torch.optim.Optimizer
@@ -33,6 +35,7 @@ class TrainState:
     loader: BatchLoader
     start: Position
     described: dict[str, bytes]
+    renorm: Renorm | None
 
 
 def open_state(job: TrainJob, worker: Worker, units: Units, index: SplitIndex, checkpoint: str | None) -> TrainState:
@@ -50,13 +53,14 @@ def open_state(job: TrainJob, worker: Worker, units: Units, index: SplitIndex, c
         _report_distances(job, worker, model, sources, batch)
     del sources  # as large as the model
     shard(model, worker, spec.scale)
+    renorm = Renorm(model, worker.device) if spec.model.checkpoint is None else None
     groups = parameter_groups(model, spec.optim)
     optimizer = torch.optim.AdamW(groups, lr=spec.optim.lr, betas=spec.optim.betas)
     if saved:
         restore_optimizer(model, optimizer, saved.optimizer)
     average = MovingAverage(model, spec.optim.ema, saved.averaged if saved else {})
     start = Position(**saved.position) if saved else Position()
-    return TrainState(model, optimizer, average, loader, start, described)
+    return TrainState(model, optimizer, average, loader, start, described, renorm)
 
 
 def claim(job: TrainJob, worker: Worker) -> tuple[Attempt, str | None]:

@@ -1,0 +1,133 @@
+"""BatchNorm where a block runs several times: an affine map, the same for every depth, batch and worker.
+
+Batch statistics would mix the depths and make padding and the number of workers change what a model says, so
+statistics are moving ones, as at inference. Training from scratch needs more than that: without the gradient through a
+batch's own mean, what all frames have in common drowns what tells them apart, and deep stacks stay on CTC's plateau. So
+there the norm begins with each batch's own statistics and goes over to the moving ones, with the gradient of the
+former throughout: Batch Renormalization (Ioffe, arXiv 1702.03275), by shares instead of limits.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Settled = TypeVar("Settled", bound=nn.Module)
+
+
+class FixedBatchNorm(nn.BatchNorm1d):
+    """A BatchNorm that normalises by its moving statistics, in training too; its scale and shift learn.
+
+    renorm: while a model is trained from scratch, what its norms share; None: the statistics never move.
+    """
+
+    renorm: "Renorm | None" = None
+    seen_3C: Tensor
+    """Frames, sums and sums of squares that were normalised since the statistics moved."""
+
+    def train(self, mode: bool = True) -> "FixedBatchNorm":  # noqa: ARG002
+        """Stay in evaluation mode."""
+        super().train(False)
+        return self
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, T) in and out."""
+        if self.renorm is None or self.renorm.frames_B is None:
+            return super().forward(input)
+        return self._renormalise(input, self.renorm, self.renorm.frames_B)
+
+    def _renormalise(self, hidden_BCT: Tensor, renorm: "Renorm", frames_B: Tensor) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        wide_BCT = hidden_BCT.float()
+        valid_B1T = (torch.arange(hidden_BCT.shape[-1], device=frames_B.device) < frames_B[:, None])[:, None]
+        count = valid_B1T.sum()
+        mean_C = (wide_BCT * valid_B1T).sum((0, 2)) / count
+        centred_BCT = wide_BCT - mean_C[:, None]
+        variance_C = (centred_BCT.square() * valid_B1T).sum((0, 2)) / count
+        deviation_C = (variance_C + self.eps).sqrt()
+        with torch.no_grad():
+            told_C = mean_C.lerp(self.running_mean, renorm.share)
+            told_deviation_C = (variance_C.lerp(self.running_var, renorm.share) + self.eps).sqrt()
+            scale_C, shift_C = deviation_C / told_deviation_C, (mean_C - told_C) / told_deviation_C
+            total_C = mean_C.double() * count
+            squares_C = (variance_C.double() + mean_C.double().square()) * count
+            self.seen_3C += renorm.weight * torch.stack([count.expand_as(total_C), total_C, squares_C])
+        normed_BCT = centred_BCT / deviation_C[:, None] * scale_C[:, None] + shift_C[:, None]
+        if self.weight is not None:
+            normed_BCT = normed_BCT * self.weight[:, None] + self.bias[:, None]
+        return normed_BCT.to(hidden_BCT.dtype)
+
+
+def settle(model: Settled) -> Settled:
+    """Let every BatchNorm normalise by its moving statistics, in place: those it was loaded with, until `Renorm`s move
+    them."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm1d:
+            module.__class__ = FixedBatchNorm
+            module.eval()
+    return model
+
+
+def _rest_biases(model: nn.Module) -> None:
+    """Stop the training of biases that a norm takes away again: their gradient is rounding alone, of which AdamW would
+    make steps, other ones for another number of workers."""
+    for module in model.modules():
+        if any(isinstance(child, FixedBatchNorm) for child in module.children()):
+            convolution = getattr(module, "depthwise_conv", None)
+            if convolution is not None and convolution.bias is not None:
+                convolution.bias.requires_grad_(False)
+
+
+class Renorm:
+    """What the BatchNorms of a model that is trained from scratch share, and what moves their statistics.
+
+    share: how much the moving statistics count in the normalisation, beside the batch's own; from 0, where training
+    begins, to 1, where the norm is the map that it is at inference. Set it before each step, `move` after it. Comes
+    before the optimiser: biases right before a norm are not trained.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._norms = [module for module in model.modules() if isinstance(module, FixedBatchNorm)]
+        _rest_biases(model)
+        # Tensors, which a compiled block takes as they come; numbers would be compiled in.
+        self.share = torch.zeros((), device=device)
+        self.weight = torch.zeros((), device=device, dtype=torch.float64)
+        self.frames_B: Tensor | None = None
+        for norm in self._norms:
+            norm.renorm = self
+            norm.seen_3C = torch.zeros(3, norm.num_features, device=device, dtype=torch.float64)
+
+    @contextmanager
+    def listening(self, frames_B: Tensor, weight: float) -> Iterator[None]:
+        """A forward pass and its backward, of so many valid frames an utterance; at weight 0 none of them counts."""
+        self.frames_B = frames_B
+        self.weight.fill_(weight)
+        try:
+            yield
+        finally:
+            self.frames_B = None
+
+    @torch.no_grad()
+    def move(self, add_up: Callable[[Tensor], object]) -> None:
+        """After a step: move all statistics towards those of its frames, by the norm's momentum, or as much as in the
+        mean of all steps where that is more.
+
+        add_up: adds a tensor up over all workers, in place.
+        """
+        if not self._norms:
+            return
+        seen = torch.cat([norm.seen_3C.flatten() for norm in self._norms])
+        add_up(seen)
+        for norm, part in zip(self._norms, seen.split([norm.seen_3C.numel() for norm in self._norms]), strict=True):
+            count_C, total_C, squares_C = part.view_as(norm.seen_3C)
+            norm.seen_3C.zero_()
+            if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+                continue
+            norm.num_batches_tracked += 1
+            momentum = max(norm.momentum or 0.0, 1 / int(norm.num_batches_tracked))
+            mean_C = total_C / count_C
+            norm.running_mean.lerp_(mean_C.to(norm.running_mean), momentum)
+            norm.running_var.lerp_((squares_C / count_C - mean_C.square()).to(norm.running_var), momentum)
