@@ -104,6 +104,8 @@ def test_statistics_move_by_what_a_step_has_heard() -> None:
         share = max(0.1, 1 / step)
         before = before * (1 - share) + valid_frames(heard[0])[0].mean(1) * share
         torch.testing.assert_close(norm.running_mean, before)
+    renorm.move(lambda seen: seen)  # a step whose depths have left this layer out
+    torch.testing.assert_close(norm.running_mean, before)
     assert int(norm.num_batches_tracked) == 13
 
 

@@ -126,8 +126,10 @@ class Renorm:
             norm.seen_3C.zero_()
             if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
                 continue
-            norm.num_batches_tracked += 1
-            momentum = max(norm.momentum or 0.0, 1 / int(norm.num_batches_tracked))
-            mean_C = total_C / count_C
+            heard = count_C[0] > 0  # a step's depths may leave a layer out
+            norm.num_batches_tracked += heard
+            momentum = heard * norm.num_batches_tracked.to(norm.running_mean).reciprocal().clamp(norm.momentum, 1.0)
+            mean_C = total_C / count_C.clamp(min=1)
+            variance_C = squares_C / count_C.clamp(min=1) - mean_C.square()
             norm.running_mean.lerp_(mean_C.to(norm.running_mean), momentum)
-            norm.running_var.lerp_((squares_C / count_C - mean_C.square()).to(norm.running_var), momentum)
+            norm.running_var.lerp_(variance_C.to(norm.running_var), momentum)
