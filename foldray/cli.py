@@ -62,15 +62,16 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
     Example: foldray plan wav2vec2-base-8 fold.depths=[8,12]
     """
     spec = load_recipe(recipe, overrides)
-    from foldray.costs import bytes_at_precisions, plan_costs
+    from foldray.costs import bytes_at_precisions, joint_cost, plan_costs
 
     num_units = spec.corpus.vocab_size or PLAN_UNITS
     costs = plan_costs(spec.found_model(), spec.fold.plan(), num_units)
     sizes = bytes_at_precisions(spec.found_model(), spec.fold.plan(), num_units)
+    joint = joint_cost(spec.found_model(), spec.fold.plan(), num_units)
     deepest = costs[-1]
     saved = 100 * (1 - deepest.params_stored / deepest.params_unrolled)
     if as_json:
-        emit(_plan_object(spec, costs, sizes, saved))
+        emit({**_plan_object(spec, costs, sizes, saved), "joint": vars(joint)})
         return
     rows = [
         [
@@ -87,6 +88,11 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
     columns = ["depth", "path", "stored params", "private", "unshared params", "stored MB", "MMACs/s of audio"]
     print_table("", columns, rows)
     output.print(f"{saved:.1f} % fewer stored parameters than an unshared model of depth {deepest.depth}")
+    times = joint.macs_per_audio_second / deepest.macs_per_audio_second
+    output.print(
+        f"a training step: {joint.macs_per_audio_second / 1e6:,.0f} MMACs/s of audio forward, {times:.2f} times depth "
+        f"{deepest.depth}; keeps {joint.kept_bytes_per_audio_second / 1e6:,.1f} MB/s of audio for backward, in float32"
+    )
     output.print("stored weights: " + ", ".join(f"{size / 1e6:,.1f} MB as {name}" for name, size in sizes.items()))
 
 

@@ -20,7 +20,15 @@ from foldray.configuration import (
 )
 from foldray.errors import UserError, one_line
 from foldray.families import FAMILIES, family_of, transformers_class
-from foldray.folding.account import PRECISIONS, DepthCost, count_bytes, depth_costs
+from foldray.folding.account import (
+    PRECISIONS,
+    DepthCost,
+    JointCost,
+    count_bytes,
+    count_kept_bytes,
+    count_macs,
+    depth_costs,
+)
 from foldray.models import encoder_config, fold, output_frames, set_depths, stack_of, unroll
 from foldray.plan import FoldPlan
 from foldray.spec import SAMPLE_RATE, ModelSpec
@@ -41,6 +49,15 @@ def plan_costs(spec: ModelSpec, plan: FoldPlan, num_units: int) -> list[DepthCos
         return _costs(model, plan.depths)
     except (RuntimeError, ValueError) as error:
         raise _no_such_shape(error) from None
+
+
+def joint_cost(spec: ModelSpec, plan: FoldPlan, num_units: int) -> JointCost:
+    """The cost of a training step: what comes before the blocks once, and a prefix that paths share once."""
+    model = fold_on_meta(spec, plan, num_units)
+    set_depths(model, plan.depths)
+    nn.Module.eval(model)
+    inputs = _meta_inputs(model)
+    return JointCost(count_macs(model, inputs) / MACS_SECONDS, count_kept_bytes(model, inputs) / MACS_SECONDS)
 
 
 def fold_on_meta(spec: ModelSpec, plan: FoldPlan, num_units: int) -> PreTrainedModel:

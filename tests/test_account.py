@@ -1,6 +1,7 @@
 """Costs from configurations alone: the paper's savings, and counts against the real model."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from foldray import FoldPlan, fold, set_depths, unroll
 from foldray.cli import main
-from foldray.costs import costs_of
-from foldray.folding.account import count_bytes
+from foldray.costs import costs_of, joint_cost, plan_costs
+from foldray.folding.account import count_bytes, count_kept_bytes
 from foldray.plan import Private
+from foldray.spec import ModelSpec
 from tests.tiny import CONFIGS, tiny_model
 
 
@@ -53,6 +55,39 @@ def test_macs_against_another_counter() -> None:
             model(torch.zeros(1, 160_000))
         products = sum(e.flops for e in counted.key_averages() if e.key in ("aten::addmm", "aten::mm", "aten::bmm"))
         assert cost.macs_per_audio_second * 10 == products / 2 + front_end + positions
+
+
+@pytest.mark.parametrize(
+    ("order", "depths", "more"),
+    # Prefixes that the deepest path lacks: 0 1 2 beside 0 1 1 2 2; 0 1 and 0 1 2 beside 0 0 1 1 2 2; none in a cycle.
+    [("in_place", (3, 5), 1), ("in_place", (3, 6), 2), ("cycle", (3, 5, 6), 0)],
+)
+def test_macs_of_a_joint_step_by_hand(order: Any, depths: tuple[int, ...], more: int) -> None:
+    plan = FoldPlan(3, depths, order=order)
+    spec = ModelSpec(family="parakeet", config=CONFIGS["parakeet"][1])
+    costs = plan_costs(spec, plan, 9)
+    per_block = (costs[-1].macs_per_audio_second - costs[0].macs_per_audio_second) / (depths[-1] - 3)
+    head = 25 * 32 * 9  # frames a second, width, units
+    wanted = costs[-1].macs_per_audio_second + more * per_block + (len(depths) - 1) * head
+    assert joint_cost(spec, plan, 9).macs_per_audio_second == pytest.approx(wanted, rel=1e-9)
+
+
+def test_what_is_kept_for_backward_by_hand() -> None:
+    """Linear, ReLU, linear without biases: the input, and the ReLU's output once, though two keep it."""
+    model = nn.Sequential(nn.Linear(5, 3, bias=False), nn.ReLU(), nn.Linear(3, 7, bias=False))
+    inputs = {"input": torch.zeros(4, 5)}
+    assert count_kept_bytes(model, inputs) == 4 * (4 * 5 + 4 * 3)
+    assert count_kept_bytes(model.to("meta"), {"input": inputs["input"].to("meta")}) == 4 * (4 * 5 + 4 * 3)
+
+
+def test_what_is_kept_grows_with_the_depths() -> None:
+    """A fold 3 -> 6 in place runs eight blocks in a step: between 3 + 6 and 6 of a model by itself."""
+    spec = ModelSpec(family="parakeet", config=CONFIGS["parakeet"][1])
+    kept = {
+        plan.depths: joint_cost(spec, plan, 9).kept_bytes_per_audio_second
+        for plan in (FoldPlan(3, (3,)), FoldPlan(6, (6,)), FoldPlan(3, (3, 6)))
+    }
+    assert kept[6,] < kept[3, 6] < kept[3,] + kept[6,]
 
 
 @pytest.mark.contract

@@ -86,6 +86,8 @@ def test_plan_and_recipes_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert round(value["saved_percent"], 1) == 30.0
     assert [d["depth"] for d in value["depths"]] == [8, 10, 12]
     assert value["depths"][2]["path"] == [0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 7, 7]
+    assert value["joint"]["macs_per_audio_second"] > value["depths"][2]["macs_per_audio_second"]
+    assert value["joint"]["kept_bytes_per_audio_second"] > 1e6
     assert {"path", "params_stored", "bytes_stored", "macs_per_audio_second"} < set(value["depths"][0])
     code, out, _ = call(capsys, "recipes", "--json")
     assert {"quickstart", "an4", "wav2vec2-tiny", "hubert-tiny"} <= {r["name"] for r in json.loads(out)["recipes"]}

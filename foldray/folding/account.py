@@ -14,6 +14,16 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True)
+class JointCost:
+    """A pass over all depths of a fold as a training step runs it, for a second of audio: multiply-accumulates forward
+    (backward is usually taken for twice as much), and bytes of activations that are kept for backward, in float32,
+    without dropout."""
+
+    macs_per_audio_second: float
+    kept_bytes_per_audio_second: float
+
+
+@dataclass(frozen=True)
 class DepthCost:
     """One depth of a fold.
 
@@ -66,6 +76,29 @@ def count_private(stack: FoldedStack, depth: int) -> int:
     )
 
 
+def count_macs(model: nn.Module, inputs: dict[str, Tensor]) -> float:
+    """Multiply-accumulates of a forward pass at the depths that the model is set to: half the floating-point operations
+    that torch's own counter finds in matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**inputs)
+    return float(counter.get_total_flops()) / 2
+
+
+def count_kept_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
+    """Bytes of the activations that a forward pass keeps for its backward, in the model's precision and mode."""
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}  # the tensors too: another one could get the storage of one that is gone
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in weights:
+            kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(**inputs)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
 def depth_costs(
     model: nn.Module,
     stack: FoldedStack,
@@ -75,16 +108,12 @@ def depth_costs(
 ) -> list[DepthCost]:
     """The cost of every depth that `stack` is set to run, of a folded model on the meta device.
 
-    unroll: gives the unshared model of a depth; inputs: one utterance of `seconds` on the meta
-    device. MACs are half the floating-point operations that torch's own counter finds in matrix
-    products and convolutions.
+    unroll: gives the unshared model of a depth; inputs: one utterance of `seconds` on the meta device.
     """
     before = stack.run_depths
     costs = []
     for depth in before:
         stack.run_depths = (depth,)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(**inputs)
         costs.append(
             DepthCost(
                 depth=depth,
@@ -94,7 +123,7 @@ def depth_costs(
                 params_private=count_private(stack, depth),
                 params_unrolled=count_parameters(unroll(depth)),
                 bytes_stored=count_bytes(model),
-                macs_per_audio_second=counter.get_total_flops() / 2 / seconds,
+                macs_per_audio_second=count_macs(model, inputs) / seconds,
             )
         )
     stack.run_depths = before
