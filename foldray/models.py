@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from foldray.errors import UserError
 from foldray.families import Family, family_of
-from foldray.folding.batchnorm import FixedBatchNorm, settle
+from foldray.folding.batchnorm import make_stock, settle
 from foldray.folding.decoder import decode_once, repeat_for_depths
 from foldray.folding.private import settle_use
 from foldray.folding.stack import FoldedStack, check_layers
@@ -71,9 +71,7 @@ def unroll(model: PreTrainedModel, depth: int) -> PreTrainedModel:
     stock = copy.deepcopy(model, {id(encoder.layers): nn.ModuleList()})
     _encoder(stock).layers = nn.ModuleList(_unrolled_blocks(stack_of(model), depth))
     setattr(encoder_config(stock), family.depth_field, depth)
-    for module in stock.modules():
-        if type(module) is FixedBatchNorm:
-            module.__class__ = nn.BatchNorm1d  # type: ignore[assignment]
+    make_stock(stock)
     if family.decoder:
         decode_once(stock.get_submodule(family.decoder))
     return stock

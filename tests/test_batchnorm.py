@@ -1,17 +1,25 @@
 """BatchNorm from scratch: a batch's own statistics at first, moving ones in the end; padding changes nothing."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from foldray import unroll
 from foldray.data.manifest import Manifest
+from foldray.errors import UserError
 from foldray.folding.batchnorm import FixedBatchNorm, Renorm, settle
 from foldray.models import stack_of
+from foldray.pretrained import write_random_checkpoint
 from foldray.spec import OptimSpec
-from foldray.training.job import Worker
-from foldray.training.loop import train_model
+from foldray.training import state
+from foldray.training.checkpoint import whole_checkpoints
+from foldray.training.job import Surroundings, TrainJob, Worker
+from foldray.training.loop import Trained, train_model
 from foldray.training.schedule import moving_share
 from tests.test_training import job_for, weights
 
@@ -43,13 +51,13 @@ def valid_frames(batch_BCT: Tensor) -> Tensor:
     return torch.cat([each[:, :count] for each, count in zip(batch_BCT, FRAMES_B.tolist(), strict=True)], 1)[None]
 
 
-def renormed(share: float, frames: int = 7, weight: float = 1.0) -> tuple[Renorm, FixedBatchNorm, Tensor, Tensor]:
+def renormed(share: float, frames: int = 7) -> tuple[Renorm, FixedBatchNorm, Tensor, Tensor]:
     """A norm at a share, its output's valid frames, and the gradient of a loss in its input's."""
     norm = settle(nn.Sequential(some_norm()))
     renorm = Renorm(norm, torch.device("cpu"))
-    renorm.share.fill_(share)
+    renorm.share = share
     batch_BCT = some_batch(frames)
-    with renorm.listening(FRAMES_B, weight):
+    with renorm.listening(FRAMES_B, 1.0):
         output_1CN = valid_frames(norm(batch_BCT))
         (output_1CN * torch.arange(output_1CN.numel()).view_as(output_1CN).sin()).sum().backward()
     assert batch_BCT.grad is not None
@@ -92,19 +100,22 @@ def test_statistics_move_by_what_a_step_has_heard() -> None:
         norm(heard[1])
     with renorm.listening(FRAMES_B, 0.0):  # a worker without a batch of its own
         norm(some_batch() * 100)
-    frames = torch.cat([valid_frames(each) for each in heard], 2)[0].detach()
-    renorm.move(lambda seen: seen.mul_(2))  # as if another worker had heard the same
+    frames = torch.cat([*(valid_frames(each) for each in heard), torch.tensor([[1.0, 3.0]]).expand(1, 4, 2)], 2)[
+        0
+    ].detach()
+    # Another worker has heard two frames, of 1 and of 3.
+    renorm.move(lambda seen: seen.add_(torch.tensor([2.0, 4.0, 10.0]).repeat_interleave(4)))
     torch.testing.assert_close(norm.running_mean, frames.mean(1))
     torch.testing.assert_close(norm.running_var, frames.var(1, correction=0))
     before = norm.running_mean.clone()
     for step in range(2, 14):
         with renorm.listening(FRAMES_B, 1.0):
             norm(heard[0])
-        renorm.move(lambda seen: seen)
+        renorm.move()
         share = max(0.1, 1 / step)
         before = before * (1 - share) + valid_frames(heard[0])[0].mean(1) * share
         torch.testing.assert_close(norm.running_mean, before)
-    renorm.move(lambda seen: seen)  # a step whose depths have left this layer out
+    renorm.move()  # a step whose depths have left this layer out
     torch.testing.assert_close(norm.running_mean, before)
     assert int(norm.num_batches_tracked) == 13
 
@@ -133,3 +144,82 @@ def test_statistics_that_were_loaded_stay(prepared: tuple[str, Manifest], tmp_pa
     means = [tensor for key, tensor in trained.items() if key.endswith("running_mean")]
     assert len(means) == 2
     assert not any(bool(mean.any()) for mean in means)
+
+
+def trained_with(prepared: tuple[str, Manifest], folder: Path, renorm: tuple[float, float], **optim: Any) -> Trained:
+    return train_model(job_for("parakeet", prepared, folder, steps=6, renorm=renorm, **optim), Worker())
+
+
+def norms_of(model: nn.Module) -> list[FixedBatchNorm]:
+    return [module for module in model.modules() if isinstance(module, FixedBatchNorm)]
+
+
+def test_training_goes_over_from_one_to_the_other(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    """The share is the spec's, step by step; biases that a norm takes away stay as they were."""
+    ways = {
+        renorm: trained_with(prepared, tmp_path / str(i), renorm).model
+        for i, renorm in enumerate([(0.0, 0.0), (1.0, 1.0), (0.1, 0.3)])
+    }
+    shares = [norms_of(model)[0].told.share.item() for model in ways.values()]
+    assert shares == [1.0, 0.0, 1.0]
+    moving, own, _ = (model.state_dict() for model in ways.values())
+    key = "encoder.layers.0.conv.pointwise_conv1.weight"
+    assert not torch.equal(moving[key], own[key])
+    first = load_file(tmp_path / "0" / "init" / "model.safetensors")
+    rested = [key for key in first if key.endswith("depthwise_conv.bias")]
+    assert len(rested) == 2
+    assert all(torch.equal(first[key], moving[key]) for key in rested)
+
+
+def test_in_the_end_training_sees_what_inference_sees(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    """With moving statistics alone, the losses of a step are those of the same weights in evaluation."""
+    job = job_for("parakeet", prepared, tmp_path, steps=6, renorm=(0.0, 0.0))
+    model = train_model(job, Worker()).model
+    told = norms_of(model)[0].told
+    features = torch.randn(2, 200, 40, generator=torch.Generator().manual_seed(0))
+    inputs = {"input_features": features, "attention_mask": torch.ones(2, 200, dtype=torch.long)}
+    model.eval()
+    with torch.no_grad():
+        said = model(**inputs).logits
+    told.frames_B = torch.tensor([50, 50])
+    torch.testing.assert_close(model(**inputs).logits, said, rtol=1e-4, atol=1e-5)
+    stock = unroll(model, 4)
+    assert not any(hasattr(module, "told") for module in stock.modules())
+
+
+def test_averaged_weights_come_with_averaged_statistics(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    """Statistics belong to weights: those of a moving average move with it, and a resumed one goes on with its own."""
+    whole = job_for("parakeet", prepared, tmp_path / "whole", steps=6, ema=0.5)
+    train_model(whole, Worker())
+    newest = Path(whole_checkpoints(whole.run)[-1].uri)
+    averaged, raw = load_file(newest / "model.safetensors"), load_file(newest / "trained.safetensors")
+    means = [key for key in averaged if key.endswith("running_mean")]
+    assert len(means) == 2
+    assert not any(torch.equal(averaged[key], raw[key]) for key in means)
+    before = Path(whole_checkpoints(whole.run)[-2].uri)  # three steps earlier
+    shutil.rmtree(newest)
+    train_model(whole, Worker())
+    again = Path(whole_checkpoints(whole.run)[-1].uri)
+    assert before.exists()
+    resumed = load_file(again / "model.safetensors")
+    assert all(torch.equal(resumed[key], averaged[key]) for key in averaged)
+
+
+def test_a_run_that_never_moved_its_statistics_goes_on_so(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    """As runs of before there was anything that moves them."""
+    job = job_for("parakeet", prepared, tmp_path, steps=6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "_renorm", lambda *_, **__: None)
+        with pytest.raises(ZeroDivisionError):
+            train_model(job, Worker(), Surroundings(lambda record: record["step"] // (record["step"] < 5)))
+    model = train_model(job, Worker()).model
+    assert all(norm.told is None and not norm.running_mean.any() for norm in norms_of(model))
+
+
+def test_adapters_go_with_pretrained_weights_only(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    job = job_for("wav2vec2-conformer", prepared, tmp_path, steps=1)
+    config = {**job.spec.model.config, "add_adapter": True}
+    spec = job.spec.model_copy(update={"model": job.spec.model.model_copy(update={"config": config})})
+    write_random_checkpoint(spec.model, 2, prepared[1].units, 0, tmp_path / "adapted")
+    with pytest.raises(UserError, match=r"model.config.add_adapter: goes with pretrained weights"):
+        train_model(TrainJob(spec, job.run, job.corpus, str(tmp_path / "adapted")), Worker())

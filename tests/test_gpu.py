@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import BatchLoader
+from foldray.folding.batchnorm import Renorm
 from foldray.folding.loss import StepCounts, joint_loss
 from foldray.models import stack_of
 from foldray.pretrained import write_random_checkpoint
@@ -237,11 +238,13 @@ def test_a_full_batch_of_each_recipe_fits(name: str, prepared: tuple[str, Manife
     torch.cuda.reset_peak_memory_stats(GPU)
     objective, dtype = Objective(spec, model), autocast_dtype(spec, GPU)
     counts = StepCounts(int(batch.num_labels_B.sum()), int(batch.frames_B.sum()), count)
+    renorm = Renorm(model, GPU)
     optimizer = torch.optim.AdamW(model.parameters())
     for _ in range(2):
-        with torch.autocast("cuda", dtype, enabled=dtype is not None):
-            output = model(**batch.inputs)
-        objective(output, batch, counts, 0.5)[0].backward()
+        with renorm.listening(batch.frames_B, 1.0):
+            with torch.autocast("cuda", dtype, enabled=dtype is not None):
+                output = model(**batch.inputs)
+            objective(output, batch, counts, 0.5)[0].backward()
         optimizer.step()
         optimizer.zero_grad()
     peak, total = torch.cuda.max_memory_allocated(GPU), torch.cuda.get_device_properties(GPU).total_memory

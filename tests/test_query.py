@@ -331,7 +331,8 @@ def test_trials_are_a_table(tmp_path: Path) -> None:
          "error": "no such depth"},
     ]  # fmt: skip
     assert run_sql(str(tmp_path), "SELECT count(*) AS n FROM results JOIN trials USING (run_id)")[0] == [{"n": 0}]
-    for damage in ("{", "[]", '{"number": 3}'):
+    unknown = json.dumps({"number": 3, "kind": "x", "run_id": "r", "config": {}, "overrides": []})
+    for damage in ("{", "[]", '{"number": 3}', unknown):
         (search / "trials" / "trial-0004.json").write_text(damage)
         with pytest.raises(UserError, match=r"trial-0004\.json: is damaged \("):
             run_sql(str(tmp_path), asked)

@@ -28,6 +28,7 @@ from foldray.data.epoch import MicroBatch
 from foldray.data.manifest import SplitIndex, read_index, read_manifest
 from foldray.data.reader import RowReader
 from foldray.data.text import Units
+from foldray.folding.batchnorm import Renorm
 from foldray.folding.loss import StepCounts, joint_loss
 from foldray.models import output_frames
 from foldray.pretrained import write_random_checkpoint
@@ -36,6 +37,7 @@ from foldray.results.metrics import Record
 from foldray.seeding import load_folded
 from foldray.spec import SAMPLE_RATE, RunSpec
 from foldray.training.position import plan_of
+from foldray.training.schedule import moving_share
 
 INIT, TOLD_FILE = "init", "steps.json"
 
@@ -98,6 +100,8 @@ def _train(rank: int, spec: RunSpec, corpus: str, folder: str, ahead: bool) -> N
     workers, manifest = spec.scale.most_workers, read_manifest(corpus)
     index = read_index(corpus, manifest, "train")
     model: Any = load_folded(spec.model, f"{folder}/{INIT}", spec.fold.plan(), manifest.units, spec.seed)[0].train()
+    renorm = Renorm(model, torch.device("cpu"))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     steps = planned_steps(spec, index)
     counts = [_counts(model, index, step) for step in steps]
     # Where a step has nothing for this process, it runs the first batch at weight zero.
@@ -110,22 +114,25 @@ def _train(rank: int, spec: RunSpec, corpus: str, folder: str, ahead: bool) -> N
         net: Any = DistributedDataParallel(model)
     else:
         net = model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.optim.lr, betas=spec.optim.betas, weight_decay=0)
+    optimizer = torch.optim.AdamW(trained, lr=spec.optim.lr, betas=spec.optim.betas, weight_decay=0)
     told = []
-    for step, count in zip(mine, counts, strict=True):
+    for number, (step, count) in enumerate(zip(mine, counts, strict=True)):
         began = time.perf_counter()
+        renorm.share = moving_share(number / len(steps), spec.optim)
         losses_P = torch.zeros(len(spec.fold.depths))
         for turn, (_, weight) in enumerate(step):
             inputs, frames_B, labels_BU, num_labels_B = next(loaded)
-            with contextlib.nullcontext() if workers == 1 or turn + 1 == len(step) else net.no_sync():
+            alone = contextlib.nullcontext() if workers == 1 or turn + 1 == len(step) else net.no_sync()
+            with alone, renorm.listening(frames_B, weight):
                 logits_PBTV = net(**inputs).logits.unflatten(0, (len(spec.fold.depths), -1))
                 labels = (frames_B, labels_BU, num_labels_B)
                 loss = joint_loss(logits_PBTV, *labels, count, alpha=spec.loss.alpha, beta=spec.loss.beta)
                 (loss.total * weight * workers).backward()
             losses_P += loss.task_P * weight
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.optim.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(trained, spec.optim.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
+        renorm.move(dist.all_reduce if workers > 1 else None)
         ctc = dict(zip(map(str, spec.fold.depths), losses_P.tolist(), strict=True))
         told.append({"ctc": ctc, "grad_norm": float(norm), "seconds": time.perf_counter() - began})
     if rank == 0:

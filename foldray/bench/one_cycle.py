@@ -19,6 +19,7 @@ from foldray.bench.joint_step import take_turns
 from foldray.configuration import stock_config
 from foldray.costs import costs_of
 from foldray.families import FAMILIES, transformers_class
+from foldray.folding.batchnorm import Renorm
 from foldray.folding.loss import StepCounts, joint_loss
 from foldray.models import fold, output_frames
 from foldray.plan import FoldPlan, Order
@@ -99,15 +100,17 @@ def _step(model: nn.Module, plan: FoldPlan) -> Callable[[], None]:
     labels_BU = torch.arange(1, UNITS - 3).repeat(BATCH, 1)
     lengths_B = torch.full((BATCH,), labels_BU.shape[1])
     counts = StepCounts(labels_BU.numel(), int(frames_B.sum()))
+    renorm = Renorm(model, torch.device("cpu"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def run() -> None:
-        logits_PBTV = model(input_features=features_BTM, attention_mask=mask_BT).logits.unflatten(
-            0, (len(plan.depths), BATCH)
-        )
         beta = 0.3 if len(plan.depths) > 1 else 0.0
-        joint_loss(logits_PBTV, frames_B, labels_BU, lengths_B, counts, alpha=0.5, beta=beta).total.backward()
+        with renorm.listening(frames_B, 1.0):
+            logits_NTV = model(input_features=features_BTM, attention_mask=mask_BT).logits
+            logits_PBTV = logits_NTV.unflatten(0, (len(plan.depths), BATCH))
+            joint_loss(logits_PBTV, frames_B, labels_BU, lengths_B, counts, alpha=0.5, beta=beta).total.backward()
         optimizer.step()
+        renorm.move()
         optimizer.zero_grad(set_to_none=True)
 
     return run

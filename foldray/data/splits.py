@@ -45,14 +45,15 @@ def cross_validate(utterances: list[Utterance], spec: CorpusSpec) -> list[Uttera
     """
     if spec.cross_validate is None:
         return utterances
-    if nameless := sum(not u.speaker and not u.problem for u in utterances):
+    usable = [u for u in utterances if _is_usable(u)]
+    if nameless := sum(not u.speaker for u in usable):
         raise UserError(
             "corpus.cross_validate",
-            f"{nameless:,} of {len(utterances):,} utterances have no speaker, and voices must not be in 'train' and "
+            f"{nameless:,} of {len(usable):,} utterances have no speaker, and voices must not be in 'train' and "
             "'test' both; give each a speaker, or the utterance's own id where all are of different voices",
         )
     number, parts = map(int, spec.cross_validate.split("/"))
-    counts = Counter(u.speaker or u.id for u in utterances)
+    counts = Counter(u.speaker for u in usable)
     if len(counts) < parts:
         raise UserError("corpus.cross_validate", f"{parts} parts of {len(counts)} speakers; ask for fewer parts")
     sizes = [0] * parts
@@ -62,7 +63,7 @@ def cross_validate(utterances: list[Utterance], spec: CorpusSpec) -> list[Uttera
         sizes[part] += counts[name]
         if part == number - 1:
             tested.add(name)
-    return [replace(u, split="test" if (u.speaker or u.id) in tested else "train") for u in utterances]
+    return [replace(u, split="test" if u.speaker in tested else "train") for u in utterances]
 
 
 def carve_valid(utterances: list[Utterance], spec: CorpusSpec) -> list[Utterance]:
@@ -75,8 +76,7 @@ def carve_valid(utterances: list[Utterance], spec: CorpusSpec) -> list[Utterance
     splits = {utterance.split for utterance in utterances}
     if "valid" in splits or "valid" not in split_names(spec) or not spec.valid_fraction:
         return utterances
-    # Of what can't be used, none is of use for validation either.
-    train = [u for u in utterances if u.split == "train" and u.bytes and u.text and not u.problem]
+    train = [u for u in utterances if u.split == "train" and _is_usable(u)]
     wanted = spec.valid_fraction * len(train)
     moved = _choose([u.speaker or u.id for u in train], wanted)
     by_speaker = bool(moved)
@@ -87,6 +87,11 @@ def carve_valid(utterances: list[Utterance], spec: CorpusSpec) -> list[Utterance
         else u
         for u in utterances
     ]
+
+
+def _is_usable(utterance: Utterance) -> bool:
+    """Whether there is any use in what is known of an utterance before it is decoded; no split is made of others."""
+    return bool(utterance.bytes and utterance.text) and not utterance.problem
 
 
 def _choose(names: list[str], wanted: float) -> set[str]:

@@ -20,10 +20,10 @@ Settled = TypeVar("Settled", bound=nn.Module)
 class FixedBatchNorm(nn.BatchNorm1d):
     """A BatchNorm that normalises by its moving statistics, in training too; its scale and shift learn.
 
-    renorm: while a model is trained from scratch, what its norms share; None: the statistics never move.
+    told: while a model is trained from scratch, what its norms are told; None: the statistics never move.
     """
 
-    renorm: "Renorm | None" = None
+    told: "Told | None" = None
     seen_3C: Tensor
     """Frames, sums and sums of squares that were normalised since the statistics moved."""
 
@@ -34,11 +34,11 @@ class FixedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, T) in and out."""
-        if self.renorm is None or self.renorm.frames_B is None:
+        if self.told is None or self.told.frames_B is None:
             return super().forward(input)
-        return self._renormalise(input, self.renorm, self.renorm.frames_B)
+        return self._renormalise(input, self.told.share, self.told.weight, self.told.frames_B)
 
-    def _renormalise(self, hidden_BCT: Tensor, renorm: "Renorm", frames_B: Tensor) -> Tensor:
+    def _renormalise(self, hidden_BCT: Tensor, share: Tensor, weight: Tensor, frames_B: Tensor) -> Tensor:
         assert self.running_mean is not None
         assert self.running_var is not None
         wide_BCT = hidden_BCT.float()
@@ -49,16 +49,25 @@ class FixedBatchNorm(nn.BatchNorm1d):
         variance_C = (centred_BCT.square() * valid_B1T).sum((0, 2)) / count
         deviation_C = (variance_C + self.eps).sqrt()
         with torch.no_grad():
-            told_C = mean_C.lerp(self.running_mean, renorm.share)
-            told_deviation_C = (variance_C.lerp(self.running_var, renorm.share) + self.eps).sqrt()
-            scale_C, shift_C = deviation_C / told_deviation_C, (mean_C - told_C) / told_deviation_C
+            used_C = mean_C.lerp(self.running_mean, share)
+            used_deviation_C = (variance_C.lerp(self.running_var, share) + self.eps).sqrt()
+            scale_C, shift_C = deviation_C / used_deviation_C, (mean_C - used_C) / used_deviation_C
             total_C = mean_C.double() * count
             squares_C = (variance_C.double() + mean_C.double().square()) * count
-            self.seen_3C += renorm.weight * torch.stack([count.expand_as(total_C), total_C, squares_C])
+            self.seen_3C.add_(weight * torch.stack([count.expand_as(total_C), total_C, squares_C]))
         normed_BCT = centred_BCT / deviation_C[:, None] * scale_C[:, None] + shift_C[:, None]
         if self.weight is not None:
             normed_BCT = normed_BCT * self.weight[:, None] + self.bias[:, None]
         return normed_BCT.to(hidden_BCT.dtype)
+
+
+def make_stock(model: nn.Module) -> None:
+    """Turn every norm into the stock BatchNorm that it is at inference, in place."""
+    for module in model.modules():
+        if type(module) is FixedBatchNorm:
+            if module.told is not None:
+                del module.told, module.seen_3C
+            module.__class__ = nn.BatchNorm1d  # type: ignore[assignment]
 
 
 def settle(model: Settled) -> Settled:
@@ -81,8 +90,19 @@ def _rest_biases(model: nn.Module) -> None:
                 convolution.bias.requires_grad_(False)
 
 
+class Told:
+    """What all norms of a model are told of a forward pass: how much moving statistics count, what its frames count
+    for, and how many of each utterance are no padding. Tensors, which a compiled block takes as they come; numbers
+    would be compiled in."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.share = torch.zeros((), device=device)
+        self.weight = torch.zeros((), device=device, dtype=torch.float64)
+        self.frames_B: Tensor | None = None
+
+
 class Renorm:
-    """What the BatchNorms of a model that is trained from scratch share, and what moves their statistics.
+    """What moves the statistics of the BatchNorms of a model that is trained from scratch.
 
     share: how much the moving statistics count in the normalisation, beside the batch's own; from 0, where training
     begins, to 1, where the norm is the map that it is at inference. Set it before each step, `move` after it. Comes
@@ -92,35 +112,42 @@ class Renorm:
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._norms = [module for module in model.modules() if isinstance(module, FixedBatchNorm)]
         _rest_biases(model)
-        # Tensors, which a compiled block takes as they come; numbers would be compiled in.
-        self.share = torch.zeros((), device=device)
-        self.weight = torch.zeros((), device=device, dtype=torch.float64)
-        self.frames_B: Tensor | None = None
+        self._told = Told(device)
         for norm in self._norms:
-            norm.renorm = self
+            norm.told = self._told
             norm.seen_3C = torch.zeros(3, norm.num_features, device=device, dtype=torch.float64)
+
+    @property
+    def share(self) -> float:
+        """How much the moving statistics count in the steps that follow."""
+        return float(self._told.share)
+
+    @share.setter
+    def share(self, share: float) -> None:
+        self._told.share.fill_(share)
 
     @contextmanager
     def listening(self, frames_B: Tensor, weight: float) -> Iterator[None]:
         """A forward pass and its backward, of so many valid frames an utterance; at weight 0 none of them counts."""
-        self.frames_B = frames_B
-        self.weight.fill_(weight)
+        self._told.frames_B = frames_B
+        self._told.weight.fill_(weight)
         try:
             yield
         finally:
-            self.frames_B = None
+            self._told.frames_B = None
 
     @torch.no_grad()
-    def move(self, add_up: Callable[[Tensor], object]) -> None:
+    def move(self, add_up: Callable[[Tensor], object] | None = None) -> None:
         """After a step: move all statistics towards those of its frames, by the norm's momentum, or as much as in the
         mean of all steps where that is more.
 
-        add_up: adds a tensor up over all workers, in place.
+        add_up: adds a tensor up over all workers, in place; None: there is but one.
         """
         if not self._norms:
             return
         seen = torch.cat([norm.seen_3C.flatten() for norm in self._norms])
-        add_up(seen)
+        if add_up:
+            add_up(seen)
         for norm, part in zip(self._norms, seen.split([norm.seen_3C.numel() for norm in self._norms]), strict=True):
             count_C, total_C, squares_C = part.view_as(norm.seen_3C)
             norm.seen_3C.zero_()

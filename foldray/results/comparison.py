@@ -42,7 +42,7 @@ def compare_runs(store: str, run_a: str, run_b: str, filters: Sequence[str] = ()
     found = [
         {**dict(zip(PLACE, place, strict=True)), "depth_a": a, "depth_b": b}
         | compare_hypotheses([(one[a], other[b]) for one, other in couples], f"{run_a} and {run_b} on {place[0]}")
-        for place, couples in _pooled(said, list(zip(*sides, strict=True))).items()
+        for place, couples in _pooled(said, list(zip(*sides, strict=True)), filters).items()
         for a in sorted(set.intersection(*({*one} for one, _ in couples)))
         for b in sorted(set.intersection(*({*other} for _, other in couples)))
         if run_a != run_b or a < b
@@ -62,13 +62,15 @@ def _wanted(given: str) -> tuple[str, list[str]]:
 
 
 def _pooled(
-    said: dict[str, dict[Place, Said]], couples: Sequence[tuple[str, str]]
+    said: dict[str, dict[Place, Said]], couples: Sequence[tuple[str, str]], filters: Sequence[str]
 ) -> dict[Place, list[tuple[Said, Said]]]:
     """What is compared as one, by test set: what each couple of runs said."""
     places = [{*said[a]} & {*said[b]} for a, b in couples]
     for (a, b), shared in zip(couples, places, strict=True):
         if not shared:
-            raise UserError(b, f"was scored on no test set that {a} was scored on; `foldray evaluate` scores more")
+            told = f" ({' '.join(filters)})" if filters else ""
+            mend = "see what there is with `ls`" if filters else "`foldray evaluate` scores more"
+            raise UserError(b, f"was scored on no test set that {a} was scored on{told}; {mend}")
 
     def of_couples(own: Sequence[Place]) -> list[tuple[Said, Said]]:
         return [(said[a][place], said[b][place]) for (a, b), place in zip(couples, own, strict=True)]
@@ -78,11 +80,12 @@ def _pooled(
     several: set[str] = set()
     for kind in sorted(set.intersection(*({place[1:] for place in shared} for shared in places))):
         left = [[place for place in shared - everywhere if place[1:] == kind] for shared in places]
-        several |= {place[0] for own in left for place in own if len(own) > 1}
+        if all(left):
+            several |= {place[0] for own in left for place in own if len(own) > 1}
         if all(len(own) == 1 for own in left):
             corpora = ", ".join(dict.fromkeys(place[0] for (place,) in left))
             pooled[corpora, *kind] = of_couples([place for (place,) in left])
-    if not pooled and several:
+    if several:
         names = ",".join(sorted(several))
         raise UserError(
             "compare", f"runs were scored on several corpora; say which, one for each couple: corpus={names}"

@@ -46,15 +46,19 @@ def read_records(search: str) -> list[TrialRecord]:
     """All trials, those of the space first, by number."""
     folder = storage.join(search, "trials")
     records = [_record(storage.join(folder, name)) for name in storage.list_files(folder)]
-    kinds = ("start", "trial", "baseline")
-    return sorted(records, key=lambda record: (kinds.index(record.kind), record.number))
+    return sorted(records, key=lambda record: (KINDS.index(record.kind), record.number))
+
+
+KINDS = ("start", "trial", "baseline")
 
 
 def _record(file: str) -> TrialRecord:
     """Without what a newer foldray has written more."""
     with _naming(file):
         values = storage.read_json(file)
-        return TrialRecord(**{each.name: values[each.name] for each in fields(TrialRecord) if each.name in values})
+        record = TrialRecord(**{each.name: values[each.name] for each in fields(TrialRecord) if each.name in values})
+        KINDS.index(record.kind)
+        return record
 
 
 @contextmanager

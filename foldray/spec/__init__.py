@@ -34,7 +34,7 @@ NOT_HASHED = ("about", "storage", "scale", "checkpoint", "corpus", "tracking", "
 RUN = "run:"
 VALIDATION_SPLITS = {"valid", "dev", "validation"}
 
-DEFAULTS_VERSION = 3
+DEFAULTS_VERSION = 4
 """Raise it with every change to the default of a field that results depend on, or to the order of an epoch."""
 
 

@@ -11,12 +11,14 @@ from foldray.training.parallel import like
 
 
 class MovingAverage:
-    """An exponential moving average of the trained parameters, as this worker keeps them; empty without a decay."""
+    """An exponential moving average of all that training moves, as this worker keeps it: parameters, and statistics of
+    norms, which are those of the weights; empty without a decay."""
 
     def __init__(self, model: nn.Module, decay: float | None, begin: dict[str, Tensor]) -> None:
         # Tied tensors under each of their names: a file in which they differ would untie them.
         named = model.named_parameters(remove_duplicate=False)
-        trained = {name: parameter for name, parameter in named if parameter.requires_grad}
+        trained: dict[str, Tensor] = {name: parameter for name, parameter in named if parameter.requires_grad}
+        trained |= {name: buffer for name, buffer in model.named_buffers() if "running_" in name}
         self._trained = list(trained.values()) if decay else []
         self._update = get_ema_multi_avg_fn(decay or 0.0)
         self.weights: dict[str, Tensor] = {}

@@ -191,8 +191,7 @@ def read_checkpoint(uri: str) -> Saved:
         model = load_model(copied)
     averaged: dict[str, Tensor] = {}
     if TRAINED_FILE in files:
-        parameters = model.named_parameters(remove_duplicate=False)
-        averaged = {name: parameter.detach().clone() for name, parameter in parameters}
+        averaged = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(load(files[TRAINED_FILE]))
     return Saved(model, load(files[OPTIMIZER_FILE]), averaged, json.loads(files[STATE_FILE]))
 

@@ -100,7 +100,7 @@ class Cycle:
         sums_LP = torch.zeros(len(self._objective.parts), len(depths), device=self._worker.device)
         self._model.train()
         if self._renorm:
-            self._renorm.share.fill_(moving_share(progress, self._spec.optim))
+            self._renorm.share = moving_share(progress, self._spec.optim)
         turns = self._turns(len(whole))
         for i, (number, weight) in enumerate(turns):
             if i == 0 or weight:
@@ -124,7 +124,7 @@ class Cycle:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self._renorm:
-            self._renorm.move(dist.all_reduce if self._worker.world > 1 else lambda seen: seen)
+            self._renorm.move(dist.all_reduce if self._worker.world > 1 else None)
         self._ended = time.perf_counter()
         speed = {"seconds": self._ended - began, "data_wait": data_wait, **_heard(plan, whole)}
         figures = {"grad_norm": norm, **rates, "progress": progress, **speed, "memory": _memory(self._worker.device)}

@@ -10,6 +10,7 @@ from foldray import storage
 from foldray.data.manifest import SplitIndex
 from foldray.data.stream import Batch, BatchLoader
 from foldray.data.text import Units
+from foldray.errors import UserError
 from foldray.folding.batchnorm import Renorm
 from foldray.model_folder import describe_model
 from foldray.seeding import initial_distances, load_folded
@@ -53,7 +54,7 @@ def open_state(job: TrainJob, worker: Worker, units: Units, index: SplitIndex, c
         _report_distances(job, worker, model, sources, batch)
     del sources  # as large as the model
     shard(model, worker, spec.scale)
-    renorm = Renorm(model, worker.device) if spec.model.checkpoint is None else None
+    renorm = _renorm(model, worker, begins=not saved) if spec.model.checkpoint is None else None
     groups = parameter_groups(model, spec.optim)
     optimizer = torch.optim.AdamW(groups, lr=spec.optim.lr, betas=spec.optim.betas)
     if saved:
@@ -61,6 +62,17 @@ def open_state(job: TrainJob, worker: Worker, units: Units, index: SplitIndex, c
     average = MovingAverage(model, spec.optim.ema, saved.averaged if saved else {})
     start = Position(**saved.position) if saved else Position()
     return TrainState(model, optimizer, average, loader, start, described, renorm)
+
+
+def _renorm(model: PreTrainedModel, worker: Worker, *, begins: bool) -> Renorm | None:
+    """What moves the norms' statistics; None in a run that a foldray began which never moved them."""
+    counts = [buffer for name, buffer in model.named_buffers() if name.endswith("num_batches_tracked")]
+    if not begins and not any(map(bool, counts)):
+        return None
+    if getattr(model.config, "add_adapter", False):
+        # Lengths are those behind the adapter, and the norms are before it.
+        raise UserError("model.config.add_adapter", "goes with pretrained weights only; leave it out from scratch")
+    return Renorm(model, worker.device)
 
 
 def claim(job: TrainJob, worker: Worker) -> tuple[Attempt, str | None]:
