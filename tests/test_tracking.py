@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -252,7 +253,13 @@ def wandb_records(file: Path) -> Iterator[Any]:
 
 
 def wandb_rows(file: Path) -> list[dict[str, Any]]:
-    """The history rows, without W&B's own columns."""
+    """The history rows, without W&B's own columns. Its service may still be writing when a run is finished: seen on a
+    busy machine."""
+    until = time.monotonic() + 20
+    while not any(each.WhichOneof("record_type") == "exit" for each in wandb_records(file)):
+        if time.monotonic() > until:
+            break
+        time.sleep(0.2)
     rows = []
     for record in wandb_records(file):
         if record.WhichOneof("record_type") == "history":

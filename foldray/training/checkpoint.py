@@ -191,7 +191,7 @@ def read_checkpoint(uri: str) -> Saved:
         model = load_model(copied)
     averaged: dict[str, Tensor] = {}
     if TRAINED_FILE in files:
-        averaged = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        averaged = {name: each.clone() for name, each in model.state_dict().items() if each.is_floating_point()}
         model.load_state_dict(load(files[TRAINED_FILE]))
     return Saved(model, load(files[OPTIMIZER_FILE]), averaged, json.loads(files[STATE_FILE]))
 
