@@ -69,7 +69,7 @@ def _renorm(model: PreTrainedModel, worker: Worker, *, begins: bool) -> Renorm |
     counts = [buffer for name, buffer in model.named_buffers() if name.endswith("num_batches_tracked")]
     if not begins and not any(map(bool, counts)):
         return None
-    if getattr(model.config, "add_adapter", False):
+    if counts and getattr(model.config, "add_adapter", False):
         # Lengths are those behind the adapter, and the norms are before it.
         raise UserError("model.config.add_adapter", "goes with pretrained weights only; leave it out from scratch")
     return Renorm(model, worker.device)
