@@ -8,8 +8,13 @@ from foldray.spec.section import Section
 
 
 class OptimSpec(Section):
-    """AdamW: linear warm-up, a hold, a decay; rates and decay by part of the model; averaged weights."""
+    """AdamW or Muon: linear warm-up, a hold, a decay; rates and decay by part of the model; averaged weights."""
 
+    kind: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="adamw, or muon: the matrices of the blocks by Muon, everything else by AdamW; for models from "
+        "scratch.",
+    )
     lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
     epochs: int | None = Field(None, ge=1, description="Length of the run in epochs; give either epochs or steps.")
     steps: int | None = Field(None, ge=1, description="Length of the run in optimiser steps.")
@@ -22,6 +27,9 @@ class OptimSpec(Section):
     lr_front: float = Field(1.0, ge=0, description="Rate of what lies before the blocks, as a share of lr.")
     lr_seed: float = Field(1.0, ge=0, description="Rate of the stored blocks, as a share of lr.")
     lr_private: float = Field(1.0, ge=0, description="Rate of the private parts, as a share of lr.")
+    lr_matrices: float | None = Field(
+        None, gt=0, description="Rate of the matrices that Muon moves, as a share of lr_seed; default: 5."
+    )
     freeze_front: bool = Field(
         False,
         description="The front end (the convolutions before the blocks) keeps its weights; for pretrained models.",
@@ -50,6 +58,12 @@ class OptimSpec(Section):
             raise ValueError(f"warmup ({self.warmup:g}) and hold ({self.hold:g}) are more than the whole run")
         if self.ema is not None and self.average > 1:
             raise ValueError("ema and average are two ways of one thing; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _matrices_are_muons(self) -> "OptimSpec":
+        if self.lr_matrices is not None and self.kind != "muon":
+            raise ValueError("lr_matrices: goes with kind=muon; add optim.kind=muon, or leave it out")
         return self
 
     @field_validator("renorm")

@@ -60,7 +60,7 @@ def _copied(tensors: dict[str, Tensor], *, first: bool) -> dict[str, Tensor]:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state under `<parameter>/<entry>`, so that it does not depend on the order of parameters."""
+    """The optimiser's state under `<parameter>/<entry>`, so that it does not depend on the order of parameters."""
     # Sorted: workers that gather what is spread over them must do so in one order, and a loaded file has none.
     return {
         f"{name}/{entry}": value
@@ -71,7 +71,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put AdamW's saved state back, on each parameter's device and in its share."""
+    """Put an optimiser's saved state back, on each parameter's device and in its share."""
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
         name, entry = key.rsplit("/", 1)

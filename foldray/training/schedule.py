@@ -9,6 +9,8 @@ from foldray.families import family_of
 from foldray.folding.private import is_private_key
 from foldray.spec import OptimSpec
 
+LR_MATRICES = 5.0
+
 
 def learning_rate(progress: float, optim: OptimSpec) -> float:
     """Share of the peak rate, `progress` (0 to 1) into the run: warm-up, hold, decay to `final_lr`."""
@@ -34,11 +36,14 @@ def moving_share(progress: float, optim: OptimSpec) -> float:
 
 
 def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]:
-    """Groups for AdamW: `part` (front, seed, private, rest), `share` of the rate, and `weight_decay`.
+    """Groups for an optimiser: `part` (front, seed, matrices, private, rest), `share` of the rate, and `weight_decay`.
 
-    Matrices decay; norms, biases and other vectors do not. Order follows the model's parameters.
+    Matrices decay; norms, biases and other vectors do not. `matrices` are those of the blocks' linear layers, where
+    Muon moves them; else they are among `seed`. Order follows the model's parameters.
     """
     shares = {"front": optim.lr_front, "seed": optim.lr_seed, "private": optim.lr_private, "rest": 1.0}
+    if optim.kind == "muon":
+        shares["matrices"] = optim.lr_seed * (optim.lr_matrices or LR_MATRICES)
     groups = {
         (part, decays): {
             "params": [],
@@ -49,9 +54,13 @@ def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]
         for part, share in shares.items()
         for decays in (True, False)
     }
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[part_of(model, name), parameter.ndim > 1]["params"].append(parameter)  # type: ignore[attr-defined]
+            part = part_of(model, name)
+            if part == "seed" and "matrices" in shares and id(parameter) in linear:
+                part = "matrices"
+            groups[part, parameter.ndim > 1]["params"].append(parameter)  # type: ignore[attr-defined]
     return [group for group in groups.values() if group["params"]]
 
 

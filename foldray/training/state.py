@@ -18,9 +18,10 @@ from foldray.training.attempts import Attempt, claim_group
 from foldray.training.averages import MovingAverage
 from foldray.training.checkpoint import checkpoint_uri, read_checkpoint, restore_optimizer, whole_checkpoints
 from foldray.training.job import Stopped, TrainJob, Worker
+from foldray.training.optimizer import make_optimizer
 from foldray.training.parallel import shard
 from foldray.training.position import Position, plan_of
-from foldray.training.schedule import freeze_front, parameter_groups
+from foldray.training.schedule import freeze_front
 
 SEED_FILE = "seed.json"
 
@@ -55,8 +56,7 @@ def open_state(job: TrainJob, worker: Worker, units: Units, index: SplitIndex, c
     del sources  # as large as the model
     shard(model, worker, spec.scale)
     renorm = _renorm(model, worker, begins=not saved) if spec.model.checkpoint is None else None
-    groups = parameter_groups(model, spec.optim)
-    optimizer = torch.optim.AdamW(groups, lr=spec.optim.lr, betas=spec.optim.betas)
+    optimizer = make_optimizer(model, spec.optim)
     if saved:
         restore_optimizer(model, optimizer, saved.optimizer)
     average = MovingAverage(model, spec.optim.ema, saved.averaged if saved else {})
