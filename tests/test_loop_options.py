@@ -61,6 +61,8 @@ def test_fsdp_and_ddp_on_two_ranks_equal_one_process_also_from_each_others_check
         "fsdp-private": ("wav2vec2-stable", ["scale.strategy=fsdp", "fold.private=norms+lora", "fold.lora_rank=4"]),
         "fsdp-frozen": ("wav2vec2-stable", ["scale.strategy=fsdp", "optim.freeze_front=true", "optim.ema=0.5"]),
         "fsdp-again": ("parakeet", ["scale.strategy=fsdp", "scale.activation_checkpointing=true"]),
+        "fsdp-muon": ("parakeet", ["scale.strategy=fsdp", "optim.kind=muon"]),
+        "ddp-muon": ("parakeet", ["optim.kind=muon"]),
         "ddp-again": ("parakeet", ["scale.activation_checkpointing=true"]),
         "ddp-ema": ("parakeet", ["optim.ema=0.5"]),
     }

@@ -38,8 +38,8 @@ def moving_share(progress: float, optim: OptimSpec) -> float:
 def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]:
     """Groups for an optimiser: `part` (front, seed, matrices, private, rest), `share` of the rate, and `weight_decay`.
 
-    Matrices decay; norms, biases and other vectors do not. `matrices` are those of the blocks' linear layers, where
-    Muon moves them; else they are among `seed`. Order follows the model's parameters.
+    Matrices decay; norms, biases and other vectors do not. `matrices` are those of the blocks' linear layers and
+    pointwise convolutions, where Muon moves them; else they are among `seed`. Order follows the model's parameters.
     """
     shares = {"front": optim.lr_front, "seed": optim.lr_seed, "private": optim.lr_private, "rest": 1.0}
     if optim.kind == "muon":
@@ -54,14 +54,20 @@ def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]
         for part, share in shares.items()
         for decays in (True, False)
     }
-    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    matrices = {id(module.weight) for module in model.modules() if _is_matrix(module)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = part_of(model, name)
-            if part == "seed" and "matrices" in shares and id(parameter) in linear:
+            if part == "seed" and "matrices" in shares and id(parameter) in matrices:
                 part = "matrices"
             groups[part, parameter.ndim > 1]["params"].append(parameter)  # type: ignore[attr-defined]
     return [group for group in groups.values() if group["params"]]
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    """Whether a module is one matrix for every frame."""
+    pointwise = isinstance(module, nn.Conv1d) and module.kernel_size == (1,) and module.groups == 1
+    return pointwise or isinstance(module, nn.Linear)
 
 
 def part_of(model: nn.Module, name: str) -> str:
