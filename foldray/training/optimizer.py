@@ -42,7 +42,7 @@ def orthogonalise(matrix_MN: Tensor) -> Tensor:
     wide_MN = matrix_MN.float()
     high = len(wide_MN) > wide_MN.shape[1]
     wide_MN = wide_MN.T if high else wide_MN
-    wide_MN = wide_MN / wide_MN.norm().clamp(min=1e-30)
+    wide_MN = wide_MN / torch.linalg.vector_norm(wide_MN).clamp(min=1e-30)
     first, third, fifth = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram_MM = wide_MN @ wide_MN.T
