@@ -41,13 +41,13 @@ def orthogonalise(matrix_MN: Tensor) -> Tensor:
     """(M, N): the same singular vectors, singular values all near 1 (0.7 to 1.2), in float32."""
     wide_MN = matrix_MN.float()
     high = len(wide_MN) > wide_MN.shape[1]
-    wide_MN = wide_MN.T if high else wide_MN
+    wide_MN = wide_MN.transpose(0, 1) if high else wide_MN
     wide_MN = wide_MN / torch.linalg.vector_norm(wide_MN).clamp(min=1e-30)
     first, third, fifth = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram_MM = wide_MN @ wide_MN.T
         wide_MN = first * wide_MN + (third * gram_MM + fifth * gram_MM @ gram_MM) @ wide_MN
-    return wide_MN.T if high else wide_MN
+    return wide_MN.transpose(0, 1) if high else wide_MN
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
