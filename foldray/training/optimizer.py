@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalise(matrix_MN: Tensor) -> Tensor:
     """(M, N): the same singular vectors, singular values all near 1 (0.7 to 1.2), in float32."""
-    wide_MN = matrix_MN.float()
+    wide_MN: Tensor = matrix_MN.float()
     high = len(wide_MN) > wide_MN.shape[1]
     wide_MN = wide_MN.transpose(0, 1) if high else wide_MN
     wide_MN = wide_MN / torch.linalg.vector_norm(wide_MN).clamp(min=1e-30)
