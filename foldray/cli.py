@@ -306,6 +306,36 @@ def transcribe(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A run id in the store, a run or checkpoint URI, or a model folder.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="seed: the fold, which stock transformers opens as its shallowest depth; unrolled: one depth as a "
+            "stock model; int8: the fold, one byte a weight.",
+        ),
+    ],
+    out: Annotated[str, typer.Option("-o", "--out", help="A new folder, or s3://bucket/prefix.")],
+    depth: Annotated[int | None, typer.Option(help="Which depth to unroll; default: the deepest.")] = None,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Write a model to deploy. A fold, also as int8, is a MODEL for evaluate and transcribe.
+
+    Example: foldray export an4-1a2b3c4d5e --format unrolled --depth 6 -o ./an4-6
+    """
+    from foldray.export import export_model
+
+    exported = export_model(model, store, kind, out, depth)
+    if as_json:
+        emit(exported)
+        return
+    print_table("", ["file", "bytes"], [[name, f"{size:,}"] for name, size in exported["files"].items()])
+    output.print(f"{exported['model']}: depth {', '.join(map(str, exported['depths']))}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def bench(
     name: Annotated[
         str, typer.Argument(help="joint-step, one-cycle, resume, prepare, ingest, consumers, train or results.")

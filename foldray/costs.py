@@ -90,12 +90,12 @@ def _config(spec: ModelSpec, plan: FoldPlan, num_units: int) -> Any:
     return with_units(config, num_units)
 
 
-def costs_of(model: PreTrainedModel, depths: Sequence[int] = ()) -> list[DepthCost]:
-    """The cost of some depths of a folded model, of all planned ones by default."""
+def costs_of(model: PreTrainedModel, depths: Sequence[int] = (), precision: str | None = None) -> list[DepthCost]:
+    """The cost of some depths of a folded model, of all planned ones by default, stored at a precision."""
     plan = stack_of(model).plan
     with torch.device("meta"):
         shape = fold(type(model)(copy.deepcopy(model.config)), plan)
-    return _costs(shape, depths or plan.depths)
+    return _costs(shape, depths or plan.depths, precision)
 
 
 def bytes_at_precisions(spec: ModelSpec, plan: FoldPlan, num_units: int) -> dict[str, int]:
@@ -104,10 +104,10 @@ def bytes_at_precisions(spec: ModelSpec, plan: FoldPlan, num_units: int) -> dict
     return {precision: count_bytes(model, precision) for precision in PRECISIONS}
 
 
-def _costs(model: PreTrainedModel, depths: Sequence[int]) -> list[DepthCost]:
+def _costs(model: PreTrainedModel, depths: Sequence[int], precision: str | None = None) -> list[DepthCost]:
     set_depths(model, depths)
     nn.Module.eval(model)
-    return depth_costs(model, stack_of(model), partial(unroll, model), _meta_inputs(model), MACS_SECONDS)
+    return depth_costs(model, stack_of(model), partial(unroll, model), _meta_inputs(model), MACS_SECONDS, precision)
 
 
 def _meta_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:

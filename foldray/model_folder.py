@@ -14,11 +14,14 @@ from foldray.data.text import Units
 from foldray.errors import UserError
 from foldray.families import family_of_config, transformers_class
 from foldray.folding.private import PRIVATE_FILE, split_state
+from foldray.folding.quantization import from_int8
 from foldray.models import fold, set_depths, stack_of
 from foldray.plan import FOLD_FILE, FoldPlan, Private
 from foldray.pretrained import from_pretrained
 from foldray.processor import keep_extractor, save_processor
 
+INT8_FILE = "int8.safetensors"
+"""In place of the weights and the private parts, in an export whose weights are one byte each."""
 OPTIMIZER_FILE = "optimizer.safetensors"
 TRAINED_FILE = "trained.safetensors"
 TRAINING_FILES = (OPTIMIZER_FILE, TRAINED_FILE)
@@ -38,9 +41,10 @@ def load_model(uri: str, depth: int | None = None) -> PreTrainedModel:
         family = family_of_config(config)
         if family is None:
             raise UserError(uri, f"holds a {config.model_type}, which foldray does not fold")
-        model, report = from_pretrained(family, str(folder), config, uri, "MODEL")
+        state, private = _read_int8(folder)
+        model, report = from_pretrained(family, str(folder), config, uri, "MODEL", state)
         keep_extractor(model, family, str(folder))
-        private = _read_private(folder)
+        private = private or _read_private(folder)
     problems = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if problems:
         raise UserError(uri, f"the weights do not match the configuration: {', '.join(map(str, problems[:3]))}")
@@ -70,6 +74,17 @@ def read_plan(uri: str) -> FoldPlan:
 def _read_private(folder: Path) -> dict[str, Tensor]:
     file = folder / PRIVATE_FILE
     return load_file(file) if file.exists() else {}
+
+
+def _read_int8(folder: Path) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
+    """Stock weights and private parts of a model whose weights were stored as one byte each; nothing of another."""
+    file = folder / INT8_FILE
+    return split_state(from_int8(load_file(file))) if file.exists() else (None, {})
+
+
+def stored_precision(uri: str) -> str:
+    """What the weights in a model folder are stored as: float32 or int8."""
+    return "int8" if storage.exists(storage.join(uri, INT8_FILE)) else "float32"
 
 
 def load_private(model: PreTrainedModel, private: dict[str, Tensor], origin: str) -> None:

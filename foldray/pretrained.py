@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -84,15 +84,21 @@ def _renew_head(model: Any, family: Family) -> list[str]:
 
 
 def from_pretrained(
-    family: Family, folder: str, config: Any, origin: str, where: str = "model.checkpoint"
+    family: Family,
+    folder: str,
+    config: Any,
+    origin: str,
+    where: str = "model.checkpoint",
+    state: dict[str, Tensor] | None = None,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A float32 model from safetensors in a local folder or a hub repository, and its load report.
 
-    origin: where the folder was copied from. Raises UserError.
+    origin: where the folder was copied from; state: weights instead of those in the folder. Raises UserError.
     """
     try:
         model, report = transformers_class(family.model).from_pretrained(
-            folder,
+            None if state else folder,
+            state_dict=state,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,

@@ -7,6 +7,7 @@ from foldray.costs import costs_of
 from foldray.data.manifest import Manifest
 from foldray.evaluation.provenance import FoundModel, provenance
 from foldray.families import family_of
+from foldray.model_folder import stored_precision
 from foldray.models import stack_of
 from foldray.results.rows import Hypothesis, ResultRow
 
@@ -15,7 +16,8 @@ def result_rows(
     found: FoundModel, model: Any, manifest: Manifest, split: str, decoding: str, scores: list[Any]
 ) -> tuple[list[ResultRow], list[Hypothesis]]:
     plan = stack_of(model).plan
-    costs = {cost.depth: cost for cost in costs_of(model, [score.depth for score in scores])}
+    precision = stored_precision(found.uri)
+    costs = {cost.depth: cost for cost in costs_of(model, [score.depth for score in scores], precision)}
     shared = {
         "run_id": found.name,
         "kind": "fold" if len(plan.depths) > 1 else "baseline",
@@ -28,7 +30,7 @@ def result_rows(
         "decoding": decoding,
         "language": "+".join(sorted({name for s in manifest.shards if s.split == split for name in s.languages})),
         "device": str(model.device),
-        "precision": "float32",
+        "precision": precision,
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         **provenance(found),
     }

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from foldray.folding.private import is_private_key
+from foldray.folding.quantization import is_quantised
 from foldray.folding.stack import FoldedStack
 
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -61,7 +62,7 @@ def _bytes_at(tensor: Tensor, precision: str | None) -> int:
     if precision is None or not tensor.is_floating_point():
         return tensor.numel() * tensor.element_size()
     if precision == "int8":
-        return tensor.numel() + 4 * tensor.shape[0] if tensor.ndim > 1 else 4 * tensor.numel()
+        return tensor.numel() + 4 * tensor.shape[0] if is_quantised(tensor) else 4 * tensor.numel()
     return tensor.numel() * {"float32": 4, "bfloat16": 2}[precision]
 
 
@@ -105,10 +106,12 @@ def depth_costs(
     unroll: Callable[[int], nn.Module],
     inputs: dict[str, Tensor],
     seconds: float,
+    precision: str | None = None,
 ) -> list[DepthCost]:
     """The cost of every depth that `stack` is set to run, of a folded model on the meta device.
 
-    unroll: gives the unshared model of a depth; inputs: one utterance of `seconds` on the meta device.
+    unroll: gives the unshared model of a depth; inputs: one utterance of `seconds` on the meta device; precision: of
+    the stored weights (see `count_bytes`).
     """
     before = stack.run_depths
     costs = []
@@ -122,7 +125,7 @@ def depth_costs(
                 params_stored=count_parameters(model),
                 params_private=count_private(stack, depth),
                 params_unrolled=count_parameters(unroll(depth)),
-                bytes_stored=count_bytes(model),
+                bytes_stored=count_bytes(model, precision),
                 macs_per_audio_second=count_macs(model, inputs) / seconds,
             )
         )

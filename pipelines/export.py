@@ -1,0 +1,8 @@
+"""The stage `export` as a job: `ray job submit --working-dir . -- python -m pipelines.export …`."""
+
+import sys
+
+from foldray.cli import main
+
+if __name__ == "__main__":
+    main(["export", *sys.argv[1:]])
