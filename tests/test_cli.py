@@ -94,7 +94,8 @@ def test_plan_and_recipes_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "plan", "prepare", "train", "resume", "evaluate", "run", "results", "report", "transcribe"]
+    "command",
+    ["", "plan", "prepare", "train", "resume", "evaluate", "run", "results", "report", "transcribe", "export"],
 )
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = call(capsys, *([command, "--help"] if command else ["--help"]))
