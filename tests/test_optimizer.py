@@ -32,7 +32,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_nothing_else(
 ) -> None:
     job = muon_job(name, prepared, tmp_path, "fold.private=norms+lora", "fold.lora_rank=4", "optim.lr_seed=0.5")
     model = build_model(job, prepared[1].units)[0]
-    optimizer = make_optimizer(model, job.spec.optim)
+    optimizer = make_optimizer(model, job.spec.optim, Worker())
     names = {id(parameter): key for key, parameter in model.named_parameters()}
     by_part = {
         part: {names[id(p)] for group in optimizer.param_groups if group["part"] == part for p in group["params"]}
@@ -57,7 +57,7 @@ def test_one_optimiser_makes_the_steps_of_two(prepared: tuple[str, Manifest], tm
     job = muon_job("parakeet", prepared, tmp_path)
     ours, theirs = (build_model(job, prepared[1].units)[0] for _ in range(2))
     optim = job.spec.optim
-    one = make_optimizer(ours, optim)
+    one = make_optimizer(ours, optim, Worker())
     linear = {id(module.weight) for module in theirs.encoder.layers.modules() if isinstance(module, nn.Linear)}
     pointwise = {name for name, _ in theirs.named_parameters() if "pointwise" in name}
     by_muon = [parameter for parameter in theirs.parameters() if id(parameter) in linear]

@@ -3,9 +3,12 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from foldray.spec import OptimSpec
+from foldray.training.job import Worker
 from foldray.training.schedule import parameter_groups
 
 MOMENTUM = 0.95
@@ -17,24 +20,51 @@ class Muon(torch.optim.Optimizer):
     """Muon (arXiv 2502.16982, section 2): a step equally long in all directions of a matrix, as large as AdamW's.
 
     Directions that few frames ask for are so learned as fast as the others. torch.optim.Muon orthogonalises in
-    bfloat16, whose rounding parts two workers' weights from one's by 1e-3 in four steps; this works in float32 (3e-6),
-    and takes pointwise convolutions.
+    bfloat16, whose rounding parts two workers' weights from one's by 1e-3 in four steps; this works in float32 (4e-6),
+    takes pointwise convolutions, and shares the work among workers that hold the same gradients.
     """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, worker: Worker) -> None:
+        super().__init__(groups, {"lr": lr})
+        self._worker = worker
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """Move every matrix that has a gradient."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
-                momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - MOMENTUM)
-                update = orthogonalise(parameter.grad.lerp(momentum, MOMENTUM).flatten(1))
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * 0.2 * max(update.shape) ** 0.5)
+        moved = [
+            (parameter, group)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        directions = self._directions([self._momentum(parameter) for parameter, _ in moved])
+        for (parameter, group), direction in zip(moved, directions, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            size = 0.2 * max(len(parameter), parameter[0].numel()) ** 0.5
+            parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * size)
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        """Nesterov's, as a matrix."""
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+        momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - MOMENTUM)
+        return parameter.grad.lerp(momentum, MOMENTUM).flatten(1)
+
+    def _directions(self, momenta: list[Tensor]) -> list[Tensor]:
+        """What `orthogonalise` makes of each; every worker makes some, and sends them to the others."""
+        rank, world = self._worker.rank, self._worker.world
+        if world == 1 or any(isinstance(momentum, DTensor) for momentum in momenta):
+            return [orthogonalise(momentum) for momentum in momenta]
+        mine = [
+            orthogonalise(momentum) if i % world == rank else torch.zeros_like(momentum)
+            for i, momentum in enumerate(momenta)
+        ]
+        all_of_them = torch.cat([direction.flatten() for direction in mine])
+        dist.all_reduce(all_of_them)  # nothing but zeros is added to any
+        parts = all_of_them.split([momentum.numel() for momentum in momenta])
+        return [part.view_as(momentum) for part, momentum in zip(parts, momenta, strict=True)]
 
 
 def orthogonalise(matrix_MN: Tensor) -> Tensor:
@@ -45,18 +75,19 @@ def orthogonalise(matrix_MN: Tensor) -> Tensor:
     wide_MN = wide_MN / torch.linalg.vector_norm(wide_MN).clamp(min=1e-30)
     first, third, fifth = COEFFICIENTS
     for _ in range(ITERATIONS):
-        gram_MM = wide_MN @ wide_MN.T
-        wide_MN = first * wide_MN + (third * gram_MM + fifth * gram_MM @ gram_MM) @ wide_MN
+        gram_MM = wide_MN @ wide_MN.transpose(0, 1)
+        both_MM = torch.addmm(gram_MM, gram_MM, gram_MM, beta=third, alpha=fifth)
+        wide_MN = torch.addmm(wide_MN, both_MM, wide_MN, beta=first)
     return wide_MN.transpose(0, 1) if high else wide_MN
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
     """Two optimisers as one, with one state: Muon moves the groups of part `matrices`, AdamW the others."""
 
-    def __init__(self, groups: list[dict[str, Any]], optim: OptimSpec) -> None:
+    def __init__(self, groups: list[dict[str, Any]], optim: OptimSpec, worker: Worker) -> None:
         matrices = [group for group in groups if group["part"] == "matrices"]
         others = [group for group in groups if group["part"] != "matrices"]
-        self._each = (Muon(matrices, {"lr": optim.lr}), torch.optim.AdamW(others, lr=optim.lr, betas=optim.betas))
+        self._each = (Muon(matrices, optim.lr, worker), torch.optim.AdamW(others, lr=optim.lr, betas=optim.betas))
         # The very groups of the two, so that a rate that is set here is theirs.
         super().__init__([group for each in self._each for group in each.param_groups], {})
         for each in self._each:
@@ -68,9 +99,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
             each.step()
 
 
-def make_optimizer(model: nn.Module, optim: OptimSpec) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, optim: OptimSpec, worker: Worker) -> torch.optim.Optimizer:
     """The optimiser of a model that is on its device; its groups have a `part` and its `share` of the rate."""
     groups = parameter_groups(model, optim)
     if optim.kind == "muon":
-        return MuonAndAdamW(groups, optim)
+        return MuonAndAdamW(groups, optim, worker)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)

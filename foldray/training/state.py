@@ -56,7 +56,7 @@ def open_state(job: TrainJob, worker: Worker, units: Units, index: SplitIndex, c
     del sources  # as large as the model
     shard(model, worker, spec.scale)
     renorm = _renorm(model, worker, begins=not saved) if spec.model.checkpoint is None else None
-    optimizer = make_optimizer(model, spec.optim)
+    optimizer = make_optimizer(model, spec.optim, worker)
     if saved:
         restore_optimizer(model, optimizer, saved.optimizer)
     average = MovingAverage(model, spec.optim.ema, saved.averaged if saved else {})
