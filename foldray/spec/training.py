@@ -28,7 +28,7 @@ class OptimSpec(Section):
     lr_seed: float = Field(1.0, ge=0, description="Rate of the stored blocks, as a share of lr.")
     lr_private: float = Field(1.0, ge=0, description="Rate of the private parts, as a share of lr.")
     lr_matrices: float | None = Field(
-        None, gt=0, description="Rate of the matrices that Muon moves, as a share of lr_seed; default: 5."
+        None, gt=0, description="Rate of the matrices that Muon moves, as a share of lr_seed; default: 3."
     )
     freeze_front: bool = Field(
         False,

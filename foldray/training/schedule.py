@@ -9,7 +9,7 @@ from foldray.families import family_of
 from foldray.folding.private import is_private_key
 from foldray.spec import OptimSpec
 
-LR_MATRICES = 5.0
+LR_MATRICES = 3.0
 
 
 def learning_rate(progress: float, optim: OptimSpec) -> float:
