@@ -10,7 +10,7 @@ demo: $(VENV)/.demo  ## install, then train, score and report a folded recognise
 
 test: $(VENV)/.test  ## every test but the walk and the GPU's; those with Ray by files, two at once
 	$(BIN)/python -m pytest -n 2 -m "not ray and not gpu"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "ray and not gpu and not walk"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "ray and not gpu and not walk"
 
 fast: $(VENV)/.test  ## the tests without Ray and without the contract suite
 	$(BIN)/python -m pytest -n 2 -m "not ray and not contract and not gpu"

@@ -2,8 +2,8 @@
 
 The peer is what one does without folding: the same model at a single depth, for each depth that the fold serves (also
 those it serves without having trained them), each trained by itself on the same batch. All run forward, CTC, backward
-and AdamW, on the Conformer of recipe an4-fold-6-12; kinds take turns, so that a machine that
-slows down slows all of them. Beside what is measured stands what counting says: a step costs its front end and
+and the optimiser's step, on the Conformer of recipe an4-fold-6-12; kinds take turns, so that a machine that slows down
+slows all of them. Beside what is measured stands what counting says: a step costs its front end and
 head once, and each different prefix of its paths one block.
 """
 
@@ -26,6 +26,8 @@ from foldray.plan import FoldPlan, Order
 from foldray.pretrained import initialise_for_width
 from foldray.recipes import load_recipe
 from foldray.spec import SAMPLE_RATE
+from foldray.training.job import Worker
+from foldray.training.optimizer import make_optimizer
 
 RECIPE = "an4-fold-6-12"
 UNITS = 28
@@ -62,6 +64,7 @@ def bench_one_cycle(
         / counted(FoldPlan(trained[0], trained, order=order).all_paths())
         for name, order, trained, depths in FOLDS
     }
+    kind = load_recipe(RECIPE).optim.kind
     return {
         "name": "one-cycle",
         "ours": ours,
@@ -70,7 +73,7 @@ def bench_one_cycle(
             **{name: sum(peer[depth] for depth in depths) / ours[name] for name, depths in served.items()},
             **{f"{name}, by counting": ratio for name, ratio in by_count.items()},
         },
-        "shape": f"{RECIPE}, {BATCH} x {SECONDS:g} s, CTC, AdamW, float32, seconds a step; ratio: models of depths "
+        "shape": f"{RECIPE}, {BATCH} x {SECONDS:g} s, CTC, {kind}, float32, seconds a step; ratio: models of depths "
         f"{_listed(SPREAD)} (clustered: {_listed(CLUSTERED)}) to the one fold that serves them all; {rounds} rounds, "
         f"{torch.get_num_threads()} threads",
     }
@@ -101,7 +104,7 @@ def _step(model: nn.Module, plan: FoldPlan) -> Callable[[], None]:
     lengths_B = torch.full((BATCH,), labels_BU.shape[1])
     counts = StepCounts(labels_BU.numel(), int(frames_B.sum()))
     renorm = Renorm(model, torch.device("cpu"))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = make_optimizer(model, load_recipe(RECIPE).optim, Worker())
 
     def run() -> None:
         beta = 0.3 if len(plan.depths) > 1 else 0.0
