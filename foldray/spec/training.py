@@ -27,9 +27,7 @@ class OptimSpec(Section):
     lr_front: float = Field(1.0, ge=0, description="Rate of what lies before the blocks, as a share of lr.")
     lr_seed: float = Field(1.0, ge=0, description="Rate of the stored blocks, as a share of lr.")
     lr_private: float = Field(1.0, ge=0, description="Rate of the private parts, as a share of lr.")
-    lr_matrices: float | None = Field(
-        None, gt=0, description="Rate of the matrices that Muon moves, as a share of lr_seed; default: 3."
-    )
+    lr_matrices: float = Field(3.0, gt=0, description="Rate of the matrices that Muon moves, as a share of lr_seed.")
     freeze_front: bool = Field(
         False,
         description="The front end (the convolutions before the blocks) keeps its weights; for pretrained models.",
@@ -58,12 +56,6 @@ class OptimSpec(Section):
             raise ValueError(f"warmup ({self.warmup:g}) and hold ({self.hold:g}) are more than the whole run")
         if self.ema is not None and self.average > 1:
             raise ValueError("ema and average are two ways of one thing; give one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _matrices_are_muons(self) -> "OptimSpec":
-        if self.lr_matrices is not None and self.kind != "muon":
-            raise ValueError("lr_matrices: goes with kind=muon; add optim.kind=muon, or leave it out")
         return self
 
     @field_validator("renorm")

@@ -17,11 +17,12 @@ ITERATIONS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (arXiv 2502.16982, section 2): a step equally long in all directions of a matrix, as large as AdamW's.
+    """Muon (arXiv 2502.16982, section 2): a step about equally long in all directions of a matrix, as large as AdamW's.
 
-    Directions that few frames ask for are so learned as fast as the others. torch.optim.Muon orthogonalises in
+    Directions that few frames ask for are so learned nearly as fast as the others. torch.optim.Muon orthogonalises in
     bfloat16, whose rounding parts two workers' weights from one's by 1e-3 in four steps; this works in float32 (4e-6),
-    takes pointwise convolutions, and shares the work among workers that hold the same gradients.
+    takes pointwise convolutions, and shares the work among workers that hold the same gradients. (Where FSDP2 spreads
+    the matrices, every product of the iteration is one over all workers.)
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, worker: Worker) -> None:
@@ -40,7 +41,7 @@ class Muon(torch.optim.Optimizer):
         directions = self._directions([self._momentum(parameter) for parameter, _ in moved])
         for (parameter, group), direction in zip(moved, directions, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            size = 0.2 * max(len(parameter), parameter[0].numel()) ** 0.5
+            size = 0.2 * max(len(parameter), parameter.shape[1:].numel()) ** 0.5
             parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * size)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
@@ -68,7 +69,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix_MN: Tensor) -> Tensor:
-    """(M, N): the same singular vectors, singular values all near 1 (0.7 to 1.2), in float32."""
+    """(M, N): the same singular vectors, singular values of 0.7 to 1.2, in float32.
+
+    Five iterations lift a value by 485 times at most: those below a thousandth of the matrix's norm stay small.
+    """
     wide_MN: Tensor = matrix_MN.float()
     high = len(wide_MN) > wide_MN.shape[1]
     wide_MN = wide_MN.transpose(0, 1) if high else wide_MN
@@ -81,27 +85,26 @@ def orthogonalise(matrix_MN: Tensor) -> Tensor:
     return wide_MN.transpose(0, 1) if high else wide_MN
 
 
-class MuonAndAdamW(torch.optim.Optimizer):
-    """Two optimisers as one, with one state: Muon moves the groups of part `matrices`, AdamW the others."""
+class Together(torch.optim.Optimizer):
+    """Several optimisers as one, with one state, each with groups of its own."""
 
-    def __init__(self, groups: list[dict[str, Any]], optim: OptimSpec, worker: Worker) -> None:
-        matrices = [group for group in groups if group["part"] == "matrices"]
-        others = [group for group in groups if group["part"] != "matrices"]
-        self._each = (Muon(matrices, optim.lr, worker), torch.optim.AdamW(others, lr=optim.lr, betas=optim.betas))
-        # The very groups of the two, so that a rate that is set here is theirs.
-        super().__init__([group for each in self._each for group in each.param_groups], {})
-        for each in self._each:
-            each.state = self.state
+    def __init__(self, each: list[torch.optim.Optimizer]) -> None:
+        self._each = each
+        # Their very groups, so that a rate that is set here is theirs.
+        super().__init__([group for one in each for group in one.param_groups], {})
+        for one in each:
+            one.state = self.state
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """One step of each."""
-        for each in self._each:
-            each.step()
+        for one in self._each:
+            one.step()
 
 
 def make_optimizer(model: nn.Module, optim: OptimSpec, worker: Worker) -> torch.optim.Optimizer:
     """The optimiser of a model that is on its device; its groups have a `part` and its `share` of the rate."""
     groups = parameter_groups(model, optim)
-    if optim.kind == "muon":
-        return MuonAndAdamW(groups, optim, worker)
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
+    matrices = [group for group in groups if group["part"] == "matrices"]
+    others = [group for group in groups if group["part"] != "matrices"]
+    adamw = torch.optim.AdamW(others, lr=optim.lr, betas=optim.betas)
+    return Together([Muon(matrices, optim.lr, worker), adamw]) if matrices else adamw

@@ -6,10 +6,8 @@ from typing import Any
 from torch import nn
 
 from foldray.families import family_of
-from foldray.folding.private import is_private_key
+from foldray.folding.private import is_private_key, is_projection
 from foldray.spec import OptimSpec
-
-LR_MATRICES = 3.0
 
 
 def learning_rate(progress: float, optim: OptimSpec) -> float:
@@ -43,7 +41,7 @@ def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]
     """
     shares = {"front": optim.lr_front, "seed": optim.lr_seed, "private": optim.lr_private, "rest": 1.0}
     if optim.kind == "muon":
-        shares["matrices"] = optim.lr_seed * (optim.lr_matrices or LR_MATRICES)
+        shares["matrices"] = optim.lr_seed * optim.lr_matrices
     groups = {
         (part, decays): {
             "params": [],
@@ -54,20 +52,15 @@ def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]
         for part, share in shares.items()
         for decays in (True, False)
     }
-    matrices = {id(module.weight) for module in model.modules() if _is_matrix(module)}
+    # By name: a module with private parts gives as its weight what it makes of it for the use that ran last.
+    matrices = {f"{name}.weight" for name, module in model.named_modules() if is_projection(module)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = part_of(model, name)
-            if part == "seed" and "matrices" in shares and id(parameter) in matrices:
+            if part == "seed" and "matrices" in shares and name in matrices:
                 part = "matrices"
             groups[part, parameter.ndim > 1]["params"].append(parameter)  # type: ignore[attr-defined]
     return [group for group in groups.values() if group["params"]]
-
-
-def _is_matrix(module: nn.Module) -> bool:
-    """Whether a module is one matrix for every frame."""
-    pointwise = isinstance(module, nn.Conv1d) and module.kernel_size == (1,) and module.groups == 1
-    return pointwise or isinstance(module, nn.Linear)
 
 
 def part_of(model: nn.Module, name: str) -> str:
