@@ -313,7 +313,7 @@ def export(
         typer.Option(
             "--format",
             help="seed: the fold, which stock transformers opens as its shallowest depth; unrolled: one depth as a "
-            "stock model; int8: the fold, one byte a weight.",
+            "stock model (the hybrid conformer's class is foldray's own); int8: the fold, one byte a weight.",
         ),
     ],
     out: Annotated[str, typer.Option("-o", "--out", help="A new folder, or s3://bucket/prefix.")],

@@ -1,71 +1,85 @@
 """Models to deploy: a fold as it is, one depth of it as a stock model, or the fold with weights of one byte."""
 
-import shutil
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from foldray import storage
 from foldray.errors import UserError
-from foldray.evaluation.provenance import find_model
+from foldray.evaluation.provenance import EXPORT_FILE, FoundModel, find_model, provenance
 from foldray.folding.private import PRIVATE_FILE
 from foldray.folding.quantization import to_int8
-from foldray.model_folder import INT8_FILE, TRAINING_FILES, load_model
+from foldray.model_folder import INT8_FILE, STOCK_FILE, load_model, save_model, stored_precision
 from foldray.models import stack_of, unroll
 from foldray.plan import FOLD_FILE
-from foldray.processor import read_units, save_processor
+from foldray.processor import has_units, read_units, save_processor
 
 FORMATS = ("seed", "unrolled", "int8")
-STOCK_FILE = "model.safetensors"
-CHECKPOINT_FILES = ("state.json", "manifest.json", *TRAINING_FILES)
 
 
 def export_model(model: str, store: str, kind: str, out: str, depth: int | None = None) -> dict[str, Any]:
-    """Write a model into a new folder (or bucket prefix): `model`, `format`, `depths`, `files` with their bytes.
+    """Write a model into a new folder (or bucket prefix): `model`, `format`, `depths`, `files`, and their `bytes`.
 
-    seed: the fold as it is, which stock transformers opens as its shallowest depth. unrolled: one depth, the deepest
-    by default, as a stock model that needs no foldray. int8: the fold, matrices and convolutions as one byte a weight.
-    Raises UserError for a folder that is not empty, or a depth that has no path or no say.
+    seed: the fold, which stock transformers opens as its shallowest depth. unrolled: one depth, the deepest by
+    default, as a stock model. int8: the fold, matrices and convolutions as one byte a weight. `export.json` says which
+    training it came from. Raises UserError for a folder that holds something else, or a depth that has no path or no
+    say.
     """
     if kind not in FORMATS:
         raise UserError("--format", f"'{kind}' is none of {', '.join(FORMATS)}")
     if depth is not None and kind != "unrolled":
         raise UserError("--depth", f"{kind} holds every depth; leave it out, or take --format unrolled")
     place = storage.absolute(out)
-    if storage.list_files(place) or storage.list_folders(place):
-        raise UserError("--out", f"{out} is not empty; name a new folder")
+    if storage.exists(place) and not storage.is_folder(place):
+        raise UserError("--out", f"{out} is a file; name a new folder")
     found = find_model(model, store)
+    if kind == "int8" and stored_precision(found.uri) == "int8":
+        raise UserError(model, "has weights of one byte already")
+    mark = "config.json" if kind == "unrolled" else FOLD_FILE
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        depths = _unrolled(found.uri, folder, depth) if kind == "unrolled" else _folded(found.uri, folder, kind)
+        depths = _write(found, folder, kind, depth)
         files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-        last = "config.json" if kind == "unrolled" else FOLD_FILE
-        storage.upload(folder, place, last=last)
+        _check_place(place, out, files.keys() - {mark})
+        storage.upload(folder, place, last=mark)
     return {"model": place, "format": kind, "depths": depths, "files": files, "bytes": sum(files.values())}
 
 
-def _unrolled(uri: str, folder: Path, depth: int | None) -> list[int]:
-    folded = load_model(uri)
-    chosen = depth or stack_of(folded).plan.depths[-1]
-    stock = unroll(folded, chosen)
-    stock.save_pretrained(folder)
-    save_processor(stock, read_units(uri), folder)
-    return [chosen]
+def _check_place(place: str, out: str, expected: set[str]) -> None:
+    """Refuse a folder with anything but what an export that was cut off left there. Raises UserError."""
+    if storage.list_folders(place) or set(storage.list_files(place)) - expected:
+        raise UserError("--out", f"{out} is not empty; name a new folder")
+    storage.check_writable(place, "--out")
 
 
-def _folded(uri: str, folder: Path, kind: str) -> list[int]:
-    if kind == "int8" and storage.exists(storage.join(uri, INT8_FILE)):
-        raise UserError(uri, "has weights of one byte already")
-    model = load_model(uri)  # refuses what is damaged
-    with storage.local_folder(uri, without=CHECKPOINT_FILES) as source:
-        for file in source.iterdir():
-            if file.is_file() and file.name not in CHECKPOINT_FILES:
-                shutil.copyfile(file, folder / file.name)
-    if kind == "int8":
-        small = to_int8(model.state_dict())
-        save_file({name: tensor.contiguous() for name, tensor in small.items()}, folder / INT8_FILE)
-        for name in (STOCK_FILE, PRIVATE_FILE):
-            (folder / name).unlink(missing_ok=True)
-    return list(stack_of(model).plan.depths)
+def _write(found: FoundModel, folder: Path, kind: str, depth: int | None) -> list[int]:
+    folded = load_model(found.uri)
+    units = read_units(found.uri) if has_units(found.uri) else None
+    plan = stack_of(folded).plan
+    if kind == "unrolled":
+        depths = [plan.depths[-1] if depth is None else depth]
+        stock = unroll(folded, depths[0])
+        stock.save_pretrained(folder)
+        if units:
+            save_processor(stock, units, folder)
+    else:
+        depths = list(plan.depths)
+        save_model(folded, folder, units)
+        if kind == "int8":
+            _shrink(folder)
+    came_from = {"run_id": found.name, "format": kind, "depths": depths, **provenance(found)}
+    (folder / EXPORT_FILE).write_text(json.dumps(came_from, indent=1) + "\n")
+    return depths
+
+
+def _shrink(folder: Path) -> None:
+    """Put one file of int8 weights in the place of a model folder's weights and private parts."""
+    # What was saved, not the state dict: that names tied weights twice.
+    weights = [file for file in (folder / STOCK_FILE, folder / PRIVATE_FILE) if file.exists()]
+    small = to_int8({name: tensor for file in weights for name, tensor in load_file(file).items()})
+    save_file({name: tensor.contiguous() for name, tensor in small.items()}, folder / INT8_FILE)
+    for file in weights:
+        file.unlink()

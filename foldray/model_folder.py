@@ -5,13 +5,14 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from foldray import storage
 from foldray.data.text import Units
-from foldray.errors import UserError
+from foldray.errors import UserError, one_line
 from foldray.families import family_of_config, transformers_class
 from foldray.folding.private import PRIVATE_FILE, split_state
 from foldray.folding.quantization import from_int8
@@ -20,6 +21,7 @@ from foldray.plan import FOLD_FILE, FoldPlan, Private
 from foldray.pretrained import from_pretrained
 from foldray.processor import keep_extractor, save_processor
 
+STOCK_FILE = "model.safetensors"
 INT8_FILE = "int8.safetensors"
 """In place of the weights and the private parts, in an export whose weights are one byte each."""
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -41,8 +43,10 @@ def load_model(uri: str, depth: int | None = None) -> PreTrainedModel:
         family = family_of_config(config)
         if family is None:
             raise UserError(uri, f"holds a {config.model_type}, which foldray does not fold")
-        state, private = _read_int8(folder)
+        state, private = _read_int8(folder, uri)
         model, report = from_pretrained(family, str(folder), config, uri, "MODEL", state)
+        if state and (folder / "generation_config.json").exists():
+            model.generation_config = transformers_class("GenerationConfig").from_pretrained(folder)
         keep_extractor(model, family, str(folder))
         private = private or _read_private(folder)
     problems = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
@@ -76,10 +80,15 @@ def _read_private(folder: Path) -> dict[str, Tensor]:
     return load_file(file) if file.exists() else {}
 
 
-def _read_int8(folder: Path) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
+def _read_int8(folder: Path, uri: str) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
     """Stock weights and private parts of a model whose weights were stored as one byte each; nothing of another."""
     file = folder / INT8_FILE
-    return split_state(from_int8(load_file(file))) if file.exists() else (None, {})
+    if not file.exists():
+        return None, {}
+    try:
+        return split_state(from_int8(load_file(file)))
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{uri}/{INT8_FILE}", f"is damaged ({one_line(error)}); export it anew") from None
 
 
 def stored_precision(uri: str) -> str:

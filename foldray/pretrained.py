@@ -97,7 +97,7 @@ def from_pretrained(
     """
     try:
         model, report = transformers_class(family.model).from_pretrained(
-            None if state else folder,
+            None if state is not None else folder,
             state_dict=state,
             config=config,
             dtype=torch.float32,

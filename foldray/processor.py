@@ -71,6 +71,11 @@ def build_extractor(model: nn.Module) -> Any:
     return extractor(sampling_rate=SAMPLE_RATE, do_normalize=True, return_attention_mask=masks)
 
 
+def has_units(uri: str) -> bool:
+    """Whether a saved model says what it writes in."""
+    return any(storage.exists(storage.join(uri, name)) for name in (SUBWORDS_FILE, VOCABULARY_FILE))
+
+
 def read_units(uri: str) -> Units:
     """What a saved model writes in."""
     if storage.exists(storage.join(uri, SUBWORDS_FILE)):

@@ -6,70 +6,87 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCTC
+from safetensors.torch import load_file, save_file
 
 from foldray import FoldPlan, fold, load_model, unroll
 from foldray.export import export_model
+from foldray.families import FAMILIES, transformers_class
 from foldray.folding.account import count_bytes
+from foldray.folding.private import PRIVATE_FILE
 from foldray.folding.quantization import from_int8, is_quantised, to_int8
-from foldray.model_folder import INT8_FILE, save_model
+from foldray.model_folder import INT8_FILE, STOCK_FILE, save_model
 from foldray.plan import Private
-from foldray.training.job import TrainJob
+from foldray.training.checkpoint import TRAINING_FILES, read_checkpoint, whole_checkpoints
+from foldray.training.job import TrainJob, Worker
+from foldray.training.launch import describe_run
+from foldray.training.loop import train_model
 from tests.test_cli import call
 from tests.test_cli import finished as finished
-from tests.tiny import UNITS, inputs_for, noise, tiny_model
+from tests.test_loop_options import with_fields
+from tests.test_training import job_for
+from tests.tiny import CONFIGS, UNITS, inputs_for, noise, run, tiny_model
 
-FAMILIES = ["parakeet", "wav2vec2-stable", "wav2vec2-bert", "hubert"]
+USUAL = ("parakeet", "wav2vec2-stable", "whisper")
 
 
 def folded(name: str, folder: Path, private: str = "none") -> Any:
-    """A fold in a folder, its private parts and biases no longer at zero."""
+    """A fold in a folder: neither private parts nor biases at zero, generation with a setting of its own."""
     model = tiny_model(name, num_layers=2)
-    parts = Private(norms=True, lora_rank=2) if private == "norms+lora" else Private()
+    parts = Private(norms=True, lora_rank=2, film=True) if private == "all" else Private()
     fold(model, FoldPlan(num_layers=2, depths=(2, 4), private=parts))
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
+    if hasattr(model, "generation_config"):
+        model.generation_config.no_repeat_ngram_size = 3
     save_model(model.eval(), folder, UNITS)
     return model
 
 
-@pytest.mark.parametrize("private", ["none", "norms+lora"])
-@pytest.mark.parametrize("name", FAMILIES)
+def stock_model(name: str, folder: str | Path) -> Any:
+    """What stock transformers opens."""
+    model = transformers_class(FAMILIES[CONFIGS[name][0]].model)
+    return model.from_pretrained(folder).eval()
+
+
+@pytest.mark.parametrize("private", ["none", "all"])
+@pytest.mark.parametrize(
+    "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.contract) for name in CONFIGS]
+)
 def test_each_export_says_what_the_fold_says(name: str, private: str, tmp_path: Path) -> None:
     model = folded(name, tmp_path / "fold", private)
     inputs = inputs_for(model, [noise(1.0), noise(0.6, 1)])
     with torch.no_grad():
-        shallow, deep = model(**inputs).logits.unflatten(0, (2, -1))
+        shallow, deep = run(model, inputs).unflatten(0, (2, -1))
 
         export_model(str(tmp_path / "fold"), ".", "seed", str(tmp_path / "seed"))
-        assert torch.equal(load_model(str(tmp_path / "seed"))(**inputs).logits.unflatten(0, (2, -1))[1], deep)
-        stock = AutoModelForCTC.from_pretrained(tmp_path / "seed").eval()
-        assert torch.equal(stock(**inputs).logits, shallow)
+        assert torch.equal(run(load_model(str(tmp_path / "seed")), inputs).unflatten(0, (2, -1))[1], deep)
+        assert torch.equal(run(stock_model(name, tmp_path / "seed"), inputs), shallow)
 
         for depth, expected in ((None, deep), (2, shallow)):
             place = tmp_path / f"unrolled-{depth}"
             told = export_model(str(tmp_path / "fold"), ".", "unrolled", str(place), depth)
             assert told["depths"] == [depth or 4]
-            stock = AutoModelForCTC.from_pretrained(place).eval()
+            stock = stock_model(name, place)
             assert not any("private" in key for key in stock.state_dict())
-            assert torch.equal(stock(**inputs).logits, expected)
+            assert torch.equal(run(stock, inputs), expected)
 
         told = export_model(str(tmp_path / "fold"), ".", "int8", str(tmp_path / "int8"))
-        assert (told["depths"], INT8_FILE in told["files"], "model.safetensors" in told["files"]) == (
-            [2, 4],
-            True,
-            False,
-        )
+        assert (told["depths"], set(told["files"]) & {STOCK_FILE, PRIVATE_FILE, INT8_FILE}) == ([2, 4], {INT8_FILE})
+        stored = load_file(tmp_path / "int8" / INT8_FILE)
+        assert sum(tensor.numel() * tensor.element_size() for tensor in stored.values()) == count_bytes(model, "int8")
         small = load_model(str(tmp_path / "int8"))
         for key, tensor in from_int8(to_int8(model.state_dict())).items():
             assert torch.equal(small.state_dict()[key], tensor), key
-        again = export_model(str(tmp_path / "int8"), ".", "unrolled", str(tmp_path / "again"))
-        stock = AutoModelForCTC.from_pretrained(Path(again["model"])).eval()
-        assert torch.equal(stock(**inputs).logits, small(**inputs).logits.unflatten(0, (2, -1))[1])
-        assert torch.equal(stock(**inputs).logits, unroll(small, 4)(**inputs).logits)
+        if hasattr(model, "generation_config"):
+            assert small.generation_config.to_diff_dict() == model.generation_config.to_diff_dict()
+        for kind in ("unrolled", "seed"):  # of what is int8, in float32 again
+            export_model(str(tmp_path / "int8"), ".", kind, str(tmp_path / f"again-{kind}"))
+        first, last = run(small, inputs).unflatten(0, (2, -1))
+        assert torch.equal(run(stock_model(name, tmp_path / "again-unrolled"), inputs), last)
+        assert torch.equal(run(stock_model(name, tmp_path / "again-seed"), inputs), first)
+        assert torch.equal(run(unroll(small, 4), inputs), last)
 
 
 def test_one_byte_a_weight_is_off_by_half_a_step_and_as_large_as_counted() -> None:
@@ -102,7 +119,8 @@ def test_an_int8_model_is_scored_and_its_rows_tell_its_bytes(
     assert code == 0, err
     weights = load_file(tmp_path / "small" / INT8_FILE)
     for row in json.loads(out)["rows"]:
-        assert row["precision"] == "int8"
+        assert (row["precision"], row["step"], row["seed"], row["recipe"]) == ("int8", 3, 0, finished.spec.name)
+        assert row["train_seconds"] > 0
         assert row["bytes_stored"] == sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     code, out, _ = call(capsys, "evaluate", "run", *place, "--json")
     assert {(row["precision"], row["bytes_stored"]) for row in json.loads(out)["rows"]} == {
@@ -110,22 +128,60 @@ def test_an_int8_model_is_scored_and_its_rows_tell_its_bytes(
     }
 
 
-def test_a_checkpoint_is_exported_without_what_training_goes_on_with(finished: TrainJob, tmp_path: Path) -> None:
-    newest = sorted(Path(finished.run, "checkpoints").iterdir())[-1]
-    assert (newest / "optimizer.safetensors").exists()
-    told = export_model(str(newest), str(tmp_path / "store"), "seed", str(tmp_path / "out"))
-    assert sorted(told["files"]) == sorted(file.name for file in (tmp_path / "out").iterdir())
-    assert not {"optimizer.safetensors", "state.json", "manifest.json"} & set(told["files"])
-    assert load_model(str(tmp_path / "out")).config.vocab_size > 1
+def test_a_checkpoint_is_exported_as_the_average_that_it_is(prepared: tuple[str, Any], tmp_path: Path) -> None:
+    job = with_fields(job_for("parakeet", prepared, tmp_path / "runs", steps=3), "optim.ema=0.5")
+    trained = train_model(job, Worker())
+    Path(job.run, "spec.json").write_text(job.spec.model_dump_json())
+    Path(job.run, "run.json").write_text(json.dumps(describe_run(job.spec, job.corpus)))
+    newest = whole_checkpoints(job.run)[-1].uri
+    assert {"optimizer.safetensors", "trained.safetensors"} <= {file.name for file in Path(newest).iterdir()}
+    told = export_model(newest, str(tmp_path), "seed", str(tmp_path / "out"))
+    assert not set(told["files"]) & {*TRAINING_FILES, "state.json", "manifest.json"}
+    averaged = read_checkpoint(newest).averaged
+    exported = load_model(str(tmp_path / "out")).state_dict()
+    assert set(averaged) <= set(exported)
+    for key, tensor in averaged.items():
+        assert torch.equal(exported[key], tensor), key
+    assert any(not torch.equal(exported[key], tensor) for key, tensor in trained.model.state_dict().items())
+
+
+@pytest.mark.usefixtures("finished")
+def test_an_export_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
+    place = ("run", str(tmp_path / "store"), "int8", str(tmp_path / "out"))
+    whole = export_model(*place)
+    Path(whole["model"], "fold.json").unlink()
+    Path(whole["model"], INT8_FILE).write_bytes(b"half")
+    assert export_model(*place) == whole
+    assert load_model(whole["model"]).config.vocab_size > 1
+
+
+@pytest.mark.usefixtures("finished")
+@pytest.mark.parametrize("damage", ["half", "unscaled"])
+def test_a_damaged_int8_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path, damage: str) -> None:
+    small = export_model("run", str(tmp_path / "store"), "int8", str(tmp_path / "small"))["model"]
+    file = Path(small, INT8_FILE)
+    if damage == "half":
+        file.write_bytes(file.read_bytes()[:5000])
+    else:
+        tensors = load_file(file)
+        del tensors[next(name for name in tensors if name.endswith(".scale"))]
+        save_file(tensors, file)
+    code, out, err = call(capsys, "export", small, "--format", "unrolled", "-o", str(tmp_path / "new"))
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert err.startswith(f"{file}: is damaged (")
 
 
 def test_wrong_exports(capsys: pytest.CaptureFixture[str], finished: TrainJob, tmp_path: Path) -> None:
     full, new, store = str(Path(finished.run, "model")), str(tmp_path / "new"), str(tmp_path / "store")
-    small = str(tmp_path / "small")
+    small, file = str(tmp_path / "small"), str(Path(full, "fold.json"))
+    before = {each: each.read_bytes() for each in Path(full).iterdir()}
     export_model("run", store, "int8", small)
     for arguments, problem in (
         (["run", "--format", "tflite", "-o", new], "--format: 'tflite' is none of seed, unrolled, int8"),
         (["run", "--format", "seed", "-o", full], f"--out: {full} is not empty; name a new folder"),
+        (["run", "--format", "seed", "-o", file], f"--out: {file} is a file; name a new folder"),
+        (["run", "--format", "seed", "-o", f"{file}/below"], "--out: "),
+        (["run", "--format", "unrolled", "-o", new, "--depth", "0"], "depth: depth 0 is shallower than the seed"),
         (["run", "--format", "seed", "-o", new, "--depth", "2"], "--depth: seed holds every depth; leave it out"),
         (["run", "--format", "unrolled", "-o", new, "--depth", "1"], "depth: depth 1 is shallower than the seed"),
         (["nosuch", "--format", "seed", "-o", new], "nosuch: is no finished run and no model folder"),
@@ -135,3 +191,12 @@ def test_wrong_exports(capsys: pytest.CaptureFixture[str], finished: TrainJob, t
         assert (code, out, len(err.splitlines())) == (2, "", 1), err
         assert err.startswith(problem)
         assert not Path(new).exists()
+    assert {each: each.read_bytes() for each in Path(full).iterdir()} == before
+
+
+def test_a_fold_without_units_is_exported_without_a_tokenizer(tmp_path: Path) -> None:
+    save_model(folded("parakeet", tmp_path / "with"), tmp_path / "fold")
+    for kind in ("seed", "unrolled", "int8"):
+        told = export_model(str(tmp_path / "fold"), ".", kind, str(tmp_path / kind))
+        assert "vocab.json" not in told["files"]
+        assert len(told["files"]) >= 3

@@ -13,6 +13,9 @@ from foldray.results.metrics import read_metrics
 from foldray.spec import RunSpec
 from foldray.spec_input import build_spec
 
+EXPORT_FILE = "export.json"
+"""In an exported folder: what `provenance` says of the training it came from."""
+
 
 @dataclass(frozen=True)
 class FoundModel:
@@ -52,16 +55,17 @@ def find_model(model: str, store: str) -> FoundModel:
 
 
 def provenance(found: FoundModel) -> dict[str, Any]:
-    """What the run says of itself; zeros and blanks for a folder without a run."""
+    """What the run says of itself, or what an exported folder says of its run; zeros and blanks for another folder."""
     run = found.run
     if run is None:
-        nothing = dict.fromkeys(("recipe", "versions", "git_commit", "spec_hash"), "")
-        return {
-            **nothing,
+        blanks: dict[str, Any] = {
+            **dict.fromkeys(("recipe", "versions", "git_commit", "spec_hash"), ""),
             **dict.fromkeys(("alpha", "beta", "train_seconds", "train_audio_seconds"), 0.0),
-            "step": 0,
-            "seed": 0,
+            **dict.fromkeys(("step", "seed"), 0),
         }
+        file = storage.join(found.uri, EXPORT_FILE)
+        told = storage.read_json(file) if storage.exists(file) else {}
+        return {name: told.get(name, blank) for name, blank in blanks.items()}
     spec = read_run_spec(run)
     facts = storage.read_json(storage.join(run, "run.json"))
     metrics = [record for record in read_metrics(run) if found.step is None or record["step"] <= found.step]

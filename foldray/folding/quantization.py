@@ -29,7 +29,12 @@ def is_quantised(tensor: Tensor) -> bool:
 
 
 def from_int8(made: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict behind `to_int8`, every weight off by half a step of its channel at most."""
+    """The state dict behind `to_int8`, every weight off by half a step of its channel at most.
+
+    Raises ValueError for one without its scale.
+    """
+    if bare := [name for name, tensor in made.items() if tensor.dtype == torch.int8 and name + SCALE not in made]:
+        raise ValueError(f"{bare[0]} has no scale")
     return {
         name: tensor * made[name + SCALE] if name + SCALE in made else tensor
         for name, tensor in made.items()

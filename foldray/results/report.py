@@ -46,7 +46,9 @@ def _page(store: str, rows: list[Row]) -> str:
         runs[row["run_id"]].append(row)
     place = rows[-1]["corpus"], rows[-1]["split"]
     here = {run_id: found for run_id, members in runs.items() if (found := _at(members, place))}
-    best = min(here, key=lambda run_id: (here[run_id][-1]["kind"] != "fold", here[run_id][-1]["wer"]))
+    best = min(
+        here, key=lambda run_id: (_is_small(here[run_id]), here[run_id][-1]["kind"] != "fold", here[run_id][-1]["wer"])
+    )
     # Newest first; the best, which the page begins with, in any case.
     newest = sorted(runs, key=lambda run_id: max(row["created"] for row in runs[run_id]), reverse=True)
     shown = [best, *(run_id for run_id in newest if run_id != best)][:SECTIONS]
@@ -60,7 +62,7 @@ def _page(store: str, rows: list[Row]) -> str:
         for run_id, pairs in against.items()
         for depth, pair in pairs.items()
     }
-    folds = {run_id: members for run_id, members in here.items() if members[0]["kind"] == "fold"}
+    folds = {run_id: rows for run_id, rows in here.items() if rows[0]["kind"] == "fold" and not _is_small(rows)}
     alone = [row for members in here.values() for row in members if row["kind"] == "baseline"]
     metrics = {run_id: read_metrics(storage.join(store, "runs", run_id)) for run_id in shown}
     environment = Environment(loader=PackageLoader("foldray.results", "templates"), autoescape=True)
@@ -100,9 +102,18 @@ def _at(rows: Sequence[Row], place: Place) -> list[Row]:
     return [row for row in here if row["trained"]] or here
 
 
+def _is_small(rows: list[Row]) -> bool:
+    """Whether this is another model's export with weights of one byte, which is no training of its own."""
+    return bool(rows[0]["precision"] == "int8")
+
+
 def _baselines(here: dict[str, list[Row]], family: str) -> dict[int, str]:
     """The newest run of each depth trained by itself, of a family."""
-    alone = [rows[0] for rows in here.values() if (rows[0]["kind"], rows[0]["family"]) == ("baseline", family)]
+    alone = [
+        rows[0]
+        for rows in here.values()
+        if (rows[0]["kind"], rows[0]["family"]) == ("baseline", family) and not _is_small(rows)
+    ]
     return {row["depth"]: row["run_id"] for row in sorted(alone, key=lambda row: str(row["created"]))}
 
 

@@ -58,7 +58,7 @@ class ResultRow(BaseModel):
     step: int
     seed: int
     device: str
-    precision: str
+    precision: str = Field(description="of the stored weights: float32 or int8; both compute in float32")
     created: str
     versions: str = Field(description="JSON object of package versions")
     git_commit: str

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 from foldray import storage
 from foldray.errors import UserError
 from foldray.folding.private import PRIVATE_FILE, split_state
-from foldray.model_folder import OPTIMIZER_FILE, TRAINED_FILE, TRAINING_FILES, load_model
+from foldray.model_folder import OPTIMIZER_FILE, STOCK_FILE, TRAINED_FILE, TRAINING_FILES, load_model
 from foldray.training.attempts import Attempt, parse
 from foldray.training.parallel import is_sharded, like, whole
 
-MANIFEST, WEIGHTS_FILE, STATE_FILE = "manifest.json", "model.safetensors", "state.json"
+MANIFEST, STATE_FILE = "manifest.json", "state.json"
 
 
 # --- What is kept ----------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def write_checkpoint(
     stock, private = split_state({**kept.weights, **kept.averaged})
     files = {
         **described,
-        WEIGHTS_FILE: save(stock, metadata={"format": "pt"}),
+        STOCK_FILE: save(stock, metadata={"format": "pt"}),
         **({PRIVATE_FILE: save(private)} if private else {}),
         **({TRAINED_FILE: save(kept.weights)} if kept.averaged else {}),
         OPTIMIZER_FILE: save(kept.optimizer),
