@@ -31,24 +31,25 @@ TRAINING_FILES = (OPTIMIZER_FILE, TRAINED_FILE)
 that training goes on with."""
 
 
-def load_model(uri: str, depth: int | None = None) -> PreTrainedModel:
+def load_model(folder: str | Path, depth: int | None = None) -> PreTrainedModel:
     """A foldable model from a model folder or a run's checkpoint (local or in a bucket), in evaluation mode.
 
     With `depth` it runs that depth alone, trained or not: logits (B, T, V). Raises UserError for a
     folder that holds no foldable model, an incomplete one, or a depth that has no path.
     """
+    uri = str(folder)
     plan = read_plan(uri)
-    with storage.local_folder(uri, without=TRAINING_FILES) as folder:
-        config = transformers_class("AutoConfig").from_pretrained(folder, trust_remote_code=False)
+    with storage.local_folder(uri, without=TRAINING_FILES) as local:
+        config = transformers_class("AutoConfig").from_pretrained(local, trust_remote_code=False)
         family = family_of_config(config)
         if family is None:
             raise UserError(uri, f"holds a {config.model_type}, which foldray does not fold")
-        state, private = _read_int8(folder, uri)
-        model, report = from_pretrained(family, str(folder), config, uri, "MODEL", state)
-        if state and (folder / "generation_config.json").exists():
-            model.generation_config = transformers_class("GenerationConfig").from_pretrained(folder)
-        keep_extractor(model, family, str(folder))
-        private = private or _read_private(folder)
+        state, private = _read_int8(local, uri)
+        model, report = from_pretrained(family, str(local), config, uri, "MODEL", state)
+        if state and (local / "generation_config.json").exists():
+            model.generation_config = transformers_class("GenerationConfig").from_pretrained(local)
+        keep_extractor(model, family, str(local))
+        private = private or _read_private(local)
     problems = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if problems:
         raise UserError(uri, f"the weights do not match the configuration: {', '.join(map(str, problems[:3]))}")

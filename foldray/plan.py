@@ -15,6 +15,8 @@ class Private:
     """The parts that every (layer, use) with use > 0 has for itself; use 0 is the seed and has none.
 
     norms: scale and shift of every norm in the block.
+    statistics: mean and variance of every BatchNorm in the block (as arXiv 1812.08928, section 3.2, has
+        them for each width): no parameters, and no part of an untrained depth's error is their mixture.
     lora_rank: rank of the low-rank term added to projections (arXiv 2106.09685); 0 for none.
     lora_on: names of the projections, as in the block ("q_proj", "fc1"); empty for all of them.
     film: a scale and, where the projection has a bias, a shift of what each branch adds to the
@@ -27,6 +29,7 @@ class Private:
     lora_rank: int = 0
     lora_on: tuple[str, ...] = ()
     film: bool = False
+    statistics: bool = False
 
     def __post_init__(self) -> None:
         names = (self.lora_on,) if isinstance(self.lora_on, str) else self.lora_on
@@ -37,12 +40,17 @@ class Private:
             raise ValueError("lora_on: without LoRA there is nothing to choose; add lora to private")
 
     def __bool__(self) -> bool:
-        return self.norms or self.film or self.lora_rank > 0
+        return self.norms or self.statistics or self.film or self.lora_rank > 0
 
     def __str__(self) -> str:
         """As in result rows: `norms+lora8+film`, `lora8(q_proj,v_proj)`, or `none`."""
         on = f"({','.join(self.lora_on)})" if self.lora_on else ""
-        parts = {"norms": self.norms, f"lora{self.lora_rank}{on}": self.lora_rank, "film": self.film}
+        parts = {
+            "norms": self.norms,
+            "statistics": self.statistics,
+            f"lora{self.lora_rank}{on}": self.lora_rank,
+            "film": self.film,
+        }
         return "+".join(name for name, there in parts.items() if there) or "none"
 
 

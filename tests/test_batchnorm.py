@@ -1,6 +1,7 @@
 """BatchNorm from scratch: a batch's own statistics at first, moving ones in the end; padding changes nothing."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,23 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from foldray import unroll
+from foldray import FoldPlan, fold, load_model, save_model, unroll
 from foldray.data.manifest import Manifest
 from foldray.errors import UserError
+from foldray.folding.account import count_parameters
 from foldray.folding.batchnorm import FixedBatchNorm, Renorm, settle
 from foldray.models import stack_of
+from foldray.plan import Private
 from foldray.pretrained import write_random_checkpoint
-from foldray.spec import OptimSpec
+from foldray.seeding import load_folded
+from foldray.spec import ModelSpec, OptimSpec
 from foldray.training import state
 from foldray.training.checkpoint import whole_checkpoints
 from foldray.training.job import Surroundings, TrainJob, Worker
 from foldray.training.loop import Trained, train_model
 from foldray.training.schedule import moving_share
-from tests.test_training import job_for, weights
+from tests.test_training import assert_same, job_for, weights
+from tests.tiny import UNITS, inputs_for, noise, run, tiny_model
 
 FRAMES_B = torch.tensor([7, 3, 5])
 
@@ -90,7 +95,8 @@ def test_padding_counts_for_nothing(share: float) -> None:
     tight, loose = renormed(share), renormed(share, frames=21)
     for ours, theirs in zip(tight[2:], loose[2:], strict=True):
         torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(tight[1].seen_3C.float(), loose[1].seen_3C.float())
+    ours, theirs = (each[1].normalises_by.seen_3C.float() for each in (tight, loose))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_statistics_move_by_what_a_step_has_heard() -> None:
@@ -203,6 +209,105 @@ def test_averaged_weights_come_with_averaged_statistics(prepared: tuple[str, Man
     assert before.exists()
     resumed = load_file(again / "model.safetensors")
     assert all(torch.equal(resumed[key], averaged[key]) for key in averaged)
+
+
+# --- Statistics of each use -----------------------------------------------------------------------
+
+NORMED = ("parakeet", "conformer", "wav2vec2-conformer", "wav2vec2-conformer-rotary")
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_each_use_normalises_by_its_own_statistics(name: str, tmp_path: Path) -> None:
+    """Fresh ones change nothing; others do, and are what the unrolled model and the saved one compute with."""
+    inputs_of = lambda model: inputs_for(model, [noise(0.8), noise(0.5, seed=1)])  # noqa: E731
+    plain = fold(tiny_model(name), FoldPlan(3, (3, 6, 8), order="cycle"))
+    own = fold(tiny_model(name), FoldPlan(3, (3, 6, 8), order="cycle", private=Private(statistics=True)))
+    assert count_parameters(own) == count_parameters(plain)
+    with torch.no_grad():
+        shared_PBTV = run(plain, inputs_of(plain)).unflatten(0, (3, 2))
+        assert torch.equal(run(own, inputs_of(own)).unflatten(0, (3, 2)), shared_PBTV)
+        for i, (key, buffer) in enumerate(own.named_buffers()):
+            if ".private." in key and "running" in key:
+                buffer.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(i))
+        said_PBTV = run(own, inputs_of(own)).unflatten(0, (3, 2))
+        assert torch.equal(said_PBTV[0], shared_PBTV[0])
+        assert not torch.equal(said_PBTV[1], shared_PBTV[1])
+        save_model(own, tmp_path)
+        for model in (own, load_model(tmp_path)):
+            for path, depth in enumerate((3, 6, 8)):
+                assert torch.equal(run(unroll(model, depth), inputs_of(own)), said_PBTV[path])
+    moved = {key.split("layers.")[1][0] + key.split("private.")[1][0] for key in own.state_dict() if "private" in key}
+    assert moved == {"01", "02", "11", "12", "21"}
+
+
+def test_statistics_become_those_of_what_each_use_hears(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    """At the end of training those of the deepest path are a running mean over the very inputs of the norms."""
+    job = job_for("parakeet", prepared, tmp_path, steps=5)
+    fold = job.spec.fold.model_copy(update={"private": "statistics", "depths": (2, 4), "order": "cycle"})
+    job = replace(job, spec=job.spec.model_copy(update={"fold": fold}))
+    heard: dict[int, list[tuple[str, Tensor]]] = {}
+
+    def listen(norm: FixedBatchNorm, inputs: tuple[Tensor]) -> None:
+        told = norm.told
+        if told is not None and told.frames_B is not None and told.weight:
+            frames = [each[:, :count] for each, count in zip(inputs[0].detach(), told.frames_B.tolist(), strict=True)]
+            heard.setdefault(id(norm), []).append((norm.running.number, torch.cat(frames, 1)))  # type: ignore[operator]
+
+    handle = nn.modules.module.register_module_forward_pre_hook(
+        lambda module, inputs: listen(module, inputs) if isinstance(module, FixedBatchNorm) else None
+    )
+    steps: list[dict[int, list[tuple[str, Tensor]]]] = []
+
+    def after_step(record: dict[str, Any]) -> None:
+        if "progress" in record:
+            steps.append(dict(heard))
+            heard.clear()
+
+    try:
+        model = train_model(job, Worker(), Surroundings(after_step)).model
+    finally:
+        handle.remove()
+    assert len(steps) == 5
+    for norm in norms_of(model):
+        for use, holder in enumerate(norm.holders()):
+            mean = torch.zeros(norm.num_features)
+            for number, step in enumerate(steps, 1):
+                frames = torch.cat([each for at, each in step[id(norm)] if at == str(use)], 1)
+                mean = mean.lerp(frames.mean(1), max(0.1, 1 / number))
+            torch.testing.assert_close(holder.running_mean, mean, rtol=1e-4, atol=1e-5)
+    seed, first_again = (each.running_mean for each in norms_of(model)[0].holders())
+    assert not torch.allclose(seed, first_again, atol=1e-3)
+
+
+def test_private_statistics_survive_a_kill(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    whole, cut = (job_for("parakeet", prepared, tmp_path / part, steps=6) for part in ("whole", "cut"))
+    fold = whole.spec.fold.model_copy(update={"private": "norms+statistics"})
+    whole, cut = (replace(job, spec=job.spec.model_copy(update={"fold": fold})) for job in (whole, cut))
+    train_model(whole, Worker())
+    with pytest.raises(ZeroDivisionError):
+        train_model(cut, Worker(), Surroundings(lambda record: record["step"] // (record["step"] < 5)))
+    train_model(cut, Worker())
+    assert_same(weights(cut.run), weights(whole.run))
+    assert any("private" in key and key.endswith("running_var") for key in weights(whole.run))
+
+
+def test_a_deeper_checkpoints_statistics_become_those_of_the_uses(tmp_path: Path) -> None:
+    stock = tiny_model("parakeet", 6)
+    for number, norm in enumerate(each for each in stock.modules() if isinstance(each, nn.BatchNorm1d)):
+        norm.running_mean.fill_(number)
+    stock.save_pretrained(tmp_path)
+    plan = FoldPlan(3, (3, 6), private=Private(statistics=True, lora_rank=2))
+    model, *_ = load_folded(
+        ModelSpec(family="parakeet", checkpoint=str(tmp_path), seed_layers="svd"), str(tmp_path), plan, UNITS, 0
+    )
+    assert [[float(by.running_mean[0]) for by in norm.holders()] for norm in norms_of(model)] == [
+        [0.5, 1], [2.5, 3], [4.5, 5],
+    ]  # fmt: skip
+
+
+def test_statistics_need_a_batchnorm() -> None:
+    with pytest.raises(ValueError, match="private: 'statistics' are those of a BatchNorm, and a block of this model"):
+        fold(tiny_model("wav2vec2"), FoldPlan(3, (3, 6), private=Private(norms=True, statistics=True)))
 
 
 def test_a_run_that_never_moved_its_statistics_goes_on_so(prepared: tuple[str, Manifest], tmp_path: Path) -> None:

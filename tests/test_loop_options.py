@@ -65,6 +65,8 @@ def test_fsdp_and_ddp_on_two_ranks_equal_one_process_also_from_each_others_check
         "ddp-muon": ("parakeet", ["optim.kind=muon"]),
         "ddp-again": ("parakeet", ["scale.activation_checkpointing=true"]),
         "ddp-ema": ("parakeet", ["optim.ema=0.5"]),
+        "ddp-statistics": ("parakeet", ["fold.private=statistics", "optim.ema=0.5"]),
+        "fsdp-statistics": ("parakeet", ["scale.strategy=fsdp", "fold.private=norms+statistics"]),
     }
     alone, together = {}, {}
     for name, (family, fields) in cases.items():

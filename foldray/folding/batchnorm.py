@@ -9,7 +9,7 @@ former throughout: Batch Renormalization (Ioffe, arXiv 1702.03275), by shares in
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,16 @@ class FixedBatchNorm(nn.BatchNorm1d):
     """
 
     told: "Told | None" = None
-    seen_3C: Tensor
-    """Frames, sums and sums of squares that were normalised since the statistics moved."""
+
+    @property
+    def normalises_by(self) -> nn.Module:
+        """The holder of the statistics: running_mean, running_var, num_batches_tracked; and, where they move, seen_3C,
+        the frames, sums and sums of squares since they did."""
+        return self
+
+    def holders(self) -> "list[nn.Module]":
+        """All that hold statistics of this norm: itself, and repeated uses of it that have their own."""
+        return [self, *(own for own in self.modules() if own is not self and hasattr(own, "running_mean"))]
 
     def train(self, mode: bool = True) -> "FixedBatchNorm":  # noqa: ARG002
         """Stay in evaluation mode."""
@@ -34,13 +42,14 @@ class FixedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, T) in and out."""
-        if self.told is None or self.told.frames_B is None:
-            return super().forward(input)
-        return self._renormalise(input, self.told.share, self.told.weight, self.told.frames_B)
+        told, by = self.told, cast(Any, self.normalises_by)
+        if told is None or told.frames_B is None:
+            return nn.functional.batch_norm(
+                input, by.running_mean, by.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
+        return self._renormalise(input, by, told.share, told.weight, told.frames_B)
 
-    def _renormalise(self, hidden_BCT: Tensor, share: Tensor, weight: Tensor, frames_B: Tensor) -> Tensor:
-        assert self.running_mean is not None
-        assert self.running_var is not None
+    def _renormalise(self, hidden_BCT: Tensor, by: Any, share: Tensor, weight: Tensor, frames_B: Tensor) -> Tensor:
         wide_BCT = hidden_BCT.float()
         valid_B1T = (torch.arange(hidden_BCT.shape[-1], device=frames_B.device) < frames_B[:, None])[:, None]
         count = valid_B1T.sum()
@@ -49,12 +58,12 @@ class FixedBatchNorm(nn.BatchNorm1d):
         variance_C = (centred_BCT.square() * valid_B1T).sum((0, 2)) / count
         deviation_C = (variance_C + self.eps).sqrt()
         with torch.no_grad():
-            used_C = mean_C.lerp(self.running_mean, share)
-            used_deviation_C = (variance_C.lerp(self.running_var, share) + self.eps).sqrt()
+            used_C = mean_C.lerp(by.running_mean, share)
+            used_deviation_C = (variance_C.lerp(by.running_var, share) + self.eps).sqrt()
             scale_C, shift_C = deviation_C / used_deviation_C, (mean_C - used_C) / used_deviation_C
             total_C = mean_C.double() * count
             squares_C = (variance_C.double() + mean_C.double().square()) * count
-            self.seen_3C.add_(weight * torch.stack([count.expand_as(total_C), total_C, squares_C]))
+            by.seen_3C.add_(weight * torch.stack([count.expand_as(total_C), total_C, squares_C]))
         normed_BCT = centred_BCT / deviation_C[:, None] * scale_C[:, None] + shift_C[:, None]
         if self.weight is not None:
             normed_BCT = normed_BCT * self.weight[:, None] + self.bias[:, None]
@@ -113,9 +122,12 @@ class Renorm:
         self._norms = [module for module in model.modules() if isinstance(module, FixedBatchNorm)]
         _rest_biases(model)
         self._told = Told(device)
+        self._moving: list[tuple[FixedBatchNorm, Any]] = []
         for norm in self._norms:
             norm.told = self._told
-            norm.seen_3C = torch.zeros(3, norm.num_features, device=device, dtype=torch.float64)
+            for by in norm.holders():
+                by.seen_3C = torch.zeros(3, norm.num_features, device=device, dtype=torch.float64)
+                self._moving.append((norm, by))
 
     @property
     def share(self) -> float:
@@ -145,18 +157,17 @@ class Renorm:
         """
         if not self._norms:
             return
-        seen = torch.cat([norm.seen_3C.flatten() for norm in self._norms])
+        seen = torch.cat([by.seen_3C.flatten() for _, by in self._moving])
         if add_up:
             add_up(seen)
-        for norm, part in zip(self._norms, seen.split([norm.seen_3C.numel() for norm in self._norms]), strict=True):
-            count_C, total_C, squares_C = part.view_as(norm.seen_3C)
-            norm.seen_3C.zero_()
-            if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
-                continue
+        parts = seen.split([by.seen_3C.numel() for _, by in self._moving])
+        for (norm, by), part in zip(self._moving, parts, strict=True):
+            count_C, total_C, squares_C = part.view_as(by.seen_3C)
+            by.seen_3C.zero_()
             heard = count_C[0] > 0  # a step's depths may leave a layer out
-            norm.num_batches_tracked += heard
-            momentum = heard * norm.num_batches_tracked.to(norm.running_mean).reciprocal().clamp(norm.momentum, 1.0)
+            by.num_batches_tracked += heard
+            momentum = heard * by.num_batches_tracked.to(by.running_mean).reciprocal().clamp(norm.momentum, 1.0)
             mean_C = total_C / count_C.clamp(min=1)
             variance_C = squares_C / count_C.clamp(min=1) - mean_C.square()
-            norm.running_mean.lerp_(mean_C.to(norm.running_mean), momentum)
-            norm.running_var.lerp_(variance_C.to(norm.running_var), momentum)
+            by.running_mean.lerp_(mean_C.to(by.running_mean), momentum)
+            by.running_var.lerp_(variance_C.to(by.running_var), momentum)

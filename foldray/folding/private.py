@@ -1,9 +1,10 @@
 """Private parts: what each repeated use of a physical layer has for itself.
 
-Every private part is a function of a stock module's own tensors: a norm's scale and shift are
-replaced, a projection gets a low-rank term, a branch's last projection is scaled and shifted. So the
-tensors of any (layer, use) can be written out as a stock module's, and a folded model computes with
-exactly those: no difference to an unrolled copy, and none to the seed while the parts are fresh.
+Every private part is a function of a stock module's own tensors: a norm's scale and shift, or a
+BatchNorm's statistics, are replaced, a projection gets a low-rank term, a branch's last projection
+is scaled and shifted. So the tensors of any (layer, use) can be written out as a stock module's, and
+a folded model computes with exactly those: no difference to an unrolled copy, and none to the seed
+while the parts are fresh.
 
 The class of a stock module is swapped for one whose `weight` and `bias` are those of the running
 use. The parameters keep their stock names; private ones stand beside them as `private.<use>.<part>`.
@@ -56,6 +57,16 @@ class PrivateModule(nn.Module):
     def bias(self) -> Tensor | None:
         """The stock bias at use 0, this use's own else."""
         return self.at_use("bias", self.running.number)
+
+    @property
+    def normalises_by(self) -> nn.Module:
+        """The holder of the statistics by which a BatchNorm normalises at the running use."""
+        return self.statistics_of(self.running.number)
+
+    def statistics_of(self, use: str) -> nn.Module:
+        """The holder of a BatchNorm's statistics at one use: the norm itself, or that use's own."""
+        own = None if use == SEED_USE else self.private[use]
+        return self if own is None or "running_mean" not in own._buffers else own
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _blank, (PrivateModule, self.stock), self.__getstate__()  # type: ignore[no-untyped-call]
@@ -124,6 +135,8 @@ def check_private(block: nn.Module, private: Private) -> None:
             raise ValueError(f"lora_on: a block has no projection '{name}'; it has {', '.join(sorted(sizes))}")
         if private.lora_rank >= sizes[name]:
             raise ValueError(f"lora_rank: {private.lora_rank} is no low rank for '{name}'; say less than {sizes[name]}")
+    if private.statistics and not any(isinstance(module, nn.BatchNorm1d) for module in block.modules()):
+        raise ValueError("private: 'statistics' are those of a BatchNorm, and a block of this model has none")
     if private.lora_rank and private.lora_rank >= max(sizes.values(), default=0):
         largest = max(sizes.values(), default=0)
         raise ValueError(f"lora_rank: {private.lora_rank} is no low rank for any projection; say less than {largest}")
@@ -136,11 +149,13 @@ def add_private_parts(block: nn.Module, private: Private, uses: int) -> None:
     running = _Use()
     made = 0
     for path, module in list(block.named_modules()):
-        parts = [_fresh_parts(path, module, private) for _ in range(1, uses)]
-        if parts[0]:
+        parts = [
+            _Parts(_fresh_parts(path, module, private), _fresh_statistics(module, private)) for _ in range(1, uses)
+        ]
+        if parts[0].state_dict():
             own: Any = module
             own.__class__ = _own_class(PrivateModule, type(module))  # type: ignore[arg-type]
-            own.private = nn.ModuleDict({str(use): _Parts(p) for use, p in enumerate(parts, 1)})
+            own.private = nn.ModuleDict({str(use): own_parts for use, own_parts in enumerate(parts, 1)})
             own.running = running
             made += 1
     if not made:
@@ -151,10 +166,12 @@ def add_private_parts(block: nn.Module, private: Private, uses: int) -> None:
 
 
 class _Parts(nn.Module):
-    """The private parameters of one module at one use."""
+    """The private parameters of one module at one use, and its private statistics."""
 
-    def __init__(self, parameters: dict[str, Tensor]) -> None:
+    def __init__(self, parameters: dict[str, Tensor], statistics: dict[str, Tensor]) -> None:
         super().__init__()
+        for name, tensor in statistics.items():
+            self.register_buffer(name, tensor)
         for name, tensor in parameters.items():
             self.register_parameter(name, nn.Parameter(tensor))
 
@@ -175,6 +192,12 @@ def _fresh_parts(path: str, module: Any, private: Private) -> dict[str, Tensor]:
         if module.bias is not None:
             parts["shift"] = _like(module, module.weight.shape[0])
     return parts
+
+
+def _fresh_statistics(module: nn.Module, private: Private) -> dict[str, Tensor]:
+    if not (private.statistics and isinstance(module, nn.BatchNorm1d)):
+        return {}
+    return {key: tensor.clone() for key, tensor in module.named_buffers(recurse=False)}
 
 
 def _like(module: Any, *shape: int) -> Tensor:
@@ -207,6 +230,7 @@ def settle_use(block: nn.Module, use: int) -> None:
     for module in private_modules(block):
         chosen = str(min(use, len(module.private)))
         tensors = {name: module.at_use(name, chosen) for name in ("weight", "bias")}
+        tensors.update(module.statistics_of(chosen).named_buffers(recurse=False))
         del module.private, module.running
         module.__class__ = module.stock  # type: ignore[assignment]
         for name, tensor in tensors.items():

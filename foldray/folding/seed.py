@@ -97,6 +97,8 @@ def fit_private(stack: FoldedStack, sources: Sequence[nn.Module]) -> None:
 
 
 def _fit(module: PrivateModule, use: int, source: nn.Module) -> None:
+    for name, statistic in module.private[str(use)].named_buffers():
+        statistic.copy_(source.get_buffer(name))
     parts = module.private[str(use)]._parameters
     for name in ("weight", "bias"):
         if name in parts:

@@ -51,7 +51,8 @@ class FoldSpec(Section):
     keep_last: int = Field(0, description="Layers at the end that are used once at every depth.")
     private: str = Field(
         "none",
-        description="What each repeated use of a layer has for itself: none, or norms, lora and film joined by '+'.",
+        description="What each repeated use of a layer has for itself: none, or norms, statistics (BatchNorm's), lora "
+        "and film joined by '+'.",
     )
     lora_rank: int | None = Field(
         None, ge=1, description="Rank of the private low-rank terms; 8 where private has lora."
@@ -69,14 +70,20 @@ class FoldSpec(Section):
         """What `private`, `lora_rank` and `lora_on` say together."""
         parts = [] if self.private == "none" else self.private.split("+")
         for part in parts:
-            if part not in ("norms", "lora", "film"):
+            if part not in ("norms", "statistics", "lora", "film"):
                 raise ValueError(
-                    f"private: '{part}' is none of norms, lora, film; join them by '+', such as norms+lora"
+                    f"private: '{part}' is none of norms, statistics, lora, film; join them by '+', such as norms+lora"
                 )
         if self.lora_rank and "lora" not in parts:
             raise ValueError("lora_rank: without LoRA it does nothing; add lora to private")
         rank = (self.lora_rank or 8) if "lora" in parts else 0
-        return Private(norms="norms" in parts, lora_rank=rank, lora_on=self.lora_on, film="film" in parts)
+        return Private(
+            norms="norms" in parts,
+            lora_rank=rank,
+            lora_on=self.lora_on,
+            film="film" in parts,
+            statistics="statistics" in parts,
+        )
 
     def plan(self) -> FoldPlan:
         """The fold plan these fields describe."""
