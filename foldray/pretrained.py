@@ -13,9 +13,15 @@ from foldray import storage
 from foldray.configuration import is_hub_name, stock_config
 from foldray.data.text import Units
 from foldray.errors import UserError, one_line
-from foldray.families import FAMILIES, Family, transformers_class
+from foldray.families import FAMILIES, Family, family_of, transformers_class
 from foldray.processor import SUBWORDS_FILE, VOCABULARY_FILE, keep_extractor, read_units, save_processor
 from foldray.spec import ModelSpec
+
+
+BLANK_BIAS = 2.0
+"""Of a CTC head that starts at random. Where a head by chance likes the word boundary more than blank, the model learns
+to say that one between labels: a bad optimum that holds it on CTC's plateau for hundreds of steps, as three of five
+initial weights did on AN4 (docs/DESIGN.md, Training)."""
 
 
 def write_random_checkpoint(spec: ModelSpec, num_layers: int, units: Units, seed: int, folder: Path) -> None:
@@ -24,13 +30,14 @@ def write_random_checkpoint(spec: ModelSpec, num_layers: int, units: Units, seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers_class(FAMILIES[spec.family].model)(config)
-        initialise_for_width(model)
+        initialise(model)
     model.save_pretrained(folder)
     save_processor(model, units, folder)
 
 
-def initialise_for_width(model: nn.Module) -> None:
-    """torch's own initialisation of linear and convolution layers, in place.
+def initialise(model: PreTrainedModel) -> None:
+    """Weights to train from: torch's own initialisation of linear and convolution layers, a CTC head that expects
+    blanks, in place.
 
     transformers draws with a standard deviation of 0.02 whatever the width, which starves narrow
     models: on AN4 at width 96, 36 % WER after 60 epochs against 35 % after 25 with torch's.
@@ -39,6 +46,11 @@ def initialise_for_width(model: nn.Module) -> None:
         parametrised = hasattr(module, "parametrizations")
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and not parametrised:
             module.reset_parameters()
+    family = family_of(model)
+    if family.kind != "attention":
+        head: Any = model.ctc_head if hasattr(model, "ctc_head") else model.lm_head
+        with torch.no_grad():
+            head.bias[0] = BLANK_BIAS
 
 
 def load_stock(

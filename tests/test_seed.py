@@ -146,6 +146,16 @@ def test_the_checkpoints_own_feature_extractor_is_kept(tmp_path: Path) -> None:
         fold_checkpoint(str(folder), FoldPlan(3, (3, 6)))
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if FAMILIES[CONFIGS[name][0]].kind != "attention"])
+def test_from_scratch_a_ctc_head_expects_blanks(name: str, tmp_path: Path) -> None:
+    write_random_checkpoint(tiny_spec(name), 3, UNITS, 1, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    bias = weights.get("ctc_head.bias", weights.get("lm_head.bias"))
+    assert bias is not None
+    assert bias[0] == 2
+    assert float(bias[1:].abs().max()) < 0.5
+
+
 def test_a_head_for_other_units_starts_anew_even_at_the_same_size(tmp_path: Path) -> None:
     spec = tiny_spec("wav2vec2")
     write_random_checkpoint(spec, 3, UNITS, 1, tmp_path)

@@ -23,7 +23,7 @@ from foldray.folding.batchnorm import Renorm
 from foldray.folding.loss import StepCounts, joint_loss
 from foldray.models import fold, output_frames
 from foldray.plan import FoldPlan, Order
-from foldray.pretrained import initialise_for_width
+from foldray.pretrained import initialise
 from foldray.recipes import load_recipe
 from foldray.spec import SAMPLE_RATE
 from foldray.training.job import Worker
@@ -88,7 +88,7 @@ def small_conformer(plan: FoldPlan) -> PreTrainedModel:
     spec = load_recipe(RECIPE).model
     torch.manual_seed(0)
     model: PreTrainedModel = transformers_class(FAMILIES[spec.family].model)(stock_config(spec, plan.num_layers, UNITS))
-    initialise_for_width(model)
+    initialise(model)
     folded = fold(model, plan)
     folded.train()
     return folded

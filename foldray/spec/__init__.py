@@ -34,8 +34,9 @@ NOT_HASHED = ("about", "storage", "scale", "checkpoint", "corpus", "tracking", "
 RUN = "run:"
 VALIDATION_SPLITS = {"valid", "dev", "validation"}
 
-DEFAULTS_VERSION = 4
-"""Raise it with every change to the default of a field that results depend on, or to the order of an epoch."""
+DEFAULTS_VERSION = 5
+"""Raise it with every change to the default of a field that results depend on, to the weights that training begins
+with, or to the order of an epoch."""
 
 
 class RunSpec(Section):
