@@ -17,7 +17,6 @@ from foldray.families import FAMILIES, Family, family_of, transformers_class
 from foldray.processor import SUBWORDS_FILE, VOCABULARY_FILE, keep_extractor, read_units, save_processor
 from foldray.spec import ModelSpec
 
-
 BLANK_BIAS = 2.0
 """Of a CTC head that starts at random. Where a head by chance likes the word boundary more than blank, the model learns
 to say that one between labels: a bad optimum that holds it on CTC's plateau for hundreds of steps, as three of five
