@@ -1,5 +1,6 @@
 """Stock checkpoints: written with random weights, or read with a strict report."""
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from foldray.families import FAMILIES, Family, family_of, transformers_class
 from foldray.processor import SUBWORDS_FILE, VOCABULARY_FILE, keep_extractor, read_units, save_processor
 from foldray.spec import ModelSpec
 
-BLANK_BIAS = 2.0
-"""Of a CTC head that starts at random. Where a head by chance likes the word boundary more than blank, the model learns
-to say that one between labels: a bad optimum that holds it on CTC's plateau for hundreds of steps, as three of five
-initial weights did on AN4 (docs/DESIGN.md, Training)."""
+BLANKS = 2 / 3
+"""Share of frames in which a CTC head that starts at random expects blank. Where a head by chance likes the word boundary
+more, the model learns to say that one between labels: a bad optimum that holds it on CTC's plateau for hundreds of
+steps, as three of five initial weights did on AN4 (docs/DESIGN.md, Training)."""
 
 
 def write_random_checkpoint(spec: ModelSpec, num_layers: int, units: Units, seed: int, folder: Path) -> None:
@@ -49,7 +50,7 @@ def initialise(model: PreTrainedModel) -> None:
     if family.kind != "attention":
         head: Any = model.ctc_head if hasattr(model, "ctc_head") else model.lm_head
         with torch.no_grad():
-            head.bias[0] = BLANK_BIAS
+            head.bias[0] = math.log((len(head.bias) - 1) * BLANKS / (1 - BLANKS))
 
 
 def load_stock(
