@@ -19,9 +19,9 @@ from foldray.processor import SUBWORDS_FILE, VOCABULARY_FILE, keep_extractor, re
 from foldray.spec import ModelSpec
 
 BLANKS = 2 / 3
-"""Share of frames in which a CTC head that starts at random expects blank. Where a head by chance likes the word boundary
-more, the model learns to say that one between labels: a bad optimum that holds it on CTC's plateau for hundreds of
-steps, as three of five initial weights did on AN4 (docs/DESIGN.md, Training)."""
+"""Share of frames in which a CTC head that starts at random expects blank. Where a head by chance likes the word
+boundary more, the model learns to say that one between labels: a bad optimum that holds it on CTC's plateau for
+hundreds of steps, as three of five initial weights did on AN4 (docs/DESIGN.md, Training)."""
 
 
 def write_random_checkpoint(spec: ModelSpec, num_layers: int, units: Units, seed: int, folder: Path) -> None:
