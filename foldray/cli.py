@@ -381,6 +381,46 @@ def _figure(value: Any) -> str:
     return f"{value / 2**20:,.0f} MiB" if abs(value) >= 2**22 else f"{value:,.3f}"
 
 
+@app.command()
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe whose model, corpus and workers are checked too.")
+    ] = None,
+    overrides: Overrides = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store", help="The store: a folder or s3://bucket/prefix; default: the recipe's, $FOLDRAY_STORE."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check packages, Ray, every node's devices, storage and audio decoding; say what to mend. Exits 1 if anything is.
+
+    Example: foldray doctor an4 corpus.path=/data/an4 storage.root=s3://bucket/store
+    """
+    from foldray.doctor import examine
+    from foldray.spec import StorageSpec
+
+    spec = load_recipe(recipe, overrides) if recipe else None
+    root = store or (spec.storage if spec else StorageSpec()).root
+    checks = []
+    with counting("looking") as on_progress:
+        for check in examine(spec, root):
+            checks.append(check)
+            on_progress(len(checks), len(checks) + 1)
+    if as_json:
+        emit({"ok": all(check.ok for check in checks), "checks": [vars(check) for check in checks]})
+    else:
+        rows = [[check.name, check.where, "ok" if check.ok else "MEND", check.found] for check in checks]
+        print_table("", ["check", "node", "", "found"], rows)
+        for check in checks:
+            if not check.ok:
+                say(f"{check.name}{f' on {check.where}' if check.where else ''}: {check.mend}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits 0 when done, 2 for wrong input (one line on stderr), 1 for anything else."""
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -178,6 +178,12 @@ def test_every_stage_as_a_job(head: Head, s3_server: "S3Server", s3_store: str, 
     assert {"foldray", "pipelines", "pyproject.toml"} < {entry.name for entry in package.iterdir()}
     assert not any((package / name).exists() for name in (".venv", "foldray-store"))
 
+    seen = {tuple(line.split()[:2]): line for line in head.logs(head.submit("pipelines.doctor", *recipe, keys=keys))}
+    (node,) = (where for name, where in seen if name == "devices")
+    assert "ok" in seen["audio", node]
+    assert f"{s3_store}: 1 MiB written" in seen["storage", node]
+    assert storage.list_files(s3_store) == []
+
     prepared = head.submit("pipelines.prepare", *recipe, keys=keys)
     assert any(line.startswith("prepared  47 of 47 utterances") for line in head.logs(prepared))
 
