@@ -313,11 +313,12 @@ def export(
         typer.Option(
             "--format",
             help="seed: the fold, which stock transformers opens as its shallowest depth; unrolled: one depth as a "
-            "stock model (the hybrid conformer's class is foldray's own); int8: the fold, one byte a weight.",
+            "stock model (the hybrid conformer's class is foldray's own); onnx: the CTC logits of one depth; int8: the "
+            "fold, one byte a weight.",
         ),
     ],
     out: Annotated[str, typer.Option("-o", "--out", help="A new folder, or s3://bucket/prefix.")],
-    depth: Annotated[int | None, typer.Option(help="Which depth to unroll; default: the deepest.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Which depth, of unrolled and onnx; default: the deepest.")] = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:

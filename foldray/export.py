@@ -1,5 +1,6 @@
-"""Models to deploy: a fold as it is, one depth of it as a stock model, or the fold with weights of one byte."""
+"""Models to deploy: a fold as it is or with weights of one byte, or one depth of it as a stock or an ONNX model."""
 
+import importlib.util
 import json
 import tempfile
 from pathlib import Path
@@ -14,31 +15,35 @@ from foldray.folding.private import PRIVATE_FILE
 from foldray.folding.quantization import to_int8
 from foldray.model_folder import INT8_FILE, STOCK_FILE, load_model, save_model, stored_precision
 from foldray.models import stack_of, unroll
+from foldray.onnx import ONNX_FILE, write_onnx
 from foldray.plan import FOLD_FILE
 from foldray.processor import has_units, read_units, save_processor
 
-FORMATS = ("seed", "unrolled", "int8")
+FORMATS = ("seed", "unrolled", "onnx", "int8")
+ONE_DEPTH = ("unrolled", "onnx")
 
 
 def export_model(model: str, store: str, kind: str, out: str, depth: int | None = None) -> dict[str, Any]:
     """Write a model into a new folder (or bucket prefix): `model`, `format`, `depths`, `files`, and their `bytes`.
 
     seed: the fold, which stock transformers opens as its shallowest depth. unrolled: one depth, the deepest by
-    default, as a stock model. int8: the fold, matrices and convolutions as one byte a weight. `export.json` says which
-    training it came from. Raises UserError for a folder that holds something else, or a depth that has no path or no
-    say.
+    default, as a stock model. onnx: the CTC logits of one depth (see `foldray.onnx`). int8: the fold, matrices and
+    convolutions as one byte a weight. `export.json` says which training it came from. Raises UserError for a folder
+    that holds something else, or a depth that has no path or no say.
     """
     if kind not in FORMATS:
         raise UserError("--format", f"'{kind}' is none of {', '.join(FORMATS)}")
-    if depth is not None and kind != "unrolled":
-        raise UserError("--depth", f"{kind} holds every depth; leave it out, or take --format unrolled")
+    if depth is not None and kind not in ONE_DEPTH:
+        raise UserError("--depth", f"{kind} holds every depth; leave it out, or take --format unrolled or onnx")
+    if kind == "onnx" and (missing := [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]):
+        raise UserError("--format", f"onnx needs {' and '.join(missing)}: pip install 'foldray[onnx]'")
     place = storage.absolute(out)
     if storage.exists(place) and not storage.is_folder(place):
         raise UserError("--out", f"{out} is a file; name a new folder")
     found = find_model(model, store)
     if kind == "int8" and stored_precision(found.uri) == "int8":
         raise UserError(model, "has weights of one byte already")
-    mark = "config.json" if kind == "unrolled" else FOLD_FILE
+    mark = "config.json" if kind in ONE_DEPTH else FOLD_FILE
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         depths = _write(found, folder, kind, depth)
@@ -59,10 +64,14 @@ def _write(found: FoundModel, folder: Path, kind: str, depth: int | None) -> lis
     folded = load_model(found.uri)
     units = read_units(found.uri) if has_units(found.uri) else None
     plan = stack_of(folded).plan
-    if kind == "unrolled":
+    if kind in ONE_DEPTH:
         depths = [plan.depths[-1] if depth is None else depth]
         stock = unroll(folded, depths[0])
-        stock.save_pretrained(folder)
+        if kind == "onnx":
+            write_onnx(stock, folder / ONNX_FILE)
+            stock.config.save_pretrained(folder)
+        else:
+            stock.save_pretrained(folder)
         if units:
             save_processor(stock, units, folder)
     else:

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from foldray import FoldPlan, fold, load_model, unroll
+from foldray import FoldPlan, UserError, fold, load_model, unroll
 from foldray.export import export_model
 from foldray.families import FAMILIES, transformers_class
 from foldray.folding.account import count_bytes
@@ -87,6 +88,40 @@ def test_each_export_says_what_the_fold_says(name: str, private: str, tmp_path: 
         assert torch.equal(run(stock_model(name, tmp_path / "again-unrolled"), inputs), last)
         assert torch.equal(run(stock_model(name, tmp_path / "again-seed"), inputs), first)
         assert torch.equal(run(unroll(small, 4), inputs), last)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("parakeet", "wav2vec2") else pytest.param(name, marks=pytest.mark.contract) for name in CONFIGS],
+)
+def test_onnx_says_what_the_depth_says(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Other numbers and lengths of utterances than it was made with, one alone among them."""
+    model = folded(name, tmp_path / "fold", "all")
+    if FAMILIES[CONFIGS[name][0]].kind == "attention":
+        with pytest.raises(UserError, match=f"onnx holds CTC logits, and {CONFIGS[name][0]} has none; take unrolled"):
+            export_model(str(tmp_path / "fold"), ".", "onnx", str(tmp_path / "onnx"))
+        return
+    for depth in (2, 4) if name == "parakeet" else (4,):
+        told = export_model(str(tmp_path / "fold"), ".", "onnx", str(tmp_path / f"onnx-{depth}"), depth)
+        assert told["depths"] == [depth]
+        assert {"model.onnx", "config.json", "export.json"} < set(told["files"])
+        assert not any(file.endswith(".safetensors") for file in told["files"])
+        session = onnxruntime.InferenceSession(tmp_path / f"onnx-{depth}" / "model.onnx")
+        for waveforms in ([noise(1.0)], [noise(1.9), noise(0.6, 1), noise(1.2, 2)]):
+            inputs = inputs_for(model, waveforms)
+            with torch.no_grad():
+                output = unroll(model, depth)(**inputs)
+            logits_BTV = output.ctc_logits if "ctc_logits" in output else output.logits
+            given = {each.name: inputs[each.name].numpy() for each in session.get_inputs()}
+            (said_BTV,) = session.run(["logits"], given)
+            torch.testing.assert_close(torch.from_numpy(said_BTV), logits_BTV, rtol=1e-4, atol=1e-5)
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_onnx_without_what_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(UserError, match=r"onnx needs onnxscript: pip install 'foldray\[onnx\]'"):
+        export_model(str(tmp_path), ".", "onnx", str(tmp_path / "onnx"))
 
 
 def test_one_byte_a_weight_is_off_by_half_a_step_and_as_large_as_counted() -> None:
