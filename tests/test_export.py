@@ -90,9 +90,11 @@ def test_each_export_says_what_the_fold_says(name: str, private: str, tmp_path: 
         assert torch.equal(run(unroll(small, 4), inputs), last)
 
 
+ONE_EACH = {family: name for name, (family, _) in reversed(CONFIGS.items())}
+
+
 @pytest.mark.parametrize(
-    "name",
-    [name if name in ("parakeet", "wav2vec2") else pytest.param(name, marks=pytest.mark.contract) for name in CONFIGS],
+    "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.contract) for name in ONE_EACH.values()]
 )
 def test_onnx_says_what_the_depth_says(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Other numbers and lengths of utterances than it was made with, one alone among them."""
@@ -101,7 +103,7 @@ def test_onnx_says_what_the_depth_says(name: str, tmp_path: Path, capfd: pytest.
         with pytest.raises(UserError, match=f"onnx holds CTC logits, and {CONFIGS[name][0]} has none; take unrolled"):
             export_model(str(tmp_path / "fold"), ".", "onnx", str(tmp_path / "onnx"))
         return
-    for depth in (2, 4) if name == "parakeet" else (4,):
+    for depth in (2, 4) if name == "parakeet" else (2,):  # the exporter takes seconds a block
         told = export_model(str(tmp_path / "fold"), ".", "onnx", str(tmp_path / f"onnx-{depth}"), depth)
         assert told["depths"] == [depth]
         assert {"model.onnx", "config.json", "export.json"} < set(told["files"])
