@@ -390,9 +390,7 @@ def doctor(
     overrides: Overrides = None,
     store: Annotated[
         str | None,
-        typer.Option(
-            "--store", help="The store: a folder or s3://bucket/prefix; default: the recipe's, $FOLDRAY_STORE."
-        ),
+        typer.Option("--store", help="The store, without a recipe; default: $FOLDRAY_STORE or ./foldray-store."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -401,10 +399,11 @@ def doctor(
     Example: foldray doctor an4 corpus.path=/data/an4 storage.root=s3://bucket/store
     """
     from foldray.doctor import examine
-    from foldray.spec import StorageSpec
 
+    if recipe and store:
+        raise UserError("--store", "a recipe has a store of its own; say storage.root=… instead")
     spec = load_recipe(recipe, overrides) if recipe else None
-    root = store or (spec.storage if spec else StorageSpec()).root
+    root = store or (spec.storage.root if spec else os.environ.get("FOLDRAY_STORE", DEFAULT_STORE))
     checks = []
     with counting("looking") as on_progress:
         for check in examine(spec, root):

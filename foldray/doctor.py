@@ -10,9 +10,12 @@ import re
 import shutil
 import socket
 import time
+import tomllib
 import uuid
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +24,18 @@ from foldray import storage
 from foldray.errors import UserError, one_line
 from foldray.session import start_ray
 from foldray.spec import BUILTIN_CORPUS, SAMPLE_RATE, RunSpec
+from foldray.spec.section import without_secret
 
 NODE_SECONDS = 120.0
 """How long a node may take to look at itself; starting a worker process there is most of it."""
+STORE_SECONDS = "5"
+"""Somebody waits in front of the screen: a store that does not answer for so long is one to mend."""
 LEAST_FREE = 2**30
 FORMATS = {"wav": "WAV", "flac": "FLAC", "ogg": "OGG", "mp3": "MP3"}
+ALIKE = ("torch", "torchaudio", "transformers", "ray", "soundfile", "pyarrow")
+"""Packages whose versions every node must share with the driver."""
+RAYS_OWN = re.compile(r"memory|_group_|:")
+"""Names of resources that nobody asks for: memory, addresses, and what is set aside for a running job."""
 
 
 @dataclass(frozen=True)
@@ -42,31 +52,57 @@ class Check:
 def examine(spec: RunSpec | None, root: str) -> Iterator[Check]:
     """Look at everything that a run needs, one check at a time; a recipe adds what it asks for.
 
-    root: the store, which every node must be able to write and to see alike.
+    root: the store, which every node must be able to write and to see alike. Raises UserError where it bears a secret.
     """
-    # Somebody waits in front of the screen: a store that does not answer is one to mend.
-    os.environ.setdefault("FOLDRAY_STORAGE_RETRY_SECONDS", "5")
-    yield _packages()
-    root = storage.absolute(root)
-    mark = storage.join(root, f".foldray-doctor-{uuid.uuid4().hex}")
     try:
-        yield _checked("storage", "", lambda: _storage(root, mark, first=True), "another storage.root, or its rights")
-        yield from _nodes(spec, root, mark)
+        root = storage.absolute(without_secret(root))
+    except ValueError as error:
+        raise UserError("--store", str(error)) from None
+    mark = storage.join(root, f".foldray-doctor-{uuid.uuid4().hex}")
+    with _environment(FOLDRAY_STORAGE_RETRY_SECONDS=STORE_SECONDS):
+        yield _packages()
+        try:
+            driver = _checked("storage", "", lambda: _leave_mark(root, mark), "choose another storage.root")
+            yield driver
+            yield from _nodes(spec, root, mark if driver.ok else None)
+        finally:
+            with contextlib.suppress(Exception):  # what could not be written need not go, and that was said
+                storage.remove(mark)
+        if spec is not None:
+            yield from _recipe(spec)
+
+
+@contextlib.contextmanager
+def _environment(**values: str | None) -> Iterator[None]:
+    """Variables of this process for a while; None: without."""
+    before = {name: os.environ.get(name) for name in values}
+    try:
+        _set(values)
+        yield
     finally:
-        with contextlib.suppress(Exception):  # what could not be written need not go, and that was said
-            storage.remove(mark)
-    if spec is not None:
-        yield from _recipe(spec)
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _checked(name: str, where: str, look: Callable[[], str], mend: str) -> Check:
     """What `look` found; where it raises, what to do: the error's own advice if it is one for users."""
     try:
-        return Check(name, where, True, look())
+        return Check(name, where, True, storage.scrubbed(look()))
     except UserError as error:
-        return Check(name, where, False, "refused", str(error))
+        return Check(name, where, False, "refused", storage.scrubbed(str(error)))
     except Exception as error:
-        return Check(name, where, False, f"{type(error).__name__}: {one_line(error)}", mend)
+        return Check(name, where, False, _said(error), mend)
+
+
+def _said(error: BaseException) -> str:
+    return storage.scrubbed(f"{type(error).__name__}: {one_line(error)}")
 
 
 # --- Packages and the cluster ----------------------------------------------------------------------
@@ -74,61 +110,82 @@ def _checked(name: str, where: str, look: Callable[[], str], mend: str) -> Check
 
 def _packages() -> Check:
     """The versions that were installed, against those that foldray was written for."""
-    from packaging.requirements import Requirement
-
+    there = versions()
+    found = f"Python {platform.python_version()}, " + ", ".join(
+        f"{name} {there[name]}" for name in ("torch", "transformers", "ray")
+    )
     try:
-        requirements = map(Requirement, importlib.metadata.requires("foldray") or ())
-    except importlib.metadata.PackageNotFoundError:
-        # A job that was given this folder: the cluster's own packages serve it.
-        return Check("packages", "", True, f"Python {platform.python_version()}; foldray runs from a folder")
-    needed = [each for each in requirements if each.marker is None or each.marker.evaluate({"extra": ""})]
+        from packaging.requirements import Requirement
+
+        requirements = [Requirement(each) for each in _requirements()]
+    except ImportError:
+        return Check("packages", "", False, found, "pip install packaging")
     wrong = []
-    for each in needed:
-        try:
-            there = importlib.metadata.version(each.name)
-        except importlib.metadata.PackageNotFoundError:
-            there = ""
-        if not each.specifier.contains(there or "0", prereleases=True) or not there:
-            wrong.append(f"{each.name}{each.specifier} ({there or 'missing'})")
-    main = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "ray"))
-    found = f"Python {platform.python_version()}, {main}"
+    for each in requirements:
+        if each.marker is None or each.marker.evaluate({"extra": ""}):
+            version = _version(each.name)
+            if version == MISSING or not each.specifier.contains(version, prereleases=True):
+                wrong.append(f"{each.name}{each.specifier} ({version})")
     if wrong:
-        return Check("packages", "", False, f"{found}; not as needed: {', '.join(wrong)}", "pip install foldray again")
+        return Check("packages", "", False, found, f"install what foldray needs: {', '.join(wrong)}")
     return Check("packages", "", True, found)
 
 
-def _nodes(spec: RunSpec | None, root: str, mark: str) -> Iterator[Check]:
-    """The cluster as a whole, then each node by itself."""
-    from foldray.training.workers import cpus_needed
+def _requirements() -> list[str]:
+    try:
+        return importlib.metadata.requires("foldray") or []
+    except importlib.metadata.PackageNotFoundError:  # a job that was given the folder, on packages of the cluster
+        file = Path(__file__).parents[1] / "pyproject.toml"
+        listed: list[str] = tomllib.loads(file.read_text())["project"]["dependencies"]
+        return listed
 
+
+MISSING = "missing"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return MISSING
+
+
+def versions() -> dict[str, str]:
+    """Those of the packages that must be alike everywhere."""
+    return {name: _version(name) for name in ALIKE}
+
+
+def _nodes(spec: RunSpec | None, root: str, mark: str | None) -> Iterator[Check]:
+    """The cluster as a whole, then each node by itself."""
     address = os.environ.get("RAY_ADDRESS")
     try:
         _knock(address)
-        ray = start_ray(cpus_needed(spec) if spec else 1)
+        ray = start_ray(max(1.0, _workers_need(spec).get("CPU", 0.0)) if spec else 1)
         nodes = [node for node in ray.nodes() if node["Alive"]]
     except Exception as error:
-        mend = (
-            f"start a cluster at RAY_ADDRESS={address} (`ray start --head`), or unset that to use this machine alone"
-            if address
-            else "this machine can't start Ray: look at the newest folder under /tmp/ray for why"
-        )
-        yield Check("ray", "", False, f"{type(error).__name__}: {one_line(error)}", mend)
+        mend = "Ray does not start here: see `packages` above, or the newest folder under /tmp/ray for why"
+        if address:
+            mend = (
+                f"start a cluster (`ray start --head`) at RAY_ADDRESS={storage.scrubbed(address)}, or unset that to "
+                "use this machine alone"
+            )
+        yield Check("ray", "", False, _said(error), mend)
         return
-    yield _cluster(spec, ray, len(nodes), address)
+    yield cluster_check(spec, ray.__version__, [node["Resources"] for node in nodes], address)
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # A process of its own each, which looks at devices that Ray gave it none of.
-    look = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(look_at_node)
+    corpus = spec.corpus.path if spec and spec.corpus.path != BUILTIN_CORPUS else None
+    # A process of its own each, since it changes its environment.
+    look = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(_look_from_task)
     tasks = {
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            root, mark, node["Resources"].get("GPU", 0)
+            root, mark, node["Resources"].get("GPU", 0), versions(), corpus
         ): f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         for node in nodes
     }
-    waited, waiting = time.monotonic(), list(tasks)
+    until, waiting = time.monotonic() + NODE_SECONDS, list(tasks)
     while waiting:
-        left = NODE_SECONDS - (time.monotonic() - waited)
-        done, waiting = ray.wait(waiting, timeout=max(left, 0.0))
+        done, waiting = ray.wait(waiting, timeout=max(until - time.monotonic(), 0.0))
         if not done:
             break
         for task in done:
@@ -136,9 +193,10 @@ def _nodes(spec: RunSpec | None, root: str, mark: str) -> Iterator[Check]:
                 yield from (Check(where=tasks[task], **found) for found in ray.get(task))
             except Exception as error:
                 mend = "give this node the same Python and packages as the others, and foldray (`--working-dir .`)"
-                yield Check("node", tasks[task], False, one_line(getattr(error, "cause", None) or error), mend)
+                yield Check("node", tasks[task], False, _said(getattr(error, "cause", None) or error), mend)
     for task in waiting:
-        mend = "its raylet starts no worker: look at its memory and /tmp/ray/session_latest/logs"
+        ray.cancel(task, force=True)
+        mend = "its raylet starts no worker, or its store hangs: look at its memory and /tmp/ray/session_latest/logs"
         yield Check("node", tasks[task], False, f"no answer in {NODE_SECONDS:g} s", mend)
 
 
@@ -148,46 +206,91 @@ def _knock(address: str | None) -> None:
         socket.create_connection((place[1], int(place[2])), timeout=5).close()
 
 
-def _cluster(spec: RunSpec | None, ray: Any, count: int, address: str | None) -> Check:
-    """Whether all that a recipe asks for is there at all; what others use of it right now is not counted."""
-    there = ray.cluster_resources()
-    joined = f"the cluster at {address}" if address else "this machine alone (RAY_ADDRESS names a cluster)"
-    found = f"Ray {ray.__version__}, {joined}: {count} node{'s' * (count > 1)}, {_amounts(there)}"
+def _workers_need(spec: RunSpec) -> dict[str, float]:
+    """Resources of all of a recipe's workers, the least number of them."""
+    return {name: amount * spec.scale.least_workers for name, amount in _worker_needs(spec).items()}
+
+
+def _worker_needs(spec: RunSpec) -> dict[str, float]:
+    default = {"CPU": 1.0, **({"GPU": 1.0} if spec.scale.use_gpu else {})}
+    return {**default, **spec.scale.resources_per_worker}
+
+
+def cluster_check(spec: RunSpec | None, version: str, nodes: list[dict[str, float]], address: str | None) -> Check:
+    """Whether all that a recipe asks for is there; what others use of it right now is not counted.
+
+    nodes: the resources of each.
+    """
+    there: Counter[str] = Counter()
+    for node in nodes:
+        there.update({name: amount for name, amount in node.items() if not RAYS_OWN.search(name)})
+    joined = f"the cluster at {storage.scrubbed(address)}" if address else "this machine alone"
+    found = f"Ray {version}, {joined}: {len(nodes)} node{'s' * (len(nodes) != 1)}, {_amounts(there)}"
     if spec is None:
         return Check("ray", "", True, found)
-    scale = spec.scale
-    each = {"CPU": 1.0, **scale.resources_per_worker} | ({"GPU": 1.0} if scale.use_gpu else {})
-    needed = {name: amount * scale.least_workers for name, amount in each.items()}
-    short = {name: amount for name, amount in needed.items() if there.get(name, 0) < amount}
-    if short:
-        asked = f"{scale.least_workers} workers ask for {_amounts(needed)}"
-        mend = f"{asked}; add nodes, or change scale.workers, scale.use_gpu or scale.resources_per_worker"
+    needed = Counter(_workers_need(spec))
+    needed.update(spec.scale.validation_resources)
+    asked = f"{spec.scale.least_workers} workers and validation take {_amounts(needed)}"
+    mend = f"{asked}; add nodes, or change scale.workers, scale.use_gpu or scale.resources_per_worker"
+    if any(there[name] < amount for name, amount in needed.items()):
         return Check("ray", "", False, found, mend)
-    return Check("ray", "", True, f"{found}; {scale.least_workers} workers fit")
+    each = _worker_needs(spec)
+    if not any(all(node.get(name, 0) >= amount for name, amount in each.items()) for node in nodes):
+        return Check("ray", "", False, found, f"no single node has what one worker takes, {_amounts(each)}; {mend}")
+    return Check("ray", "", True, f"{found}; {asked}")
 
 
-def _amounts(resources: dict[str, float]) -> str:
-    named = {name: amount for name, amount in sorted(resources.items()) if not RAYS_OWN.search(name)}
-    return ", ".join(f"{amount:g} {name}" for name, amount in named.items()) or "nothing"
-
-
-RAYS_OWN = re.compile(r"memory|bundle_group|_group_|:")
-"""Names of resources that nobody asks for by name: memory, addresses, and what is set aside for a running job."""
+def _amounts(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items())) or "nothing"
 
 
 # --- One node --------------------------------------------------------------------------------------
 
 
-def look_at_node(root: str, mark: str, gpus: float) -> list[dict[str, Any]]:
-    """What a process on a node finds there: devices, bfloat16, the store, audio; `Check`s without `where`."""
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    os.environ.setdefault("FOLDRAY_STORAGE_RETRY_SECONDS", "5")
-    checks = [
-        _checked("devices", "", lambda: _devices(gpus), "a driver and a torch for the same CUDA, or no GPUs for Ray"),
-        _checked("storage", "", lambda: _storage(root, mark, first=False), "its network, rights or AWS_… variables"),
-        _checked("audio", "", _audio, "pip install soundfile again: its wheel brings libsndfile along"),
-    ]
+def _look_from_task(
+    root: str, mark: str | None, gpus: float, driver: dict[str, str], corpus: str | None
+) -> list[dict[str, Any]]:
+    # It was given no GPU, since one in use would keep it waiting; it looks at them all the same.
+    with _environment(CUDA_VISIBLE_DEVICES=None, FOLDRAY_STORAGE_RETRY_SECONDS=STORE_SECONDS):
+        return look_at_node(root, mark, gpus, driver, corpus)
+
+
+def look_at_node(
+    root: str, mark: str | None, gpus: float, driver: dict[str, str], corpus: str | None
+) -> list[dict[str, Any]]:
+    """What a process on a node finds there; `Check`s without `where`.
+
+    mark: a file that the driver left in the store; gpus: how many Ray counts here; driver: the versions of its
+    packages; corpus: a folder or prefix that preparation reads, from every node.
+    """
+    looks: dict[str, tuple[Callable[[], str], str]] = {
+        "packages": (lambda: _alike(driver), "give every node the same image or environment"),
+        "devices": (
+            lambda: _devices(gpus),
+            "a driver and a torch for the same CUDA, or fewer GPUs for Ray (--num-gpus)",
+        ),
+        "storage": (lambda: _storage(root, mark), "its network, rights or AWS_… variables"),
+        "audio": (_audio, "pip install soundfile and torchaudio again; the former brings libsndfile along"),
+    }
+    if corpus:
+        looks["corpus"] = (lambda: _see_corpus(corpus), "its network, rights or AWS_… variables")
+    checks = [_checked(name, "", look, mend) for name, (look, mend) in looks.items()]
     return [{name: value for name, value in vars(check).items() if name != "where"} for check in checks]
+
+
+def _alike(driver: dict[str, str]) -> str:
+    here = versions()
+    if others := [
+        f"{name} {here[name]} (the driver has {there})" for name, there in driver.items() if here[name] != there
+    ]:
+        raise RuntimeError(", ".join(others))
+    return "as the driver's"
+
+
+def _see_corpus(corpus: str) -> str:
+    if not storage.is_folder(storage.absolute(corpus)):
+        raise UserError("corpus.path", f"{corpus} is not on this node; use s3:// or a folder that all nodes mount")
+    return f"{corpus} is there"
 
 
 def _devices(gpus: float) -> str:
@@ -219,14 +322,19 @@ def _product_seconds(dtype: Any) -> float:
     return min(times)
 
 
-def _storage(root: str, mark: str, *, first: bool) -> str:
-    """Write, read, list and delete; and see the mark that the first one left: a folder must be shared by all nodes."""
-    storage.check_writable(root, "storage.root")
-    if first:
-        storage.write_bytes(mark, b"foldray doctor")
-    elif not storage.exists(mark):
+def _leave_mark(root: str, mark: str) -> str:
+    """What `_storage` finds, and a file for the nodes to see."""
+    found = _storage(root, None)
+    storage.write_bytes(mark, b"foldray doctor")
+    return found
+
+
+def _storage(root: str, mark: str | None) -> str:
+    """Write, read, list and delete; and see the driver's mark, if there is one: all nodes must share a folder."""
+    if mark and not storage.exists(mark):
         mend = f"{root} is not the folder that the driver writes to; use s3:// or one that all nodes mount"
         raise UserError("storage.root", mend)
+    storage.check_writable(root, "storage.root")
     data = np.random.default_rng().bytes(2**20)
     probe = storage.join(root, f"foldray-doctor-{uuid.uuid4().hex}")
     began = time.perf_counter()
@@ -269,16 +377,22 @@ def _audio() -> str:
 
 
 def _recipe(spec: RunSpec) -> Iterator[Check]:
-    """Whether a recipe's model, corpus and trackers are there; what they say is what training would say."""
-    from foldray.configuration import check_model
-    from foldray.data.corpora import find_corpus
-    from foldray.training.tracking import check_trackers
+    """Whether a recipe's model, corpus and trackers are there, by what `plan` and training ask before they begin."""
 
     def model() -> str:
+        from foldray.configuration import check_model
+        from foldray.costs import plan_costs
+
         check_model(spec.found_model(), spec.fold.plan())
+        plan_costs(spec.found_model(), spec.fold.plan(), 32)  # runs it, on shapes alone
         return f"{spec.model.family} {spec.model.checkpoint or 'from scratch'}"
 
     def corpus() -> str:
+        from foldray.data.augment import Noises
+        from foldray.data.corpora import find_corpus
+
+        if spec.augment.noise_path:
+            Noises(spec.augment.noise_path)
         if spec.corpus.path == BUILTIN_CORPUS:  # found would be made, which takes a minute
             if importlib.util.find_spec("espeakng_loader") is None:
                 raise UserError("corpus.path", "the built-in voices need the extra 'demo': pip install 'foldray[demo]'")
@@ -287,6 +401,8 @@ def _recipe(spec: RunSpec) -> Iterator[Check]:
         return f"{len(found.utterances)} utterances in {found.folder}, read as {found.layout}"
 
     def trackers() -> str:
+        from foldray.training.tracking import check_trackers
+
         check_trackers(spec)
         return ", ".join(spec.tracking) or "none"
 

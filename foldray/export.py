@@ -35,7 +35,7 @@ def export_model(model: str, store: str, kind: str, out: str, depth: int | None 
         raise UserError("--format", f"'{kind}' is none of {', '.join(FORMATS)}")
     if depth is not None and kind not in ONE_DEPTH:
         raise UserError("--depth", f"{kind} holds every depth; leave it out, or take --format unrolled or onnx")
-    if kind == "onnx" and (missing := [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]):
+    if kind == "onnx" and (missing := [name for name in ("onnx", "onnxscript") if not _is_installed(name)]):
         raise UserError("--format", f"onnx needs {' and '.join(missing)}: pip install 'foldray[onnx]'")
     place = storage.absolute(out)
     if storage.exists(place) and not storage.is_folder(place):
@@ -51,6 +51,12 @@ def export_model(model: str, store: str, kind: str, out: str, depth: int | None 
         _check_place(place, out, files.keys() - {mark})
         storage.upload(folder, place, last=mark)
     return {"model": place, "format": kind, "depths": depths, "files": files, "bytes": sum(files.values())}
+
+
+def _is_installed(module: str) -> bool:
+    # A folder of that name, such as an export in the folder we run from, would pass for a package without a file.
+    found = importlib.util.find_spec(module)
+    return found is not None and found.origin is not None
 
 
 def _check_place(place: str, out: str, expected: set[str]) -> None:

@@ -15,8 +15,8 @@ class Private:
     """The parts that every (layer, use) with use > 0 has for itself; use 0 is the seed and has none.
 
     norms: scale and shift of every norm in the block.
-    statistics: mean and variance of every BatchNorm in the block (as arXiv 1812.08928, section 3.2, has
-        them for each width): no parameters, and no part of an untrained depth's error is their mixture.
+    statistics: mean and variance of every BatchNorm in the block, which are no parameters (arXiv
+        1812.08928, section 3.2, has them for each width).
     lora_rank: rank of the low-rank term added to projections (arXiv 2106.09685); 0 for none.
     lora_on: names of the projections, as in the block ("q_proj", "fc1"); empty for all of them.
     film: a scale and, where the projection has a bias, a shift of what each branch adds to the
@@ -26,10 +26,10 @@ class Private:
     """
 
     norms: bool = False
+    statistics: bool = False
     lora_rank: int = 0
     lora_on: tuple[str, ...] = ()
     film: bool = False
-    statistics: bool = False
 
     def __post_init__(self) -> None:
         names = (self.lora_on,) if isinstance(self.lora_on, str) else self.lora_on

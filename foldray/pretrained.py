@@ -19,7 +19,7 @@ from foldray.processor import SUBWORDS_FILE, VOCABULARY_FILE, keep_extractor, re
 from foldray.spec import ModelSpec
 
 BLANKS = 2 / 3
-"""Share of frames in which a CTC head that starts at random expects blank. Where a head by chance likes the word
+"""Share of frames in which the CTC head of a model from scratch expects blank. Where a head by chance likes the word
 boundary more, the model learns to say that one between labels: a bad optimum that holds it on CTC's plateau for
 hundreds of steps, as three of five initial weights did on AN4 (docs/DESIGN.md, Training)."""
 

@@ -1,5 +1,6 @@
 """BatchNorm from scratch: a batch's own statistics at first, moving ones in the end; padding changes nothing."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from foldray.folding.batchnorm import FixedBatchNorm, Renorm, settle
 from foldray.models import stack_of
 from foldray.plan import Private
 from foldray.pretrained import write_random_checkpoint
+from foldray.recipes import load_recipe
 from foldray.seeding import load_folded
 from foldray.spec import ModelSpec, OptimSpec
 from foldray.training import state
@@ -303,6 +305,19 @@ def test_a_deeper_checkpoints_statistics_become_those_of_the_uses(tmp_path: Path
     assert [[float(by.running_mean[0]) for by in norm.holders()] for norm in norms_of(model)] == [
         [0.5, 1], [2.5, 3], [4.5, 5],
     ]  # fmt: skip
+
+
+def test_folds_of_before_there_were_private_statistics_open(tmp_path: Path) -> None:
+    save_model(fold(tiny_model("parakeet"), FoldPlan(3, (3, 6), private=Private(norms=True))), tmp_path)
+    said = json.loads((tmp_path / "fold.json").read_text())
+    assert said["private"].pop("statistics") is False
+    (tmp_path / "fold.json").write_text(json.dumps(said))
+    assert stack_of(load_model(tmp_path)).plan.private == Private(norms=True)
+
+
+def test_statistics_that_would_never_move_are_refused() -> None:
+    with pytest.raises(UserError, match=r"fold.private: statistics of a checkpoint never move"):
+        load_recipe("an4", ["model.checkpoint=./x", "fold.private=statistics"])
 
 
 def test_statistics_need_a_batchnorm() -> None:

@@ -33,12 +33,16 @@ USUAL = ("parakeet", "wav2vec2-stable", "whisper")
 def folded(name: str, folder: Path, private: str = "none") -> Any:
     """A fold in a folder: neither private parts nor biases at zero, generation with a setting of its own."""
     model = tiny_model(name, num_layers=2)
-    parts = Private(norms=True, lora_rank=2, film=True) if private == "all" else Private()
+    normed = any(isinstance(module, torch.nn.BatchNorm1d) for module in model.modules())
+    parts = Private(norms=True, statistics=normed, lora_rank=2, film=True) if private == "all" else Private()
     fold(model, FoldPlan(num_layers=2, depths=(2, 4), private=parts))
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
+        for name_of, buffer in model.named_buffers():
+            if "private" in name_of and "running" in name_of:
+                buffer.add_(0.1 * torch.rand_like(buffer))
     if hasattr(model, "generation_config"):
         model.generation_config.no_repeat_ngram_size = 3
     save_model(model.eval(), folder, UNITS)

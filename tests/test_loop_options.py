@@ -100,7 +100,8 @@ def spawn(jobs: list[TrainJob]) -> None:
 @pytest.mark.parametrize("name", ["parakeet", "wav2vec2-stable"])
 def test_activation_checkpointing_changes_nothing(name: str, prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     config = {"parakeet": ["model.config.dropout=0.1"], "wav2vec2-stable": ["model.config.hidden_dropout=0.1"]}[name]
-    fields = [*config, "fold.private=norms+lora", "fold.lora_rank=4"]
+    private = {"parakeet": "norms+statistics+lora", "wav2vec2-stable": "norms+lora"}[name]
+    fields = [*config, f"fold.private={private}", "fold.lora_rank=4"]
     kept = with_fields(job_for(name, prepared, tmp_path / "kept", steps=3), *fields)
     again = with_fields(
         job_for(name, prepared, tmp_path / "again", steps=3), *fields, "scale.activation_checkpointing=true"
@@ -126,7 +127,7 @@ def test_compiled_blocks_equal_the_others(
     jobs = []
     for name, fields in (("plain", []), ("compiled", ["scale.compile=true"])):
         job = job_for("parakeet", prepared, tmp_path / name, steps=3)
-        jobs.append(with_fields(job, "fold.private=norms+lora", "fold.lora_rank=4", *fields))
+        jobs.append(with_fields(job, "fold.private=norms+statistics+lora", "fold.lora_rank=4", *fields))
         train_model(jobs[-1], Worker())
     assert len(compiled) == jobs[0].spec.fold.num_layers
     assert_same(weights(jobs[0].run), weights(jobs[1].run), tolerance=2e-5)

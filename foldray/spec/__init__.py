@@ -99,6 +99,11 @@ class RunSpec(Section):
             raise ValueError(f"model.seed_layers: {method} needs a model.checkpoint to make the seed of")
         if method == "svd" and not self.fold.private_parts().lora_rank:
             raise ValueError("model.seed_layers: svd puts what the mean leaves out into LoRA; add lora to fold.private")
+        if self.fold.private_parts().statistics and self.model.checkpoint and method != "svd":
+            raise ValueError(
+                "fold.private: statistics of a checkpoint never move, so those of all uses would stay the same; leave "
+                "them out, or take model.seed_layers=svd"
+            )
         return self
 
     @model_validator(mode="after")

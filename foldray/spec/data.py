@@ -121,6 +121,7 @@ class StorageSpec(Section):
 
     root: str = Field(
         default_factory=lambda: os.environ.get("FOLDRAY_STORE", "./foldray-store"),
+        validate_default=True,
         description="The store: a folder or s3://bucket/prefix. Default: $FOLDRAY_STORE or ./foldray-store.",
     )
 

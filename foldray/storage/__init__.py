@@ -20,7 +20,7 @@ from typing import Any
 
 from foldray.errors import UserError, one_line
 from foldray.storage import objects
-from foldray.storage.outages import retrying
+from foldray.storage.outages import retrying, scrubbed
 from foldray.storage.uri import (
     absolute,
     bare,
@@ -37,8 +37,8 @@ from foldray.storage.uri import (
 __all__ = [
     "absolute", "check_writable", "create", "download", "exists", "file_sizes", "filesystem_path", "is_folder",
     "is_known", "is_local", "join", "list_files", "list_folders", "list_tree", "local_folder", "open_file",
-    "read_bytes", "read_json", "read_range", "relative", "remove", "remove_folder", "retrying", "split", "upload",
-    "write_bytes", "write_json",
+    "read_bytes", "read_json", "read_range", "relative", "remove", "remove_folder", "retrying", "scrubbed", "split",
+    "upload", "write_bytes", "write_json",
 ]  # fmt: skip
 
 BLOCK = 2**18
@@ -292,5 +292,6 @@ def check_writable(uri: str, field: str) -> None:
         raise UserError(field, error.problem) from None
     except Exception as error:
         raise UserError(
-            field, f"cannot write to {uri} ({one_line(error)}); choose another location or mend its rights"
+            field,
+            f"cannot write to {bare(uri)} ({scrubbed(one_line(error))}); choose another location or mend its rights",
         ) from None

@@ -74,7 +74,7 @@ def _say_away(error: BaseException, uri: str) -> None:
         known = store in _away
         _away.add(store)
     if not known:
-        reason = re.sub(r':? "https?://[^"]*"', "", _scrubbed(one_line(error)))
+        reason = re.sub(r':? "https?://[^"]*"', "", scrubbed(one_line(error)))
         _log.warning("%s is away (%s); waiting up to %.0f s for it", store, reason, _retry_seconds())
 
 
@@ -154,7 +154,7 @@ def explain(error: BaseException, uri: str) -> UserError | None:
     code = "away" if is_transient(error) else ALIKE.get(code, code)
     if isinstance(error, UserError) or not code or code in GONE:
         return None
-    said = _scrubbed(one_line(error))
+    said = scrubbed(one_line(error))
     if code == "paramvalidationerror" and "bucket" in said.lower():
         code = "invalidbucketname"
     if code == "authorizationheadermalformed":
@@ -201,7 +201,8 @@ def is_transient(error: BaseException) -> bool:
     return code in PASSING or status == 429 or (status >= 500 and status != 501)
 
 
-def _scrubbed(text: str) -> str:
+def scrubbed(text: str) -> str:
+    """A text without the credentials of the environment, and without those in its URLs."""
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
         secret = os.environ.get(name, "")
         if len(secret) >= SHORTEST_SECRET:

@@ -1,5 +1,6 @@
 """What a step trains: which depths run, and the weights of the joint loss's terms."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ class Objective:
             *(["hidden"] if spec.loss.hidden else []),
         ]
         drawn = spec.loss.sampled is not None
-        self.may_skip_parts = drawn and bool(plan.private) and plan.uses() != plan.uses(plan.depths[-1:])
+        parts = bool(dataclasses.replace(plan.private, statistics=False))  # those are no parameters
+        self.may_skip_parts = drawn and parts and plan.uses() != plan.uses(plan.depths[-1:])
 
     def draw_depths(self, epoch: int, epoch_step: int) -> tuple[int, ...]:
         """Seed, deepest, and what is drawn between them (the sandwich of arXiv 1903.05134); the same on every rank."""
