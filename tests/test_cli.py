@@ -219,7 +219,7 @@ def test_training_progress_says_loss_by_depth_speed_and_time_left(
             ["fold.private=lora", "fold.lora_rank=5000"],
             "fold.lora_rank: 5000 is no low rank for any",
         ),
-        (["fold.private=magic"], "fold.private: 'magic' is none of norms, lora, film"),
+        (["fold.private=magic"], "fold.private: 'magic' is none of norms, statistics, lora, film"),
         (["model.config.num_attention_heads=0"], "model.config: no model has this shape: "),
         (["model.config.hidden_act=nope"], "model.config: no model has this shape: KeyError"),
         (["model.config.vocab_size=9"], "model.config.vocab_size: is settled by foldray; leave it out"),

@@ -1,5 +1,6 @@
 """Exports: stock models that equal a depth, and weights of one byte that are worth what they say."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ def test_onnx_says_what_the_depth_says(name: str, tmp_path: Path, capfd: pytest.
 
 
 def test_onnx_without_what_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
+    there = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else there(name))
     with pytest.raises(UserError, match=r"onnx needs onnxscript: pip install 'foldray\[onnx\]'"):
         export_model(str(tmp_path), ".", "onnx", str(tmp_path / "onnx"))
 
@@ -218,7 +220,7 @@ def test_wrong_exports(capsys: pytest.CaptureFixture[str], finished: TrainJob, t
     before = {each: each.read_bytes() for each in Path(full).iterdir()}
     export_model("run", store, "int8", small)
     for arguments, problem in (
-        (["run", "--format", "tflite", "-o", new], "--format: 'tflite' is none of seed, unrolled, int8"),
+        (["run", "--format", "tflite", "-o", new], "--format: 'tflite' is none of seed, unrolled, onnx, int8"),
         (["run", "--format", "seed", "-o", full], f"--out: {full} is not empty; name a new folder"),
         (["run", "--format", "seed", "-o", file], f"--out: {file} is a file; name a new folder"),
         (["run", "--format", "seed", "-o", f"{file}/below"], "--out: "),
