@@ -3,6 +3,7 @@ keys come with the job."""
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -204,7 +205,7 @@ def test_every_stage_as_a_job(head: Head, s3_server: "S3Server", s3_store: str, 
     wait_until(lambda: not trains(head), 120, "the end of its workers")
     said = head.logs(stopped)
     assert any(f", 2 workers, going on from step {step}" in line for line in said)
-    assert any(line.startswith("training   ") and "loss by depth" in line for line in said)
+    assert any(re.match(r"training +\d+%  step \d+  loss by depth  3: ", line) for line in said)
     assert said[-1] == "stopped; run the same command again to go on"
 
     step = newest_step(s3_store)
