@@ -1,6 +1,5 @@
 """Models to deploy: a fold as it is or with weights of one byte, or one depth of it as a stock or an ONNX model."""
 
-import importlib.util
 import json
 import tempfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from foldray import storage
 from foldray.errors import UserError
 from foldray.evaluation.provenance import EXPORT_FILE, FoundModel, find_model, provenance
+from foldray.extras import check_extra
 from foldray.folding.private import PRIVATE_FILE
 from foldray.folding.quantization import to_int8
 from foldray.model_folder import INT8_FILE, STOCK_FILE, load_model, save_model, stored_precision
@@ -35,8 +35,8 @@ def export_model(model: str, store: str, kind: str, out: str, depth: int | None 
         raise UserError("--format", f"'{kind}' is none of {', '.join(FORMATS)}")
     if depth is not None and kind not in ONE_DEPTH:
         raise UserError("--depth", f"{kind} holds every depth; leave it out, or take --format unrolled or onnx")
-    if kind == "onnx" and (missing := [name for name in ("onnx", "onnxscript") if not _is_installed(name)]):
-        raise UserError("--format", f"onnx needs {' and '.join(missing)}: pip install 'foldray[onnx]'")
+    if kind == "onnx":
+        check_extra("onnx", "onnx", "onnxscript", where="--format", what="onnx")
     place = storage.absolute(out)
     if storage.exists(place) and not storage.is_folder(place):
         raise UserError("--out", f"{out} is a file; name a new folder")
@@ -51,12 +51,6 @@ def export_model(model: str, store: str, kind: str, out: str, depth: int | None 
         _check_place(place, out, files.keys() - {mark})
         storage.upload(folder, place, last=mark)
     return {"model": place, "format": kind, "depths": depths, "files": files, "bytes": sum(files.values())}
-
-
-def _is_installed(module: str) -> bool:
-    # A folder of that name, such as an export in the folder we run from, would pass for a package without a file.
-    found = importlib.util.find_spec(module)
-    return found is not None and found.origin is not None
 
 
 def _check_place(place: str, out: str, expected: set[str]) -> None:

@@ -11,7 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from foldray import doctor, storage
-from foldray.doctor import look_at_node, versions
+from foldray.doctor import node as doctor_node
+from foldray.doctor.node import look_at_node, versions
 from foldray.recipes import load_recipe
 from tests.test_cli import call
 from tests.test_jobs import free_port
@@ -32,7 +33,7 @@ def at_node(
 
 
 def test_a_node_that_is_ready(tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "LEAST_FREE", 0)
+    monkeypatch.setattr(doctor_node, "LEAST_FREE", 0)
     around = dict(os.environ)
     found = at_node(tmp_path, mark, corpus=str(tmp_path))
     assert list(found) == ["packages", "devices", "storage", "audio", "corpus"]
@@ -52,7 +53,7 @@ def test_a_node_that_is_not(tmp_path: Path, mark: str, monkeypatch: pytest.Monke
     assert "use s3:// or a folder that all nodes mount" in alone["corpus"]["mend"]
     assert not (tmp_path / "own").exists()
     assert at_node("/proc/x", None)["storage"]["mend"].startswith("storage.root: cannot write to /proc/x")
-    monkeypatch.setattr(doctor, "LEAST_FREE", 2**60)
+    monkeypatch.setattr(doctor_node, "LEAST_FREE", 2**60)
     assert "MiB left; free some" in at_node(tmp_path, mark)["storage"]["mend"]
     (other,) = (
         each for each in look_at_node(str(tmp_path), mark, 0, {"torch": "1.0"}, None) if each["name"] == "packages"
@@ -119,8 +120,8 @@ def test_what_is_wrong_is_said_line_by_line(
 def test_a_package_that_is_missing_is_named_and_the_rest_is_looked_at(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: doctor.MISSING if name == "transformers" else there(name))
+    there = doctor.version
+    monkeypatch.setattr(doctor, "version", lambda name: doctor.MISSING if name == "transformers" else there(name))
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
     code, out, _ = call(capsys, "doctor", "--store", str(tmp_path), "--json")
     packages, store, ray = json.loads(out)["checks"]

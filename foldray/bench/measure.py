@@ -6,10 +6,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.util import find_spec
 from typing import Any
 
-from foldray.errors import UserError
+from foldray.extras import check_extra
 
 SAMPLING_SECONDS = 0.5
 
@@ -17,8 +16,7 @@ SAMPLING_SECONDS = 0.5
 def check_extras(*modules: str) -> None:
     """Raises UserError for a peer that is not installed."""
     for module in modules:
-        if find_spec(module) is None:
-            raise UserError(module, "is not installed, and this benchmark needs it: pip install 'foldray[bench]'")
+        check_extra("bench", module, where=module, what="this benchmark")
 
 
 def hold_to_core(number: int, thread: int = 0) -> None:

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from foldray import storage
 from foldray.errors import UserError, one_line
+from foldray.extras import check_extra
 from foldray.results.metrics import Record
 from foldray.spec import RunSpec
 
@@ -81,16 +81,9 @@ _Inbox = queue.SimpleQueue[Point | bool]
 def check_trackers(spec: RunSpec) -> None:
     """Refuse trackers that are not installed or have no key. Raises UserError."""
     for name in spec.tracking:
-        if not all(map(_is_installed, MODULES[name])):
-            raise UserError("tracking", f"{name} needs the extra '{name}': pip install 'foldray[{name}]'")
+        check_extra(name, *MODULES[name], where="tracking", what=name)
     if "wandb" in spec.tracking:
         _check_wandb_key()
-
-
-def _is_installed(module: str) -> bool:
-    # W&B leaves a folder `wandb` where it runs, which Python would take for a package without a file of its own.
-    found = find_spec(module)
-    return found is not None and found.origin is not None
 
 
 @contextmanager
