@@ -3,8 +3,15 @@
 import logging
 import math
 import os
+import re
+import socket
 import warnings
 from typing import Any
+
+from foldray.errors import UserError, one_line
+from foldray.storage import scrubbed
+
+KNOCK_SECONDS = 5
 
 
 def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> Any:
@@ -13,6 +20,7 @@ def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> Any:
     A local one offers at least `min_cpus`, so that a small machine runs a recipe's workers in turns
     rather than waiting for cores it does not have. state_api: it says what has become of an actor, which takes the
     dashboard (on loopback). Ray Train asks it before it frees the resources of a training whose driver is gone.
+    Raises UserError where no cluster answers, or none starts here.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -24,13 +32,29 @@ def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> Any:
     warnings.filterwarnings("ignore", module="ray")
     if not ray.is_initialized():
         quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if "RAY_ADDRESS" in os.environ:
-            ray.init(**quietly)
+        if address := os.environ.get("RAY_ADDRESS"):
+            _join(ray, address, quietly)
         else:
             # "local", or Ray would join whatever cluster was started last on this machine.
             cpus = max(os.cpu_count() or 1, math.ceil(min_cpus))
-            ray.init(address="local", num_cpus=cpus, include_dashboard=state_api, **quietly)
+            try:
+                ray.init(address="local", num_cpus=cpus, include_dashboard=state_api, **quietly)
+            except Exception as error:
+                mend = "look into /tmp/ray/session_latest/logs, ask `foldray doctor`, or try again when it is less busy"
+                raise UserError("ray", f"does not start on this machine ({one_line(error)}); {mend}") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return ray
+
+
+def _join(ray: Any, address: str, quietly: dict[str, Any]) -> None:
+    try:
+        # Ray itself would ask for minutes, without a word.
+        if place := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address):
+            socket.create_connection((place[1], int(place[2])), timeout=KNOCK_SECONDS).close()
+        ray.init(**quietly)
+    except Exception as error:
+        mend = "start one (`ray start --head`), or unset RAY_ADDRESS to use this machine alone"
+        problem = f"no Ray cluster answers at {scrubbed(address)} ({scrubbed(one_line(error))}); {mend}"
+        raise UserError("RAY_ADDRESS", problem) from error

@@ -15,6 +15,7 @@ from foldray.training.finish import finish_run
 from foldray.training.job import TrainJob, Worker
 from foldray.training.launch import describe_run
 from foldray.training.loop import train_model
+from tests.conftest import free_port
 from tests.test_training import job_for
 
 
@@ -77,6 +78,19 @@ def test_wrong_input(
     assert code == 2
     assert json.loads(out)["where"] == where
     assert problem in json.loads(out)["error"]
+
+
+def test_a_cluster_that_is_not_there_is_one_line(
+    spoken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once; Ray itself would be silent for over five minutes and raise then."""
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    code, out, err = call(capsys, "prepare", "an4", f"corpus.path={spoken}", f"storage.root={tmp_path}", "--json")
+    assert code == 2
+    assert json.loads(out)["where"] == "RAY_ADDRESS"
+    assert err.splitlines()[-1].endswith(
+        "start one (`ray start --head`), or unset RAY_ADDRESS to use this machine alone"
+    )
 
 
 def test_plan_and_recipes_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ from foldray import doctor, storage
 from foldray.doctor import node as doctor_node
 from foldray.doctor.node import look_at_node, versions
 from foldray.recipes import load_recipe
+from tests.conftest import free_port
 from tests.test_cli import call
-from tests.test_jobs import free_port
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_what_is_wrong_is_said_line_by_line(
         ["tracking", "ok"],
     ]  # fmt: skip
     said = [line for line in err.splitlines() if not line.startswith("looking")]
-    assert said[0].startswith(f"ray: start a cluster (`ray start --head`) at RAY_ADDRESS={address}")
+    assert said[0].startswith(f"ray: RAY_ADDRESS: no Ray cluster answers at {address} (")
     assert said[1].startswith("model: model.config: no model has this shape")
     assert said[2].startswith("corpus: corpus.path: /nowhere is no folder")
     assert not any(path.is_file() for path in (tmp_path / "store").rglob("*"))

@@ -33,9 +33,10 @@ from foldray.training.loop import train_model
 from foldray.training.objective import Objective
 from foldray.training.state import build_model
 from foldray.training.validation import validate_checkpoint
+from tests.conftest import free_port
 from tests.test_loop_options import killed_at, with_fields
 from tests.test_pipeline import finish, foldray
-from tests.test_training import FAMILIES, _free_port, job_for
+from tests.test_training import FAMILIES, job_for
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,7 +66,7 @@ def assert_near(ours: list[Record], theirs: list[Record], tolerance: float) -> N
 def on_every_gpu(function: Any, *arguments: Any) -> None:
     """Run `function(worker, *arguments)` in up to two processes that meet over NCCL, each with a GPU."""
     world = min(2, torch.cuda.device_count())
-    address = f"tcp://127.0.0.1:{_free_port()}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     torch.multiprocessing.spawn(_meet, (world, address, function, arguments), nprocs=world)
 
 

@@ -7,7 +7,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from foldray import storage
 from foldray.results.metrics import read_metrics
 from foldray.results.rows import read_rows
 from foldray.training.checkpoint import whole_checkpoints
+from tests.conftest import free_port
 from tests.hosts import WITH_TESTS, wait_until
 from tests.test_pipeline import TINY
 
@@ -116,12 +116,6 @@ class Head:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
         shutil.rmtree(self.temporary, ignore_errors=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def copy_checkout(folder: Path) -> None:

@@ -26,7 +26,8 @@ from foldray.training.loop import Trained, train_model
 from foldray.training.schedule import part_of
 from foldray.training.state import build_model
 from foldray.training.validation import validate_checkpoint
-from tests.test_training import MEASURED, Killed, _free_port, _train_rank, assert_same, job_for, weights
+from tests.conftest import free_port
+from tests.test_training import MEASURED, Killed, _train_rank, assert_same, job_for, weights
 from tests.tiny import CONFIGS, tiny_model
 
 
@@ -93,7 +94,7 @@ def test_fsdp_and_ddp_on_two_ranks_equal_one_process_also_from_each_others_check
 
 
 def spawn(jobs: list[TrainJob]) -> None:
-    address = f"tcp://127.0.0.1:{_free_port()}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     torch.multiprocessing.spawn(_train_rank, args=(jobs, 2, address), nprocs=2)
 
 

@@ -1,6 +1,5 @@
 """Two ranks equal one process for every family: DistributedDataParallel, and FSDP2 with activation checkpointing."""
 
-import socket
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 from foldray import FoldPlan
 from foldray.models import stack_of
 from foldray.plan import Private
+from tests.conftest import free_port
 from tests.test_models import folded, without_dropout
 from tests.tiny import CONFIGS, inputs_for, noise, run
 
@@ -83,7 +83,4 @@ def compare(what: str, ours: Gradients, expected: Gradients) -> None:
 
 
 def test_two_ranks_equal_one_process_in_every_family() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(check_rank, args=(2, f"tcp://127.0.0.1:{port}"), nprocs=2)
+    torch.multiprocessing.spawn(check_rank, args=(2, f"tcp://127.0.0.1:{free_port()}"), nprocs=2)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from foldray.training.job import Stopped, Surroundings, TrainJob, Worker
 from foldray.training.loop import train_model
 from foldray.training.schedule import learning_rate
 from foldray.training.state import build_model
+from tests.conftest import free_port
 from tests.tiny import CONFIGS, run
 
 FAMILIES = ["parakeet", "wav2vec2-bert", "wav2vec2-stable", "hubert-stable", "conformer"]
@@ -167,7 +167,7 @@ def test_two_ranks_equal_one_process(prepared: tuple[str, Manifest], tmp_path: P
             alone, together = (replace(job, spec=_with_parts_between(job.spec)) for job in (alone, together))
         train_model(alone, Worker())
         pairs.append((alone, together))
-    address = f"tcp://127.0.0.1:{_free_port()}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     torch.multiprocessing.spawn(_train_rank, args=([job for _, job in pairs], 2, address), nprocs=2)
     for alone, together in pairs:
         assert_same(weights(alone.run), weights(together.run), tolerance=2e-5)
@@ -198,7 +198,7 @@ def _train_rank(rank: int, jobs: list[TrainJob], world: int, address: str) -> No
 def test_three_ranks_killed_and_resumed_are_bit_equal(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     """The sum of three depends on its order, and so on how gradients lie in what the ranks exchange."""
     whole, cut = (job_for("parakeet", prepared, tmp_path / part, steps=8) for part in ("whole", "cut"))
-    address = f"tcp://127.0.0.1:{_free_port()}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     torch.multiprocessing.spawn(_kill_rank, args=(whole, cut, 3, address), nprocs=3)
     assert_same(weights(whole.run), weights(cut.run))
 
@@ -216,12 +216,6 @@ def _kill_rank(rank: int, whole: TrainJob, cut: TrainJob, world: int, address: s
         train_model(cut, Worker(rank, world), Surroundings(die))
     assert train_model(cut, Worker(rank, world)).resumed_from_step == 3
     torch.distributed.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -5,7 +5,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import socket
 import time
 import tomllib
 import uuid
@@ -100,17 +99,13 @@ def _nodes(spec: RunSpec | None, root: str, mark: str | None) -> Iterator[Check]
     """The cluster as a whole, then each node by itself."""
     address = os.environ.get("RAY_ADDRESS")
     try:
-        _knock(address)
         ray = start_ray(max(1.0, _workers_need(spec).get("CPU", 0.0)) if spec else 1)
         nodes = [node for node in ray.nodes() if node["Alive"]]
-    except Exception as error:
-        mend = "Ray does not start here: see `packages` above, or the newest folder under /tmp/ray for why"
-        if address:
-            mend = (
-                f"start a cluster (`ray start --head`) at RAY_ADDRESS={storage.scrubbed(address)}, or unset that to "
-                "use this machine alone"
-            )
-        yield Check("ray", "", False, said(error), mend)
+    except UserError as error:
+        yield Check("ray", "", False, "refused", str(error))
+        return
+    except ImportError as error:
+        yield Check("ray", "", False, said(error), "install what `packages` asks for")
         return
     yield cluster_check(spec, ray.__version__, [node["Resources"] for node in nodes], address)
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -139,12 +134,6 @@ def _nodes(spec: RunSpec | None, root: str, mark: str | None) -> Iterator[Check]
         ray.cancel(task, force=True)
         mend = "its raylet starts no worker, or its store hangs: look at its memory and /tmp/ray/session_latest/logs"
         yield Check("node", tasks[task], False, f"no answer in {NODE_SECONDS:g} s", mend)
-
-
-def _knock(address: str | None) -> None:
-    """Whether anything listens where the cluster should be; Ray itself would ask for minutes."""
-    if address and (place := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address)):
-        socket.create_connection((place[1], int(place[2])), timeout=5).close()
 
 
 def _workers_need(spec: RunSpec) -> dict[str, float]:
