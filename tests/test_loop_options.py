@@ -61,13 +61,17 @@ def test_fsdp_and_ddp_on_two_ranks_equal_one_process_also_from_each_others_check
         "fsdp-idle": ("parakeet", ["scale.strategy=fsdp", "batch.per_step=1"]),
         "fsdp-private": ("wav2vec2-stable", ["scale.strategy=fsdp", "fold.private=norms+lora", "fold.lora_rank=4"]),
         "fsdp-frozen": ("wav2vec2-stable", ["scale.strategy=fsdp", "optim.freeze_front=true", "optim.ema=0.5"]),
-        "fsdp-again": ("parakeet", ["scale.strategy=fsdp", "scale.activation_checkpointing=true"]),
-        "fsdp-muon": ("parakeet", ["scale.strategy=fsdp", "optim.kind=muon"]),
-        "ddp-muon": ("parakeet", ["optim.kind=muon"]),
-        "ddp-again": ("parakeet", ["scale.activation_checkpointing=true"]),
-        "ddp-ema": ("parakeet", ["optim.ema=0.5"]),
-        "ddp-statistics": ("parakeet", ["fold.private=statistics", "optim.ema=0.5"]),
-        "fsdp-statistics": ("parakeet", ["scale.strategy=fsdp", "fold.private=norms+statistics"]),
+        "fsdp-muon": (
+            "parakeet",
+            [
+                "scale.strategy=fsdp",
+                "scale.activation_checkpointing=true",
+                "optim.kind=muon",
+                "fold.private=statistics",
+            ],
+        ),
+        "ddp-muon": ("parakeet", ["optim.kind=muon", "scale.activation_checkpointing=true"]),
+        "ddp-statistics": ("parakeet", ["fold.private=norms+statistics", "optim.ema=0.5"]),
     }
     alone, together = {}, {}
     for name, (family, fields) in cases.items():
@@ -127,10 +131,13 @@ def test_compiled_blocks_equal_the_others(
     monkeypatch.setattr(nn.Module, "compile", capture)
     jobs = []
     for name, fields in (("plain", []), ("compiled", ["scale.compile=true"])):
-        job = job_for("parakeet", prepared, tmp_path / name, steps=3)
+        # One layer in two uses: each is a graph of its own, and takes a quarter of a minute to capture.
+        job = with_fields(
+            job_for("parakeet", prepared, tmp_path / name, steps=2), "fold.num_layers=1", "fold.depths=[1,2]"
+        )
         jobs.append(with_fields(job, "fold.private=norms+statistics+lora", "fold.lora_rank=4", *fields))
         train_model(jobs[-1], Worker())
-    assert len(compiled) == jobs[0].spec.fold.num_layers
+    assert len(compiled) == 1
     assert_same(weights(jobs[0].run), weights(jobs[1].run), tolerance=2e-5)
 
 
