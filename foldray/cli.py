@@ -67,7 +67,7 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
     num_units = spec.corpus.vocab_size or PLAN_UNITS
     costs = plan_costs(spec.found_model(), spec.fold.plan(), num_units)
     sizes = bytes_at_precisions(spec.found_model(), spec.fold.plan(), num_units)
-    joint = joint_cost(spec.found_model(), spec.fold.plan(), num_units)
+    joint = joint_cost(spec.found_model(), spec.fold.plan(), num_units, spec.loss.sampled)
     deepest = costs[-1]
     saved = 100 * (1 - deepest.params_stored / deepest.params_unrolled)
     if as_json:

@@ -1,6 +1,10 @@
 """What each depth of a model costs, from its configuration alone."""
 
 import copy
+import itertools
+import math
+import random
+import statistics
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -51,13 +55,38 @@ def plan_costs(spec: ModelSpec, plan: FoldPlan, num_units: int) -> list[DepthCos
         raise _no_such_shape(error) from None
 
 
-def joint_cost(spec: ModelSpec, plan: FoldPlan, num_units: int) -> JointCost:
-    """The cost of a training step: what comes before the blocks once, and a prefix that paths share once."""
+def joint_cost(spec: ModelSpec, plan: FoldPlan, num_units: int, sampled: int | None = None) -> JointCost:
+    """The cost of a training step: what comes before the blocks once, and a prefix that paths share once.
+
+    sampled: how many of the depths between seed and deepest a step draws, as `loss.sampled`; its MACs are then those of
+    the mean over all draws (over MOST_DRAWS of them where there are more), its bytes those of the dearest.
+    """
     model = fold_on_meta(spec, plan, num_units)
-    set_depths(model, plan.depths)
     nn.Module.eval(model)
     inputs = _meta_inputs(model)
-    return JointCost(count_macs(model, inputs) / MACS_SECONDS, count_kept_bytes(model, inputs) / MACS_SECONDS)
+    macs, kept = [], []
+    for depths in _draws(plan.depths, sampled):
+        set_depths(model, depths)
+        macs.append(count_macs(model, inputs) / MACS_SECONDS)
+        kept.append(count_kept_bytes(model, inputs) / MACS_SECONDS)
+    return JointCost(statistics.fmean(macs), max(kept))
+
+
+MOST_DRAWS = 20
+"""Each takes up to a second of counting."""
+
+
+def _draws(depths: tuple[int, ...], sampled: int | None) -> list[tuple[int, ...]]:
+    """The sets of depths that a step may run."""
+    between = depths[1:-1]
+    if sampled is None or sampled >= len(between):
+        return [depths]
+    if math.comb(len(between), sampled) <= MOST_DRAWS:
+        draws = [*itertools.combinations(between, sampled)]
+    else:
+        rng = random.Random(0)
+        draws = [tuple(sorted(rng.sample(between, sampled))) for _ in range(MOST_DRAWS)]
+    return [(depths[0], *draw, depths[-1]) for draw in draws]
 
 
 def fold_on_meta(spec: ModelSpec, plan: FoldPlan, num_units: int) -> PreTrainedModel:

@@ -72,6 +72,20 @@ def test_macs_of_a_joint_step_by_hand(order: Any, depths: tuple[int, ...], more:
     assert joint_cost(spec, plan, 9).macs_per_audio_second == pytest.approx(wanted, rel=1e-9)
 
 
+def test_a_step_that_draws_depths_costs_the_mean_of_its_draws() -> None:
+    """And is as large as the dearest of them."""
+    spec = ModelSpec(family="parakeet", config=CONFIGS["parakeet"][1])
+    step = {depths: joint_cost(spec, FoldPlan(3, depths), 9) for depths in ((3, 6), (3, 4, 6), (3, 5, 6), (3, 4, 5, 6))}
+    plan = FoldPlan(3, (3, 4, 5, 6))
+    one, none, all_of_them = (joint_cost(spec, plan, 9, sampled) for sampled in (1, 0, 2))
+    two = (step[3, 4, 6], step[3, 5, 6])
+    assert one.macs_per_audio_second == pytest.approx(sum(each.macs_per_audio_second for each in two) / 2)
+    assert one.kept_bytes_per_audio_second == max(each.kept_bytes_per_audio_second for each in two)
+    assert none == step[3, 6]
+    assert all_of_them == step[3, 4, 5, 6] == joint_cost(spec, plan, 9)
+    assert none.macs_per_audio_second < one.macs_per_audio_second < all_of_them.macs_per_audio_second
+
+
 def test_what_is_kept_for_backward_by_hand() -> None:
     """Linear, ReLU, linear without biases: the input, and the ReLU's output once, though two keep it."""
     model = nn.Sequential(nn.Linear(5, 3, bias=False), nn.ReLU(), nn.Linear(3, 7, bias=False))
