@@ -58,26 +58,35 @@ def plan_costs(spec: ModelSpec, plan: FoldPlan, num_units: int) -> list[DepthCos
 def joint_cost(spec: ModelSpec, plan: FoldPlan, num_units: int, sampled: int | None = None) -> JointCost:
     """The cost of a training step: what comes before the blocks once, and a prefix that paths share once.
 
-    sampled: how many of the depths between seed and deepest a step draws, as `loss.sampled`; its MACs are then those of
-    the mean over all draws (over MOST_DRAWS of them where there are more), its bytes those of the dearest.
+    sampled: how many of the depths between seed and deepest a step draws, as `loss.sampled`; its MACs are then of
+    the mean of all draws, its bytes of the dearest. Two draws are counted, the others by their number of blocks.
     """
     model = fold_on_meta(spec, plan, num_units)
     nn.Module.eval(model)
     inputs = _meta_inputs(model)
-    macs, kept = [], []
-    for depths in _draws(plan.depths, sampled):
+
+    def macs_of(depths: tuple[int, ...]) -> float:
         set_depths(model, depths)
-        macs.append(count_macs(model, inputs) / MACS_SECONDS)
-        kept.append(count_kept_bytes(model, inputs) / MACS_SECONDS)
-    return JointCost(statistics.fmean(macs), max(kept))
+        return count_macs(model, inputs) / MACS_SECONDS
+
+    blocks = {
+        depths: len({path[:end] for path in map(plan.path, depths) for end in range(1, len(path) + 1)})
+        for depths in _draws(plan.depths, sampled)
+    }
+    cheapest, dearest = min(blocks, key=blocks.__getitem__), max(blocks, key=blocks.__getitem__)
+    macs = most = macs_of(dearest)
+    kept = count_kept_bytes(model, inputs) / MACS_SECONDS
+    if fewer := blocks[dearest] - blocks[cheapest]:
+        mean = statistics.fmean(blocks.values())
+        macs = most - (most - macs_of(cheapest)) * (blocks[dearest] - mean) / fewer
+    return JointCost(macs, kept)
 
 
-MOST_DRAWS = 20
-"""Each takes up to a second of counting."""
+MOST_DRAWS = 10_000
 
 
 def _draws(depths: tuple[int, ...], sampled: int | None) -> list[tuple[int, ...]]:
-    """The sets of depths that a step may run."""
+    """The sets of depths that a step may run; MOST_DRAWS of them where there are more."""
     between = depths[1:-1]
     if sampled is None or sampled >= len(between):
         return [depths]
