@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plotly
 import pytest
 
 from foldray.results.comparison import compare_runs
 from foldray.results.metrics import write_metrics
+from foldray.results.plots import depth_figure
 from foldray.results.query import list_rows, pareto
 from foldray.results.report import write_report
 from foldray.results.rows import write_rows
@@ -85,6 +87,20 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def page(store: str) -> str:
     return write_report(store)
+
+
+def test_depths_that_were_not_trained_are_hollow_points_of_their_folds_line(tmp_path: Path) -> None:
+    store, said = str(tmp_path), ["turn on the light"] * 4
+    made = [
+        evaluation("fold-a1", said, 0.5, depth=depth, trained=depth != 4, num_layers=3, created=at(0))
+        for depth in (3, 4, 6)
+    ]
+    write_rows(store, [each[0] for each in made], [h for each in made for h in each[1]])
+    figure = depth_figure({"fold-a1": list_rows(store, [], "depth")[0]}, [], {})
+    assert (figure.data[0].x, figure.data[0].marker.symbol) == ((3, 4, 6), ("circle", "circle-open", "circle"))
+    text = Path(write_report(store)).read_text()
+    assert text.count('"circle-open"') - plotly.offline.get_plotlyjs().count('"circle-open"') == 1
+    assert "open circles: depths that were not trained" in text
 
 
 def test_it_is_one_file_that_needs_no_other(page: str) -> None:

@@ -84,7 +84,8 @@ def pareto_figure(rows: Sequence[Row]) -> go.Figure:
 def depth_figure(
     folds: Mapping[str, Sequence[Row]], baselines: Sequence[Row], marks: Mapping[tuple[str, int], str]
 ) -> go.Figure:
-    """WER by depth: a line for each fold, a point for each model trained by itself; marks: by run and depth."""
+    """WER by depth: a line for each fold, hollow where a depth was not trained, a point for each model trained by
+    itself; marks: by run and depth."""
     figure = go.Figure()
     for run_id, rows in folds.items():
         figure.add_scatter(
@@ -93,6 +94,7 @@ def depth_figure(
             text=[marks.get((run_id, row["depth"]), "") for row in rows],
             customdata=[[row["path"]] for row in rows],
             mode="lines+markers+text",
+            marker={"symbol": ["circle" if row["trained"] else "circle-open" for row in rows], "size": 8},
             textposition="top center",
             name=run_id,
             hovertemplate="depth %{x}: %{y:.2f} % WER %{text}<br>path %{customdata[0]}",

@@ -45,7 +45,8 @@ def _page(store: str, rows: list[Row]) -> str:
     for row in sorted(rows, key=lambda row: int(row["depth"])):
         runs[row["run_id"]].append(row)
     place = rows[-1]["corpus"], rows[-1]["split"]
-    here = {run_id: found for run_id, members in runs.items() if (found := _at(members, place))}
+    scored = {run_id: found for run_id, members in runs.items() if (found := _at(members, place))}
+    here = {run_id: [row for row in members if row["trained"]] or members for run_id, members in scored.items()}
     best = min(
         here, key=lambda run_id: (_is_small(here[run_id]), here[run_id][-1]["kind"] != "fold", here[run_id][-1]["wer"])
     )
@@ -62,7 +63,7 @@ def _page(store: str, rows: list[Row]) -> str:
         for run_id, pairs in against.items()
         for depth, pair in pairs.items()
     }
-    folds = {run_id: rows for run_id, rows in here.items() if rows[0]["kind"] == "fold" and not _is_small(rows)}
+    folds = {run_id: rows for run_id, rows in scored.items() if rows[0]["kind"] == "fold" and not _is_small(rows)}
     alone = [row for members in here.values() for row in members if row["kind"] == "baseline"]
     metrics = {run_id: read_metrics(storage.join(store, "runs", run_id)) for run_id in shown}
     environment = Environment(loader=PackageLoader("foldray.results", "templates"), autoescape=True)
@@ -78,6 +79,7 @@ def _page(store: str, rows: list[Row]) -> str:
         pareto=plots.as_html(plots.pareto_figure([row for members in here.values() for row in members]), "pareto"),
         depths=plots.as_html(plots.depth_figure(folds, alone, marks), "depths"),
         marked=any(marks.values()),
+        untrained=any(not row["trained"] for rows in folds.values() for row in rows),
         searches=[_search(search) for search in read_searches(store)],
         costs=[_cost(run_id, runs[run_id], metrics[run_id]) for run_id in shown],
         left_out=len(runs) - len(shown),
@@ -95,11 +97,10 @@ def _page(store: str, rows: list[Row]) -> str:
 
 
 def _at(rows: Sequence[Row], place: Place) -> list[Row]:
-    """The rows on one test set: of the depths that were trained, where any was, and of the last step scored."""
+    """The rows on one test set, of the last step scored."""
     here = [row for row in rows if (row["corpus"], row["split"]) == place]
     newest = max((row["step"] for row in here), default=0)
-    here = [row for row in here if row["step"] == newest]
-    return [row for row in here if row["trained"]] or here
+    return [row for row in here if row["step"] == newest]
 
 
 def _is_small(rows: list[Row]) -> bool:
