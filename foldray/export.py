@@ -40,10 +40,12 @@ def export_model(model: str, store: str, kind: str, out: str, depth: int | None 
     place = storage.absolute(out)
     if storage.exists(place) and not storage.is_folder(place):
         raise UserError("--out", f"{out} is a file; name a new folder")
+    mark = "config.json" if kind in ONE_DEPTH else FOLD_FILE
+    if storage.list_folders(place) or storage.exists(storage.join(place, mark)):  # before a model is loaded
+        raise _not_empty(out)
     found = find_model(model, store)
     if kind == "int8" and stored_precision(found.uri) == "int8":
         raise UserError(model, "has weights of one byte already")
-    mark = "config.json" if kind in ONE_DEPTH else FOLD_FILE
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         depths = _write(found, folder, kind, depth)
@@ -56,8 +58,12 @@ def export_model(model: str, store: str, kind: str, out: str, depth: int | None 
 def _check_place(place: str, out: str, expected: set[str]) -> None:
     """Refuse a folder with anything but what an export that was cut off left there. Raises UserError."""
     if storage.list_folders(place) or set(storage.list_files(place)) - expected:
-        raise UserError("--out", f"{out} is not empty; name a new folder")
+        raise _not_empty(out)
     storage.check_writable(place, "--out")
+
+
+def _not_empty(out: str) -> UserError:
+    return UserError("--out", f"{out} is not empty; name a new folder")
 
 
 def _write(found: FoundModel, folder: Path, kind: str, depth: int | None) -> list[int]:
