@@ -8,7 +8,7 @@ from foldray import storage
 from foldray.data.corpora import Corpus, find_corpus
 from foldray.data.manifest import MANIFEST_FILE, QUARANTINE_FILE, Manifest, read_index, read_manifest, read_quarantine
 from foldray.errors import UserError, one_line
-from foldray.evaluation.provenance import FoundModel, find_model, read_run_spec, weights_digest
+from foldray.evaluation.provenance import FoundModel, find_model, read_run_spec, trained_by, weights_digest
 from foldray.results.rows import newest_rows, read_rows, write_rows
 from foldray.spec import BUILTIN_CORPUS, SAMPLE_RATE, CorpusSpec, RunSpec
 from foldray.spec_input import override_spec
@@ -241,11 +241,12 @@ def evaluate_stage(
 
 
 def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
-    """The prepared corpus to score on: named, prepared now from a raw one, or the run's own."""
+    """The prepared corpus to score on: named, prepared now from a raw one, or that of the run it came from."""
+    run = trained_by(found)
     if data is None:
-        if found.run is None:
+        if run is None:
             raise UserError("--data", f"say which corpus to score {found.uri} on")
-        return storage.join(found.store, "corpora", storage.read_json(storage.join(found.run, "run.json"))["corpus_id"])
+        return storage.join(found.store, "corpora", storage.read_json(storage.join(run, "run.json"))["corpus_id"])
     if storage.exists(storage.join(storage.absolute(data), "manifest.json")):
         return storage.absolute(data)
     known = storage.join(found.store, "corpora", data)
@@ -254,7 +255,7 @@ def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
     if data != BUILTIN_CORPUS and not storage.is_folder(storage.absolute(data)):
         raise UserError("--data", f"{data} is neither a prepared corpus nor a folder with one")
     # Text must be normalised as the model learned it.
-    like = read_run_spec(found.run).corpus if found.run else CorpusSpec(path=data)
+    like = read_run_spec(run).corpus if run else CorpusSpec(path=data)
     fields = {"path": data, "layout": "auto", "audio_root": None, "splits": (split,), "max_quarantine": 1.0}
     # Scoring compares words, so that it needs no units, and may have no 'train' to learn them from; and it leaves out
     # no text for being long.

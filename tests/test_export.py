@@ -164,6 +164,10 @@ def test_an_int8_model_is_scored_and_its_rows_tell_its_bytes(
         assert (row["precision"], row["step"], row["seed"], row["recipe"]) == ("int8", 3, 0, finished.spec.name)
         assert row["train_seconds"] > 0
         assert row["bytes_stored"] == sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    told = json.loads(call(capsys, "evaluate", str(tmp_path / "small"), *place, "--json")[1])
+    assert {row["corpus"] for row in told["rows"]} == {Path(finished.corpus).name}, "by default that of its run"
+    elsewhere = str(tmp_path / "another")
+    assert call(capsys, "evaluate", str(tmp_path / "small"), "--store", elsewhere)[0] == 2
     code, out, _ = call(capsys, "evaluate", "run", *place, "--json")
     assert {(row["precision"], row["bytes_stored"]) for row in json.loads(out)["rows"]} == {
         ("float32", count_bytes(load_model(str(Path(finished.run, "model")))))

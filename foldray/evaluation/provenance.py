@@ -63,8 +63,7 @@ def provenance(found: FoundModel) -> dict[str, Any]:
             **dict.fromkeys(("alpha", "beta", "train_seconds", "train_audio_seconds"), 0.0),
             **dict.fromkeys(("step", "seed"), 0),
         }
-        file = storage.join(found.uri, EXPORT_FILE)
-        told = storage.read_json(file) if storage.exists(file) else {}
+        told = _told_by_export(found)
         return {name: told.get(name, blank) for name, blank in blanks.items()}
     spec = read_run_spec(run)
     facts = storage.read_json(storage.join(run, "run.json"))
@@ -81,6 +80,20 @@ def provenance(found: FoundModel) -> dict[str, Any]:
         "git_commit": facts["git_commit"],
         "spec_hash": facts["spec_hash"],
     }
+
+
+def _told_by_export(found: FoundModel) -> dict[str, Any]:
+    file = storage.join(found.uri, EXPORT_FILE)
+    told: dict[str, Any] = storage.read_json(file) if storage.exists(file) else {}
+    return told
+
+
+def trained_by(found: FoundModel) -> str | None:
+    """The run that a model, exported or not, came from, where the store has it."""
+    if found.run is not None:
+        return found.run
+    run = storage.join(found.store, "runs", str(_told_by_export(found).get("run_id", "")))
+    return run if storage.exists(storage.join(run, "run.json")) else None
 
 
 def read_run_spec(run: str) -> RunSpec:
