@@ -40,7 +40,7 @@ format: $(VENV)/.dev
 $(VENV)/.%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[$*]"
-	touch $@
+	touch $@ $(if $(filter dev,$*),$(VENV)/.test)  # dev brings what test brings
 
 clean:
 	rm -rf $(VENV) foldray-store
