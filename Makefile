@@ -36,11 +36,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# --no-compile: of 24,000 files most are never imported; those that are get compiled when they are.
+# --no-compile: of 24,000 files most are never imported; those that are get compiled when they are. dev brings test along.
 $(VENV)/.%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[$*]"
-	touch $@ $(if $(filter dev,$*),$(VENV)/.test)  # dev brings what test brings
+	touch $@ $(if $(filter dev,$*),$(VENV)/.test)
 
 clean:
 	rm -rf $(VENV) foldray-store

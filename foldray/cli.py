@@ -89,9 +89,11 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
     print_table("", columns, rows)
     output.print(f"{saved:.1f} % fewer stored parameters than an unshared model of depth {deepest.depth}")
     times = joint.macs_per_audio_second / deepest.macs_per_audio_second
+    mean, most = ("", "") if spec.loss.sampled is None else (" on average", " at most")
     output.print(
-        f"a training step: {joint.macs_per_audio_second / 1e6:,.0f} MMACs/s of audio forward, {times:.2f} times depth "
-        f"{deepest.depth}; keeps {joint.kept_bytes_per_audio_second / 1e6:,.1f} MB/s of audio for backward, in float32"
+        f"a training step{mean}: {joint.macs_per_audio_second / 1e6:,.0f} MMACs/s of audio forward, {times:.2f} times "
+        f"depth {deepest.depth}; keeps{most} {joint.kept_bytes_per_audio_second / 1e6:,.1f} MB/s of audio for "
+        "backward, in float32"
     )
     output.print("stored weights: " + ", ".join(f"{size / 1e6:,.1f} MB as {name}" for name, size in sizes.items()))
 
@@ -182,7 +184,8 @@ def resume(
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run id in the store, a run or checkpoint URI, or a model folder.")],
     data: Annotated[
-        str | None, typer.Option(help="A prepared or raw corpus; default: the one the run was trained on.")
+        str | None,
+        typer.Option(help="A prepared or raw corpus; default: that of its run, if the store has it."),
     ] = None,
     depths: Annotated[
         str | None, typer.Option(help="Depths to score, such as 6,12, trained or not; default: all trained.")

@@ -39,6 +39,8 @@ from foldray.spec import SAMPLE_RATE, ModelSpec
 
 MACS_SECONDS = 10.0
 """Length of the utterance whose MACs are counted; attention's share grows with it, ten seconds is usual."""
+MOST_DRAWS = 10_000
+"""Sets of depths that are looked at for the mean of a training step."""
 TOKENS_PER_SECOND = 3
 """Tokens that a decoder writes for a second of audio, about what read English has in sub-words."""
 
@@ -58,8 +60,9 @@ def plan_costs(spec: ModelSpec, plan: FoldPlan, num_units: int) -> list[DepthCos
 def joint_cost(spec: ModelSpec, plan: FoldPlan, num_units: int, sampled: int | None = None) -> JointCost:
     """The cost of a training step: what comes before the blocks once, and a prefix that paths share once.
 
-    sampled: how many of the depths between seed and deepest a step draws, as `loss.sampled`; its MACs are then of
-    the mean of all draws, its bytes of the dearest. Two draws are counted, the others by their number of blocks.
+    sampled: how many of the depths between seed and deepest a step draws, as `loss.sampled`; its MACs are then the
+    mean of all draws, its bytes those of the dearest (of MOST_DRAWS at random, where there are more). Two draws are
+    counted, the others by their number of blocks.
     """
     model = fold_on_meta(spec, plan, num_units)
     nn.Module.eval(model)
@@ -80,9 +83,6 @@ def joint_cost(spec: ModelSpec, plan: FoldPlan, num_units: int, sampled: int | N
         mean = statistics.fmean(blocks.values())
         macs = most - (most - macs_of(cheapest)) * (blocks[dearest] - mean) / fewer
     return JointCost(macs, kept)
-
-
-MOST_DRAWS = 10_000
 
 
 def _draws(depths: tuple[int, ...], sampled: int | None) -> list[tuple[int, ...]]:

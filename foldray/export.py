@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from foldray import storage
 from foldray.errors import UserError
-from foldray.evaluation.provenance import EXPORT_FILE, FoundModel, find_model, provenance
+from foldray.evaluation.provenance import EXPORT_FILE, FoundModel, find_model, provenance, run_id_of
 from foldray.extras import check_extra
 from foldray.folding.private import PRIVATE_FILE
 from foldray.folding.quantization import to_int8
@@ -41,8 +41,8 @@ def export_model(model: str, store: str, kind: str, out: str, depth: int | None 
     if storage.exists(place) and not storage.is_folder(place):
         raise UserError("--out", f"{out} is a file; name a new folder")
     mark = "config.json" if kind in ONE_DEPTH else FOLD_FILE
-    if storage.list_folders(place) or storage.exists(storage.join(place, mark)):  # before a model is loaded
-        raise _not_empty(out)
+    if storage.list_folders(place) or storage.exists(storage.join(place, mark)) or _exported(place) not in ("", kind):
+        raise _not_empty(out)  # before a model is loaded
     found = find_model(model, store)
     if kind == "int8" and stored_precision(found.uri) == "int8":
         raise UserError(model, "has weights of one byte already")
@@ -60,6 +60,12 @@ def _check_place(place: str, out: str, expected: set[str]) -> None:
     if storage.list_folders(place) or set(storage.list_files(place)) - expected:
         raise _not_empty(out)
     storage.check_writable(place, "--out")
+
+
+def _exported(place: str) -> str:
+    """The format of an export, whole or cut off, that lies there; "" for none."""
+    file = storage.join(place, EXPORT_FILE)
+    return str(storage.read_json(file).get("format")) if storage.exists(file) else ""
 
 
 def _not_empty(out: str) -> UserError:
@@ -85,7 +91,7 @@ def _write(found: FoundModel, folder: Path, kind: str, depth: int | None) -> lis
         save_model(folded, folder, units)
         if kind == "int8":
             _shrink(folder)
-    came_from = {"run_id": found.name, "format": kind, "depths": depths, **provenance(found)}
+    came_from = {"run_id": run_id_of(found), "format": kind, "depths": depths, **provenance(found)}
     (folder / EXPORT_FILE).write_text(json.dumps(came_from, indent=1) + "\n")
     return depths
 

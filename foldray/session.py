@@ -5,13 +5,15 @@ import math
 import os
 import re
 import socket
+import time
 import warnings
 from typing import Any
 
 from foldray.errors import UserError, one_line
 from foldray.storage import scrubbed
 
-KNOCK_SECONDS = 5
+KNOCK_SECONDS = 5.0
+"""How long a cluster that RAY_ADDRESS names may take to listen; Ray itself would ask for minutes, without a word."""
 
 
 def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> Any:
@@ -20,7 +22,7 @@ def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> Any:
     A local one offers at least `min_cpus`, so that a small machine runs a recipe's workers in turns
     rather than waiting for cores it does not have. state_api: it says what has become of an actor, which takes the
     dashboard (on loopback). Ray Train asks it before it frees the resources of a training whose driver is gone.
-    Raises UserError where no cluster answers, or none starts here.
+    Raises UserError where no cluster answers, or it lets nobody in.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -37,11 +39,7 @@ def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> Any:
         else:
             # "local", or Ray would join whatever cluster was started last on this machine.
             cpus = max(os.cpu_count() or 1, math.ceil(min_cpus))
-            try:
-                ray.init(address="local", num_cpus=cpus, include_dashboard=state_api, **quietly)
-            except Exception as error:
-                mend = "look into /tmp/ray/session_latest/logs, ask `foldray doctor`, or try again when it is less busy"
-                raise UserError("ray", f"does not start on this machine ({one_line(error)}); {mend}") from error
+            ray.init(address="local", num_cpus=cpus, include_dashboard=state_api, **quietly)
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -49,12 +47,30 @@ def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> Any:
 
 
 def _join(ray: Any, address: str, quietly: dict[str, Any]) -> None:
+    shown = scrubbed(address)
     try:
-        # Ray itself would ask for minutes, without a word.
-        if place := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address):
-            socket.create_connection((place[1], int(place[2])), timeout=KNOCK_SECONDS).close()
+        _knock(address)
+    except OSError as error:
+        mend = "start one (`ray start --head`), or unset RAY_ADDRESS to use this machine alone"
+        problem = f"no Ray cluster answers at {shown} ({one_line(error)}); {mend}"
+        raise UserError("RAY_ADDRESS", problem) from error
+    try:
         ray.init(**quietly)
     except Exception as error:
-        mend = "start one (`ray start --head`), or unset RAY_ADDRESS to use this machine alone"
-        problem = f"no Ray cluster answers at {scrubbed(address)} ({scrubbed(one_line(error))}); {mend}"
-        raise UserError("RAY_ADDRESS", problem) from error
+        said = scrubbed(one_line(error.__cause__ or error))
+        mend = "give this process the cluster's versions of Ray and Python, and its token"
+        raise UserError("RAY_ADDRESS", f"the cluster at {shown} can't be joined ({said}); {mend}") from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nothing listens, for as long as a cluster that is just starting may take."""
+    place = re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address)
+    until = time.monotonic() + KNOCK_SECONDS
+    while place:
+        try:
+            socket.create_connection((place[1], int(place[2])), timeout=KNOCK_SECONDS).close()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)

@@ -82,6 +82,14 @@ def prepared(spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
 
 
 @pytest.fixture
+def without_ray() -> None:
+    """No Ray of an earlier test is left in this process."""
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture
 def own_corpus(spoken: Path, tmp_path: Path) -> Path:
     """A copy of the spoken corpus that a test may damage."""
     return Path(shutil.copytree(spoken, tmp_path / "voices"))

@@ -80,14 +80,18 @@ def test_wrong_input(
     assert problem in json.loads(out)["error"]
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_cluster_that_is_not_there_is_one_line(
     spoken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once; Ray itself would be silent for over five minutes and raise then."""
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was asked"))
+    monkeypatch.setattr("foldray.session.KNOCK_SECONDS", 0.5)
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
     code, out, err = call(capsys, "prepare", "an4", f"corpus.path={spoken}", f"storage.root={tmp_path}", "--json")
     assert code == 2
-    assert json.loads(out)["where"] == "RAY_ADDRESS"
+    told = json.loads(out)
+    assert (told["where"], told["error"][:26]) == ("RAY_ADDRESS", "no Ray cluster answers at ")
     assert err.splitlines()[-1].endswith(
         "start one (`ray start --head`), or unset RAY_ADDRESS to use this machine alone"
     )

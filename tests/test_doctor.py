@@ -90,6 +90,7 @@ def test_what_workers_take_is_counted(
     assert "memory" not in check.found
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_what_is_wrong_is_said_line_by_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,11 +118,18 @@ def test_what_is_wrong_is_said_line_by_line(
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_package_that_is_missing_is_named_and_the_rest_is_looked_at(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = doctor.version
-    monkeypatch.setattr(doctor, "version", lambda name: doctor.MISSING if name == "transformers" else there(name))
+    there = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "transformers":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return there(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
     code, out, _ = call(capsys, "doctor", "--store", str(tmp_path), "--json")
     packages, store, ray = json.loads(out)["checks"]

@@ -167,7 +167,10 @@ def test_an_int8_model_is_scored_and_its_rows_tell_its_bytes(
     told = json.loads(call(capsys, "evaluate", str(tmp_path / "small"), *place, "--json")[1])
     assert {row["corpus"] for row in told["rows"]} == {Path(finished.corpus).name}, "by default that of its run"
     elsewhere = str(tmp_path / "another")
-    assert call(capsys, "evaluate", str(tmp_path / "small"), "--store", elsewhere)[0] == 2
+    code, _, err = call(capsys, "evaluate", str(tmp_path / "small"), "--store", elsewhere)
+    assert (code, err.startswith("--data: say which corpus")) == (2, True)
+    told = export_model(str(tmp_path / "small"), str(tmp_path / "store"), "seed", str(tmp_path / "again"))
+    assert json.loads(Path(told["model"], "export.json").read_text())["run_id"] == "run", "an export of an export"
     code, out, _ = call(capsys, "evaluate", "run", *place, "--json")
     assert {(row["precision"], row["bytes_stored"]) for row in json.loads(out)["rows"]} == {
         ("float32", count_bytes(load_model(str(Path(finished.run, "model")))))
@@ -238,6 +241,19 @@ def test_wrong_exports(capsys: pytest.CaptureFixture[str], finished: TrainJob, t
         assert err.startswith(problem)
         assert not Path(new).exists()
     assert {each: each.read_bytes() for each in Path(full).iterdir()} == before
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_finished_export_is_refused_before_a_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its files are among those that the new one would write."""
+    out, store = tmp_path / "out", str(tmp_path / "store")
+    export_model("run", store, "unrolled", str(out))
+    before = {each: each.read_bytes() for each in out.iterdir()}
+    monkeypatch.setattr("foldray.export.load_model", lambda _: pytest.fail("a model is loaded"))
+    for kind in ("unrolled", "seed", "onnx", "int8"):
+        with pytest.raises(UserError, match="is not empty; name a new folder"):
+            export_model("run", store, kind, str(out))
+    assert {each: each.read_bytes() for each in out.iterdir()} == before
 
 
 def test_a_fold_without_units_is_exported_without_a_tokenizer(tmp_path: Path) -> None:

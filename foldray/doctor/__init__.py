@@ -104,8 +104,9 @@ def _nodes(spec: RunSpec | None, root: str, mark: str | None) -> Iterator[Check]
     except UserError as error:
         yield Check("ray", "", False, "refused", str(error))
         return
-    except ImportError as error:
-        yield Check("ray", "", False, said(error), "install what `packages` asks for")
+    except Exception as error:
+        mend = "Ray does not start here: see `packages` above, or the newest folder under /tmp/ray for why"
+        yield Check("ray", "", False, said(error), mend)
         return
     yield cluster_check(spec, ray.__version__, [node["Resources"] for node in nodes], address)
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -145,12 +145,16 @@ def _devices(gpus: float) -> str:
     names = {torch.cuda.get_device_name(i) for i in range(there)}
     memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(there)) / 2**30
     native = "with" if torch.cuda.is_bf16_supported(including_emulation=False) else "without"
+    full = []
     for i in range(there):  # a driver too old for this torch says so only when asked to work
         try:
             torch.ones(8, device=f"cuda:{i}").sum().item()
-        except torch.OutOfMemoryError:
-            raise UserError(f"GPU {i}", "has no memory left; end what holds it (`nvidia-smi` names it)") from None
-    return f"{there} x {', '.join(sorted(names))}, {memory:.0f} GiB, {native} bfloat16"
+        except RuntimeError as error:
+            if "out of memory" not in str(error):
+                raise
+            full.append(str(i))  # somebody's training has all of it, which is what it is there for
+    used = f"; just now without free memory: {', '.join(full)}" * bool(full)
+    return f"{there} x {', '.join(sorted(names))}, {memory:.0f} GiB, {native} bfloat16{used}"
 
 
 def _product_seconds(dtype: Any) -> float:

@@ -88,11 +88,16 @@ def _told_by_export(found: FoundModel) -> dict[str, Any]:
     return told
 
 
+def run_id_of(found: FoundModel) -> str:
+    """The run that a model came from, exported or not; the folder's name where nothing says."""
+    return found.name if found.run else str(_told_by_export(found).get("run_id", found.name))
+
+
 def trained_by(found: FoundModel) -> str | None:
-    """The run that a model, exported or not, came from, where the store has it."""
-    if found.run is not None:
+    """The folder of the run that a model, exported or not, came from, where the store has it."""
+    if found.run or EXPORT_FILE not in storage.list_files(found.uri):
         return found.run
-    run = storage.join(found.store, "runs", str(_told_by_export(found).get("run_id", "")))
+    run = storage.join(found.store, "runs", run_id_of(found))
     return run if storage.exists(storage.join(run, "run.json")) else None
 
 

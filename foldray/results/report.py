@@ -87,7 +87,7 @@ def _page(store: str, rows: list[Row]) -> str:
             _section(
                 store,
                 run_id,
-                _paired(runs[run_id], here.get(run_id, []), against.get(run_id, {})),
+                _paired(runs[run_id], scored.get(run_id, []), against.get(run_id, {})),
                 metrics[run_id],
                 said[run_id],
             )

@@ -116,7 +116,7 @@ def _drain(messages: Any, stop: threading.Event, listener: threading.Thread) -> 
 
 def _check_resources(ray: Any, spec: RunSpec) -> None:
     """Refuse what a Ray on this machine alone could never start; a cluster may still grow. Raises UserError."""
-    if "RAY_ADDRESS" in os.environ:
+    if os.environ.get("RAY_ADDRESS"):
         return
     there = ray.cluster_resources()
     validating = spec.scale.validation_resources.get("GPU", 0)

@@ -11,6 +11,7 @@ from foldray import storage
 from foldray.data.layouts.place import Place, file_name, parent
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError, one_line
+from foldray.extras import check_extra
 
 _ENDING = ".jsonl.gz"
 _READABLE = ("file", "url")
@@ -33,10 +34,9 @@ def read_lhotse(uri: str, split: str, place: Place) -> Iterator[Utterance]:
     has the problem unsupported_cut. Of a damaged manifest, what came whole stays, and one utterance
     named after it is unreadable. Raises UserError without lhotse.
     """
-    try:
-        from lhotse.serialization import deserialize_item, load_jsonl
-    except ImportError:
-        raise UserError("corpus.layout", "needs the extra 'lhotse': pip install 'foldray[lhotse]'") from None
+    check_extra("lhotse", "lhotse", where="corpus.layout", what="lhotse")
+    from lhotse.serialization import deserialize_item, load_jsonl
+
     with _local_copy(uri) as path:
         number = 0
         try:
