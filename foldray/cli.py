@@ -265,6 +265,10 @@ app.command()(results)
 @app.command()
 def report(
     store: Annotated[str, typer.Argument(help="The store: a folder or s3://bucket/prefix.")],
+    filters: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILTER]...", help="Rows to report, such as run_id~an4 (as in `results ls`)."),
+    ] = None,
     out: Annotated[str | None, typer.Option("-o", "--out", help="Folder for the page; default: STORE/report.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -274,7 +278,7 @@ def report(
     """
     from foldray.results.report import write_report
 
-    page = write_report(store, out)
+    page = write_report(store, out, filters or ())
     if as_json:
         emit({"report": page})
     else:

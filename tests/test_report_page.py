@@ -11,6 +11,7 @@ import numpy as np
 import plotly
 import pytest
 
+from foldray.errors import UserError
 from foldray.results.comparison import compare_runs
 from foldray.results.metrics import write_metrics
 from foldray.results.plots import depth_figure
@@ -98,6 +99,11 @@ def test_depths_that_were_not_trained_are_hollow_points_of_their_folds_line(tmp_
     write_rows(store, [each[0] for each in made], [h for each in made for h in each[1]])
     figure = depth_figure({"fold-a1": list_rows(store, [], "depth")[0]}, [], {})
     assert (figure.data[0].x, figure.data[0].marker.symbol) == ((3, 4, 6), ("circle", "circle-open", "circle"))
+    with pytest.raises(UserError, match=r"has no results that depth>9 lets through"):
+        write_report(store, filters=["depth>9"])
+    shallow = Path(write_report(store, str(tmp_path / "shallow"), ["depth<4"])).read_text()
+    assert "open circles" not in shallow
+    assert '"fold-a1",6' not in shallow
     text = Path(write_report(store)).read_text()
     assert text.count('"circle-open"') - plotly.offline.get_plotlyjs().count('"circle-open"') == 1
     assert "open circles: depths that were not trained" in text

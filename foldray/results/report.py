@@ -25,14 +25,19 @@ SECTIONS = 12
 """Runs that get a section of their own, the newest; the plots and the cost table hold all."""
 
 
-def write_report(store: str, out: str | None = None) -> str:
+def write_report(store: str, out: str | None = None, filters: Sequence[str] = ()) -> str:
     """Write `index.html` to a folder or URI (default: the store's `report`). Returns where it is.
 
-    Raises UserError for a store without results.
+    filters: of the rows that the page is made of, as `list_rows` takes them. Raises UserError for a store without
+    results, or without any that the filters let through.
     """
-    rows = [] if not storage.is_folder(storage.absolute(store)) else list_rows(store, ["decoding=ctc"], "created")[0]
+    there = storage.is_folder(storage.absolute(store))
+    rows = list_rows(store, ["decoding=ctc", *filters], "created")[0] if there else []
     if not rows:
-        raise UserError(store, "has no results to report; `foldray run quickstart` makes some")
+        without = (
+            f"that {' '.join(filters)} lets through" if filters else "to report; `foldray run quickstart` makes some"
+        )
+        raise UserError(store, f"has no results {without}")
     target = storage.join(
         storage.absolute(out) if out else storage.join(storage.absolute(store), "report"), "index.html"
     )
