@@ -72,7 +72,7 @@ def test_macs_of_a_joint_step_by_hand(order: Any, depths: tuple[int, ...], more:
     assert joint_cost(spec, plan, 9).macs_per_audio_second == pytest.approx(wanted, rel=1e-9)
 
 
-def test_a_step_that_draws_depths_costs_the_mean_of_its_draws() -> None:
+def test_a_step_that_draws_depths_costs_the_mean_of_its_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """And is as large as the dearest of them."""
     spec = ModelSpec(family="parakeet", config=CONFIGS["parakeet"][1])
 
@@ -86,8 +86,11 @@ def test_a_step_that_draws_depths_costs_the_mean_of_its_draws() -> None:
     assert len({each.macs_per_audio_second for each in draws}) > 1
     assert none == cost(3, 8)
     assert cost(3, 4, 5, 7, 8, sampled=3) == cost(3, 4, 5, 7, 8)
-    thousands = joint_cost(spec, FoldPlan(3, tuple(range(3, 24))), 9, 8).macs_per_audio_second
-    assert cost(3, 23).macs_per_audio_second < thousands < cost(*range(3, 24)).macs_per_audio_second
+    # Where there are too many it looks at some, here at two of the three.
+    monkeypatch.setattr("foldray.costs.MOST_DRAWS", 2)
+    pairs = [(one.macs_per_audio_second + other.macs_per_audio_second) / 2 for one in draws for other in draws]
+    some = cost(3, 4, 5, 7, 8, sampled=2).macs_per_audio_second
+    assert any(some == pytest.approx(mean, rel=1e-9) for mean in pairs)
 
 
 def test_what_is_kept_for_backward_by_hand() -> None:
