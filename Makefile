@@ -36,10 +36,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# --no-compile: of 24,000 files most are never imported; those that are get compiled when they are. dev brings test along.
+# dev brings test along. Not with --no-compile: where PYTHONDONTWRITEBYTECODE is set, every process would compile again.
 $(VENV)/.%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[$*]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
 	touch $@ $(if $(filter dev,$*),$(VENV)/.test)
 
 clean:
