@@ -199,7 +199,7 @@ def evaluate(
 
     Example: foldray evaluate an4-1a2b3c4d5e --data ./my-corpus --depths 6,12
     """
-    from foldray.stages import evaluate_stage
+    from foldray.scoring import evaluate_stage
 
     scored = evaluate_stage(model, store, data, _depths(depths), split, decoding)
     if as_json:
@@ -222,7 +222,7 @@ def run(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> N
     Example: foldray run quickstart
     """
     from foldray.results.report import write_report
-    from foldray.stages import run_stage
+    from foldray.scoring import run_stage
 
     spec = load_recipe(recipe, overrides)
     result = run_stage(spec)
@@ -298,7 +298,7 @@ def transcribe(
 
     Example: foldray transcribe an4-1a2b3c4d5e hello.wav --depth 6
     """
-    from foldray.stages import transcribe_stage
+    from foldray.scoring import transcribe_stage
 
     texts = transcribe_stage(model, store, files, depth, decoding)
     if as_json:

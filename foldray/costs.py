@@ -72,10 +72,7 @@ def joint_cost(spec: ModelSpec, plan: FoldPlan, num_units: int, sampled: int | N
         set_depths(model, depths)
         return count_macs(model, inputs) / MACS_SECONDS
 
-    blocks = {
-        depths: len({path[:end] for path in map(plan.path, depths) for end in range(1, len(path) + 1)})
-        for depths in _draws(plan.depths, sampled)
-    }
+    blocks = {depths: len(plan.prefixes(depths)) for depths in _draws(plan.depths, sampled)}
     cheapest, dearest = min(blocks, key=blocks.__getitem__), max(blocks, key=blocks.__getitem__)
     macs = most = macs_of(dearest)
     kept = count_kept_bytes(model, inputs) / MACS_SECONDS

@@ -144,6 +144,10 @@ class FoldPlan:
         middle = self._unfold(shared, depth - self.keep_first - self.keep_last)
         return (*range(self.keep_first), *middle, *range(end, self.num_layers))
 
+    def prefixes(self, depths: Sequence[int]) -> set[tuple[int, ...]]:
+        """Every different beginning of the paths of some depths: what one pass over all of them computes, each once."""
+        return {path[:end] for path in map(self.path, depths) for end in range(1, len(path) + 1)}
+
     def uses(self, depths: Sequence[int] | None = None) -> tuple[int, ...]:
         """How often each physical layer runs on the path that runs it most; of the planned depths if none are named."""
         counts = [Counter(self.path(depth)) for depth in depths or self.depths]

@@ -1,25 +1,26 @@
-"""The stages of the pipeline, each a function from a spec (or a model) to what it left in the store."""
+"""The stages up to a trained model, each from a spec to what it left in the store: prepare, train, resume."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from foldray import storage
 from foldray.data.corpora import Corpus, find_corpus
 from foldray.data.manifest import MANIFEST_FILE, QUARANTINE_FILE, Manifest, read_index, read_manifest, read_quarantine
-from foldray.errors import UserError, one_line
-from foldray.evaluation.provenance import FoundModel, find_model, read_run_spec, trained_by, weights_digest
-from foldray.results.rows import newest_rows, read_rows, write_rows
+from foldray.errors import UserError
+from foldray.evaluation.provenance import read_run_spec
 from foldray.spec import BUILTIN_CORPUS, SAMPLE_RATE, CorpusSpec, RunSpec
 from foldray.spec_input import override_spec
 from foldray.terminal import counting, say, training_bar
 
-# --- Prepare and train -----------------------------------------------------------------------------
-
 
 def prepare_stage(spec: RunSpec) -> tuple[str, Manifest]:
     """The prepared corpus of a spec, made if it is not there: its URI and manifest."""
-    return _prepare(_find(spec.corpus, spec.storage.root), spec.corpus, spec.storage.root)
+    return prepare_corpus(spec.corpus, spec.storage.root)
+
+
+def prepare_corpus(corpus: CorpusSpec, root: str) -> tuple[str, Manifest]:
+    """A corpus, prepared in the store `root` if it is not there: its URI and manifest."""
+    return _prepare(_find(corpus, root), corpus, root)
 
 
 def _find(corpus: CorpusSpec, root: str) -> Corpus:
@@ -220,113 +221,3 @@ def _resumed(step: int, resumed_from: int) -> str:
     if resumed_from == step:
         return " (done before)"
     return f" (resumed from step {resumed_from})" if resumed_from else ""
-
-
-# --- Evaluate --------------------------------------------------------------------------------------
-
-
-def evaluate_stage(
-    model: str,
-    store: str,
-    data: str | None = None,
-    depths: tuple[int, ...] = (),
-    split: str = "test",
-    decoding: str = "ctc",
-) -> dict[str, Any]:
-    """Score a model at every depth and append the rows: run_id and rows."""
-    found = find_model(model, store)
-    folder = _scoring_corpus(found, data, split)
-    rows = _evaluate(found, folder, depths, split, decoding)
-    return {"run_id": rows[0]["run_id"], "rows": rows}
-
-
-def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
-    """The prepared corpus to score on: named, prepared now from a raw one, or that of the run it came from."""
-    run = trained_by(found)
-    if data is None:
-        if run is None:
-            raise UserError("--data", f"say which corpus to score {found.uri} on")
-        return storage.join(found.store, "corpora", storage.read_json(storage.join(run, "run.json"))["corpus_id"])
-    if storage.exists(storage.join(storage.absolute(data), "manifest.json")):
-        return storage.absolute(data)
-    known = storage.join(found.store, "corpora", data)
-    if storage.exists(storage.join(known, "manifest.json")):
-        return known
-    if data != BUILTIN_CORPUS and not storage.is_folder(storage.absolute(data)):
-        raise UserError("--data", f"{data} is neither a prepared corpus nor a folder with one")
-    # Text must be normalised as the model learned it.
-    like = read_run_spec(run).corpus if run else CorpusSpec(path=data)
-    fields = {"path": data, "layout": "auto", "audio_root": None, "splits": (split,), "max_quarantine": 1.0}
-    # Scoring compares words, so that it needs no units, and may have no 'train' to learn them from; and it leaves out
-    # no text for being long.
-    fields |= {"cross_validate": None, "units": "characters", "vocab_size": None, "frame_seconds": 1e-3}
-    try:
-        corpus = CorpusSpec.model_validate({**like.model_dump(), **fields})
-    except ValueError as error:
-        raise UserError("--data", f"{data} can't be scored: {one_line(error)}") from None
-    return _prepare(_find(corpus, found.store), corpus, found.store)[0]
-
-
-def _evaluate(
-    found: FoundModel, corpus: str, depths: tuple[int, ...], split: str, decoding: Any
-) -> list[dict[str, Any]]:
-    from foldray.evaluation.decode import DECODINGS, check_decoding
-    from foldray.evaluation.result_rows import result_rows
-    from foldray.evaluation.score import score_depths
-    from foldray.model_folder import load_model
-    from foldray.models import stack_of
-    from foldray.processor import read_units
-
-    manifest = read_manifest(corpus)
-    if decoding not in DECODINGS:
-        raise UserError("--decoding", f"'{decoding}' is none of {', '.join(DECODINGS)}")
-    model = load_model(found.uri)
-    check_decoding(model, decoding)
-    if found.run is None:  # two folders called `model` are not the same one
-        found = dataclasses.replace(found, name=f"{found.name}-{weights_digest(model)}")
-    with counting("scoring") as on_progress:
-        chosen = depths or stack_of(model).plan.depths
-        units = read_units(found.uri)
-        place = (corpus, manifest, split, chosen)
-        scores = score_depths(model, units, *place, decoding=decoding, on_progress=on_progress)
-    rows, hypotheses = result_rows(found, model, manifest, split, decoding, scores)
-    write_rows(found.store, rows, hypotheses)
-    return [row.model_dump() for row in rows]
-
-
-# --- The main job ----------------------------------------------------------------------------------
-
-
-def run_stage(spec: RunSpec, split: str = "test") -> dict[str, Any]:
-    """Prepare, train, evaluate, report; whatever is there already is kept. Returns run_id, rows, report."""
-    trained = train_stage(spec)
-    return {"run_id": trained["run_id"], "rows": score_run(spec, trained["run"], trained["step"], split)}
-
-
-def score_run(spec: RunSpec, run: str, step: int, split: str = "test") -> list[dict[str, Any]]:
-    """The rows of every trained depth of a finished run on its own corpus, scored now if they are not there."""
-    found = find_model(run, spec.storage.root)
-    corpus = storage.read_json(storage.join(run, "run.json"))["corpus_id"]
-    place = (step, corpus, split, "ctc")
-    rows = [
-        row
-        for row in newest_rows(read_rows(found.store, found.name))
-        if (row["step"], row["corpus"], row["split"], row["decoding"]) == place
-    ]
-    if not {row["depth"] for row in rows} >= set(spec.fold.depths):
-        rows = evaluate_stage(run, spec.storage.root, split=split)["rows"]
-    return sorted(rows, key=lambda row: int(row["depth"]))
-
-
-# --- Transcribe ------------------------------------------------------------------------------------
-
-
-def transcribe_stage(
-    model: str, store: str, files: Sequence[str], depth: int | None, decoding: Any = "ctc"
-) -> list[dict[str, str]]:
-    """`file` and `text` of each audio file at one depth (the deepest by default); `error` instead for a bad one."""
-    from foldray.evaluation.decode import DECODINGS, transcribe
-
-    if decoding not in DECODINGS:
-        raise UserError("--decoding", f"'{decoding}' is none of {', '.join(DECODINGS)}")
-    return transcribe(find_model(model, store).uri, files, depth, decoding)

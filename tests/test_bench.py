@@ -42,10 +42,10 @@ def test_what_a_cycle_costs_by_counting() -> None:
     count = counted_macs(alone[6], alone[12])
     whole = {depth: costs_of(model)[-1].macs_per_audio_second for depth, model in alone.items()}
     for depth, macs in whole.items():
-        assert count([tuple(range(depth))]) == pytest.approx(macs, rel=1e-9)
+        assert count(FoldPlan(depth, (depth,))) == pytest.approx(macs, rel=1e-9)
     block = (whole[12] - whole[6]) / 6
-    assert count(FoldPlan(6, (6, 12)).all_paths()) == pytest.approx(whole[12] + 5 * block)  # only layer 0 is shared
-    assert count(FoldPlan(6, (6, 12), order="cycle").all_paths()) == pytest.approx(whole[12])
+    assert count(FoldPlan(6, (6, 12))) == pytest.approx(whole[12] + 5 * block)  # only layer 0 is shared
+    assert count(FoldPlan(6, (6, 12), order="cycle")) == pytest.approx(whole[12])
 
 
 def test_one_cycle_says_how_much_cheaper_a_fold_is() -> None:

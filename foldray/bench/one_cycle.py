@@ -60,8 +60,8 @@ def bench_one_cycle(
     counted = counted_macs(models[alone.index(6)], models[alone.index(12)])
     served = {name: depths for name, _, _, depths in FOLDS}
     by_count = {
-        name: sum(counted([tuple(range(depth))]) for depth in depths)
-        / counted(FoldPlan(trained[0], trained, order=order).all_paths())
+        name: sum(counted(FoldPlan(depth, (depth,))) for depth in depths)
+        / counted(FoldPlan(trained[0], trained, order=order))
         for name, order, trained, depths in FOLDS
     }
     kind = load_recipe(RECIPE).optim.kind
@@ -119,14 +119,13 @@ def _step(model: nn.Module, plan: FoldPlan) -> Callable[[], None]:
     return run
 
 
-def counted_macs(six: PreTrainedModel, twelve: PreTrainedModel) -> Callable[[Sequence[tuple[int, ...]]], float]:
-    """What a pass over paths costs in MACs: what is not blocks once, and a block for each different prefix. (The head,
-    a thousandth of it, is counted once as well.)"""
+def counted_macs(six: PreTrainedModel, twelve: PreTrainedModel) -> Callable[[FoldPlan], float]:
+    """What a pass over all depths of a plan costs in MACs: what is not blocks once, a block for each different prefix
+    of its paths. (The head, a thousandth of it, is counted once as well.)"""
     shallow, deep = (costs_of(model)[-1].macs_per_audio_second for model in (six, twelve))
     block = (deep - shallow) / 6
 
-    def count(paths: Sequence[tuple[int, ...]]) -> float:
-        prefixes = {path[:length] for path in paths for length in range(1, len(path) + 1)}
-        return shallow - 6 * block + len(prefixes) * block
+    def count(plan: FoldPlan) -> float:
+        return shallow - 6 * block + len(plan.prefixes(plan.depths)) * block
 
     return count

@@ -95,9 +95,9 @@ def run_id_of(found: FoundModel) -> str:
 
 def trained_by(found: FoundModel) -> str | None:
     """The folder of the run that a model, exported or not, came from, where the store has it."""
-    if found.run or EXPORT_FILE not in storage.list_files(found.uri):
+    if found.run or not (told := _told_by_export(found)):
         return found.run
-    run = storage.join(found.store, "runs", run_id_of(found))
+    run = storage.join(found.store, "runs", str(told.get("run_id")))
     return run if storage.exists(storage.join(run, "run.json")) else None
 
 

@@ -1,6 +1,5 @@
 """The report: one self-contained HTML page of a store, readable offline."""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -11,16 +10,15 @@ from jinja2 import Environment, PackageLoader
 from foldray import storage
 from foldray.errors import UserError
 from foldray.results import plots
-from foldray.results.alignment import aligned_words
 from foldray.results.comparison import Said, compare_hypotheses, said_by_place
-from foldray.results.metrics import Record, read_metrics
+from foldray.results.metrics import read_metrics
 from foldray.results.query import list_rows
+from foldray.results.run_section import cost_of, section_of
 from foldray.results.searches import Search, figure, importances, read_searches
 
 Row = dict[str, Any]
 Place = tuple[str, str]
 
-EXAMPLES = 10
 SECTIONS = 12
 """Runs that get a section of their own, the newest; the plots and the cost table hold all."""
 
@@ -86,10 +84,10 @@ def _page(store: str, rows: list[Row]) -> str:
         marked=any(marks.values()),
         untrained=any(not row["trained"] for rows in folds.values() for row in rows),
         searches=[_search(search) for search in read_searches(store)],
-        costs=[_cost(run_id, runs[run_id], metrics[run_id]) for run_id in shown],
+        costs=[cost_of(run_id, runs[run_id], metrics[run_id]) for run_id in shown],
         left_out=len(runs) - len(shown),
         sections=[
-            _section(
+            section_of(
                 store,
                 run_id,
                 _paired(runs[run_id], scored.get(run_id, []), against.get(run_id, {})),
@@ -191,79 +189,3 @@ def _search(search: Search) -> dict[str, Any]:
         if weights:
             figures.append(plots.as_html(plots.importance_figure(weights, objective), f"importance-{name}"))
     return {"search_id": search.search_id, "trials": search.trials, "objectives": search.objectives, "figures": figures}
-
-
-def _cost(run_id: str, rows: list[Row], metrics: Sequence[Record]) -> dict[str, str]:
-    row = rows[-1]
-    audio = sum(record["audio_seconds"] for record in metrics)
-    padding = sum(record["padding"] * record["audio_seconds"] for record in metrics) / audio if audio else 0.0
-    speed = row["train_audio_seconds"] / row["train_seconds"] if row["train_seconds"] else 0.0
-    return {
-        "run": run_id,
-        "training": f"{row['train_seconds']:,.0f} s",
-        "steps": f"{row['step']:,}",
-        "audio, repeats counted": f"{row['train_audio_seconds'] / 3600:.1f} h",
-        "audio s/s": f"{speed:.0f}",
-        "padding": f"{padding:.1%}",
-        "stored": f"{row['bytes_stored'] / 1e6:.1f} MB",
-        "MMACs/s": " / ".join(f"{each['macs_per_audio_second'] / 1e6:,.0f}" for each in _once(rows)),
-        "RTFx": " / ".join(f"{each['rtfx']:.0f}" for each in _once(rows)),
-        "peak memory of scoring": f"{max(each['peak_rss_bytes'] for each in rows) / 2**20:,.0f} MiB",
-    }
-
-
-def _once(rows: list[Row]) -> list[Row]:
-    """One row of every depth, by depth."""
-    return [by_depth for _, by_depth in sorted({row["depth"]: row for row in rows}.items())]
-
-
-def _section(store: str, run_id: str, rows: list[Row], metrics: list[Record], said: Said) -> dict[str, Any]:
-    run = storage.join(store, "runs", run_id)
-    facts = _read(storage.join(run, "run.json"))
-    row = rows[-1]
-    return {
-        "run_id": run_id,
-        "rows": rows,
-        "curves": plots.as_html(plots.training_figure(metrics), f"curves-{run_id}") if metrics else "",
-        "examples": _examples(said),
-        "provenance": {
-            **{
-                name: row[name]
-                for name in ("recipe", "family", "private", "order", "alpha", "beta", "seed", "device", "precision")
-            },
-            "spec hash": row["spec_hash"],
-            "git commit": row["git_commit"] or "none",
-            "scored": row["created"],
-            **{f"run.{name}": value for name, value in facts.items() if name not in ("versions", "git_commit")},
-            **json.loads(row["versions"] or "{}"),
-        },
-        "spec": json.dumps(_read(storage.join(run, "spec.json")), indent=1),
-    }
-
-
-def _read(file: str) -> Any:
-    """A JSON file; an empty mapping where a model came from elsewhere and there is none."""
-    return storage.read_json(file) if storage.exists(file) else {}
-
-
-def _examples(said: Said) -> list[dict[str, Any]]:
-    """Ten utterances, every depth aligned with the reference: half of them the worst at the deepest, half the best,
-    since a page of nothing but errors would mislead."""
-    if not said:
-        return []
-    deepest = said[max(said)]
-    ranked = sorted(deepest, key=lambda i: (-sum(deepest[i]["alignment"].count(step) for step in "SDI"), i))
-    half = EXAMPLES // 2
-    chosen = ranked if len(ranked) <= EXAMPLES else [*ranked[:half], *ranked[-half:]]
-    return [
-        {
-            "id": i,
-            "reference": deepest[i]["reference"],
-            "depths": [
-                (depth, aligned_words(by_id[i]["reference"], by_id[i]["hypothesis"], by_id[i]["alignment"]))
-                for depth, by_id in sorted(said.items())
-                if i in by_id
-            ],
-        }
-        for i in chosen
-    ]

@@ -10,8 +10,8 @@ from foldray.errors import UserError
 from foldray.folding.account import DepthCost
 from foldray.results.metrics import Record, read_metrics
 from foldray.results.searches import TrialRecord, write_record
+from foldray.scoring import score_run
 from foldray.spec import RunSpec
-from foldray.stages import score_run
 from foldray.training.finish import is_finished
 from foldray.training.launch import describe, run_uri, train
 
