@@ -11,7 +11,7 @@ from foldray.errors import UserError, one_line
 from foldray.questions import Json, results
 from foldray.recipes import load_recipe, recipe_names
 from foldray.spec import RunSpec
-from foldray.tables import result_table, row_list
+from foldray.tables import benchmark_tables, plan_table, result_table, row_list
 from foldray.terminal import counting, emit, only_answers, output, print_table, say
 
 app = typer.Typer(
@@ -66,53 +66,26 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
 
     num_units = spec.corpus.vocab_size or PLAN_UNITS
     costs = plan_costs(spec.found_model(), spec.fold.plan(), num_units)
-    sizes = bytes_at_precisions(spec.found_model(), spec.fold.plan(), num_units)
-    joint = joint_cost(spec.found_model(), spec.fold.plan(), num_units, spec.loss.sampled)
     deepest = costs[-1]
-    saved = 100 * (1 - deepest.params_stored / deepest.params_unrolled)
+    planned = {
+        "num_layers": spec.fold.num_layers,
+        "private": str(spec.fold.plan().private),
+        "depths": [{**vars(cost), "path": list(cost.path)} for cost in costs],
+        "params_stored": deepest.params_stored,
+        "params_private": max(cost.params_private for cost in costs),
+        "params_unrolled": deepest.params_unrolled,
+        "bytes": bytes_at_precisions(spec.found_model(), spec.fold.plan(), num_units),
+        "saved_percent": round(100 * (1 - deepest.params_stored / deepest.params_unrolled), 2),
+        "joint": vars(joint_cost(spec.found_model(), spec.fold.plan(), num_units, spec.loss.sampled)),
+    }
     if as_json:
-        emit({**_plan_object(spec, costs, sizes, saved), "joint": vars(joint)})
-        return
-    rows = [
-        [
-            str(cost.depth),
-            " ".join(map(str, cost.path)),
-            f"{cost.params_stored:,}",
-            f"{cost.params_private:,}",
-            f"{cost.params_unrolled:,}",
-            f"{cost.bytes_stored / 1e6:,.1f}",
-            f"{cost.macs_per_audio_second / 1e6:,.0f}",
-        ]
-        for cost in costs
-    ]
-    columns = ["depth", "path", "stored params", "private", "unshared params", "stored MB", "MMACs/s of audio"]
-    print_table("", columns, rows)
-    output.print(f"{saved:.1f} % fewer stored parameters than an unshared model of depth {deepest.depth}")
-    times = joint.macs_per_audio_second / deepest.macs_per_audio_second
-    mean, most = ("", "") if spec.loss.sampled is None else (" on average", " at most")
-    output.print(
-        f"a training step{mean}: {joint.macs_per_audio_second / 1e6:,.0f} MMACs/s of audio forward, {times:.2f} times "
-        f"depth {deepest.depth}; keeps{most} {joint.kept_bytes_per_audio_second / 1e6:,.1f} MB/s of audio for "
-        "backward, in float32"
-    )
-    output.print("stored weights: " + ", ".join(f"{size / 1e6:,.1f} MB as {name}" for name, size in sizes.items()))
+        emit(planned)
+    else:
+        plan_table(planned, drawn=spec.loss.sampled is not None)
 
 
 PLAN_UNITS = 32
 """Tokens assumed before a corpus is known: English characters, as in wav2vec 2.0's own heads."""
-
-
-def _plan_object(spec: RunSpec, costs: Sequence[Any], sizes: dict[str, int], saved: float) -> dict[str, Any]:
-    return {
-        "num_layers": spec.fold.num_layers,
-        "private": str(spec.fold.plan().private),
-        "depths": [{**vars(cost), "path": list(cost.path)} for cost in costs],
-        "params_stored": costs[-1].params_stored,
-        "params_private": max(cost.params_private for cost in costs),
-        "params_unrolled": costs[-1].params_unrolled,
-        "bytes": sizes,
-        "saved_percent": round(saved, 2),
-    }
 
 
 @app.command()
@@ -374,19 +347,8 @@ def bench(
         )
     if as_json:
         emit(measured)
-        return
-    for part in ("ours", "peer", "ratio"):
-        print_table("", [part, "value"], [[key, _figure(value)] for key, value in measured[part].items()])
-    output.print(measured["shape"])
-
-
-def _figure(value: Any) -> str:
-    """A measured value, or its name's parts, as people read them."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_figure(each)}" for key, each in value.items())
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value / 2**20:,.0f} MiB" if abs(value) >= 2**22 else f"{value:,.3f}"
+    else:
+        benchmark_tables(measured)
 
 
 @app.command()

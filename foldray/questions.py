@@ -14,7 +14,7 @@ TERMINAL_ROWS = 100
 TAKES: dict[str, set[str]] = {
     "ls": {"sort", "columns", "limit"},
     "pareto": {"of", "dominated", "columns"},
-    "compare": set(),
+    "compare": {"margin"},
     "sql": {"limit"},
 }
 """The queries, and the options of each."""
@@ -40,20 +40,26 @@ def results(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Rows at most; default: 100 on a terminal, all with --json (ls, sql).")
     ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(min=0, help="Points of WER that A may be worse by; is the interval at or below it? (compare)."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Query the results of a store; needs no Ray.
 
     ls FILTER…: rows, such as `ls depth=6 'wer<0.1' run_id~an4 --sort wer`. pareto FILTER…: the rows nothing beats.
     compare RUN_A RUN_B [split=test]: every pair of depths, with significance; A1,A2 B1,B2 for several runs as one
-    (seeds, parts of a cross-validation). sql "SELECT …": over the tables results, hypotheses, runs and trials.
+    (seeds, parts of a cross-validation); --margin 1: is A shown to be at most one point worse? sql "SELECT …": over
+    the tables results, hypotheses, runs and trials.
 
     Example: foldray results ./foldray-store pareto --of wer,macs split=test
     """
     from foldray.results import comparison
     from foldray.results import query as queries
 
-    _check_options(query, {"sort": sort, "of": of, "dominated": dominated, "columns": columns, "limit": limit})
+    options = {"sort": sort, "of": of, "dominated": dominated, "columns": columns, "limit": limit, "margin": margin}
+    _check_options(query, options)
     given = arguments or []
     most = limit or (None if as_json else TERMINAL_ROWS)
     more = [queries.known_column(name.strip()) for name in columns.split(",")] if columns else []
@@ -72,7 +78,7 @@ def results(
         if len(given) < 2:
             raise UserError("compare", "give two run ids; `foldray results STORE ls` lists them")
         run_a, run_b, *filters = given
-        pairs = comparison.compare_runs(store, run_a, run_b, filters)
+        pairs = comparison.compare_runs(store, run_a, run_b, filters, margin and margin / 100)
         _show(store, {"pairs": pairs}, as_json, lambda: comparison_table(run_a, run_b, pairs))
     else:
         if len(given) != 1:
@@ -90,7 +96,7 @@ def _check_options(query: str, options: dict[str, Any]) -> None:
     if query not in TAKES:
         raise UserError(query, f"is not a query; use {', '.join(TAKES)}")
     for name, value in options.items():
-        if value and name not in TAKES[query]:
+        if value is not None and value is not False and name not in TAKES[query]:
             takers = " and ".join(other for other, names in TAKES.items() if name in names)
             raise UserError(f"--{name}", f"is of {takers}; {query} does not take it")
 

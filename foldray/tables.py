@@ -1,11 +1,42 @@
-"""Results as people read them: tables on the terminal."""
+"""Plans, results and benchmarks as people read them: tables on the terminal."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from foldray.terminal import print_table
+from foldray.terminal import output, print_table
 
 Row = dict[str, Any]
+
+
+def plan_table(planned: Row, drawn: bool) -> None:
+    """What `plan` says of a fold, from its JSON object; `drawn`: a training step takes some of the depths."""
+    columns = ["depth", "path", "stored params", "private", "unshared params", "stored MB", "MMACs/s of audio"]
+    print_table("", columns, [_planned(each) for each in planned["depths"]])
+    deepest, joint = planned["depths"][-1], planned["joint"]
+    output.print(
+        f"{planned['saved_percent']:.1f} % fewer stored parameters than an unshared model of depth {deepest['depth']}"
+    )
+    times = joint["macs_per_audio_second"] / deepest["macs_per_audio_second"]
+    mean, most = (" on average", " at most") if drawn else ("", "")
+    output.print(
+        f"a training step{mean}: {joint['macs_per_audio_second'] / 1e6:,.0f} MMACs/s of audio forward, {times:.2f} "
+        f"times depth {deepest['depth']}; keeps{most} {joint['kept_bytes_per_audio_second'] / 1e6:,.1f} MB/s of audio "
+        "for backward, in float32"
+    )
+    sizes = ", ".join(f"{size / 1e6:,.1f} MB as {name}" for name, size in planned["bytes"].items())
+    output.print(f"stored weights: {sizes}")
+
+
+def _planned(cost: Row) -> list[str]:
+    return [
+        str(cost["depth"]),
+        " ".join(map(str, cost["path"])),
+        f"{cost['params_stored']:,}",
+        f"{cost['params_private']:,}",
+        f"{cost['params_unrolled']:,}",
+        f"{cost['bytes_stored'] / 1e6:,.1f}",
+        f"{cost['macs_per_audio_second'] / 1e6:,.0f}",
+    ]
 
 
 def result_table(rows: Sequence[Row]) -> None:
@@ -60,7 +91,9 @@ def _line(row: Row) -> list[str]:
 
 def comparison_table(run_a: str, run_b: str, pairs: Sequence[Row]) -> None:
     """Pairs of depths, a table for each test set."""
-    columns = ("depth A", "depth B", "WER A", "WER B", "A - B", "95 % interval", "p (MAPSSWE)", "different")
+    columns = ["depth A", "depth B", "WER A", "WER B", "A - B", "95 % interval", "p (MAPSSWE)", "different"]
+    if "margin" in pairs[0]:
+        columns.append(f"A - B <= {100 * pairs[0]['margin']:g} %")
     for place in sorted({(pair["corpus"], pair["split"], pair["decoding"]) for pair in pairs}):
         here = [pair for pair in pairs if (pair["corpus"], pair["split"], pair["decoding"]) == place]
         title = f"A = {run_a}, B = {run_b}, {place[0]} {place[1]}: {here[0]['num_words']:,} words"
@@ -76,8 +109,25 @@ def _pair(pair: Row) -> list[str]:
         f"{pair['difference']:+.2%}",
         f"{pair['low']:+.2%} to {pair['high']:+.2%}",
         f"{pair['p_value']:.3f}" if pair["p_value"] >= 0.001 else "< 0.001",
-        "yes" if pair["significant"] else "no",
+        cell(pair["significant"]),
+        *([cell(pair["within_margin"])] if "margin" in pair else []),
     ]
+
+
+def benchmark_tables(measured: Row) -> None:
+    """A benchmark: what was measured of ours and of the peer, their ratios, and the shape of the work."""
+    for part in ("ours", "peer", "ratio"):
+        print_table("", [part, "value"], [[key, _figure(value)] for key, value in measured[part].items()])
+    output.print(measured["shape"])
+
+
+def _figure(value: Any) -> str:
+    """A measured value, or its name's parts."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_figure(each)}" for key, each in value.items())
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value / 2**20:,.0f} MiB" if abs(value) >= 2**22 else f"{value:,.3f}"
 
 
 def cell(value: Any) -> str:

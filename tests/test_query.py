@@ -278,6 +278,32 @@ def test_a_comparison_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [cell for cell in cells if cell not in shown] == []
 
 
+def test_a_margin_says_whether_the_whole_interval_is_below_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(tmp_path)
+    for run_id, rate in (("good", 0.05), ("bad", 0.5)):
+        made = evaluation(run_id, ["one two three four"] * 100, rate)
+        write_rows(store, [made[0]], made[1])
+    (plain,) = compare_runs(store, "bad", "good")
+    assert 0 < plain["low"] < plain["difference"] < plain["high"] < 1
+    assert not {"margin", "within_margin"} & plain.keys()
+    for margin, within in ((plain["high"], True), (plain["difference"], False), (0.0, False)):
+        assert compare_runs(store, "bad", "good", margin=margin) == [
+            plain | {"margin": margin, "within_margin": within}
+        ]
+    for a, b, points, within in (("bad", "good", 0, False), ("good", "bad", 0, True), ("bad", "good", 99.5, True)):
+        code, out, _ = call(capsys, "results", store, "compare", a, b, f"--margin={points}", "--json")
+        (pair,) = json.loads(out)["pairs"]
+        assert (code, pair["margin"], pair["within_margin"]) == (0, points / 100, within)
+        shown = call(capsys, "results", store, "compare", a, b, f"--margin={points}")[1]
+        assert f"A - B <= {points} %" in shown
+        assert shown.split()[-1] == ("yes" if within else "no")
+    assert "A - B <=" not in call(capsys, "results", store, "compare", "bad", "good")[1]
+    code, _, err = call(capsys, "results", store, "compare", "bad", "good", "--margin=-1")
+    assert (code, "--margin" in err) == (2, True)
+
+
 def test_compare_two_runs_and_a_run_with_itself(tmp_path: Path) -> None:
     rng = random.Random(1)
     said = [" ".join(rng.choices(WORDS, k=6)) for _ in range(200)]
@@ -348,6 +374,7 @@ def test_options_of_another_query_are_refused(store: str, capsys: pytest.Capture
         ("compare", "--limit=3"),
         ("ls", "--dominated"),
         ("sql", "--of=wer"),
+        ("ls", "--margin=0"),
     ):
         code, _, err = call(capsys, "results", store, query, option)
         assert (code, f"{option.partition('=')[0]}: is of " in err) == (2, True)

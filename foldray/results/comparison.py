@@ -15,13 +15,17 @@ Said = dict[int, dict[str, dict[str, Any]]]
 """Hypotheses of each depth by utterance id."""
 
 
-def compare_runs(store: str, run_a: str, run_b: str, filters: Sequence[str] = ()) -> list[dict[str, Any]]:
+def compare_runs(
+    store: str, run_a: str, run_b: str, filters: Sequence[str] = (), margin: float | None = None
+) -> list[dict[str, Any]]:
     """Every pair of depths on every test set both were scored on: WERs, their difference (a less b), its bootstrap
     interval, and the matched-pairs test. A run against itself: each pair of its depths once.
 
     Several runs on either side, joined by commas, are compared as one: the first with the first, the second with the
     second. Seeds share their test sets; what is not shared by all, as in a cross-validation, is one test set where
     each has its own. filters: such as `split=test` or `corpus=A,B`, where not every test set is meant.
+    margin: a difference that is still none (0.01 is a point). Each pair then says whether its whole interval is at or
+    below it, `within_margin`: that A is not worse is shown by that, and not by the lack of a significant difference.
     Raises UserError.
     """
     sides = [names.split(",") for names in (run_a, run_b)]
@@ -39,7 +43,7 @@ def compare_runs(store: str, run_a: str, run_b: str, filters: Sequence[str] = ()
         }
         for run_id in dict.fromkeys(sides[0] + sides[1])
     }
-    found = [
+    found: list[dict[str, Any]] = [
         {**dict(zip(PLACE, place, strict=True)), "depth_a": a, "depth_b": b}
         | compare_hypotheses([(one[a], other[b]) for one, other in couples], f"{run_a} and {run_b} on {place[0]}")
         for place, couples in _pooled(said, list(zip(*sides, strict=True)), filters).items()
@@ -51,7 +55,9 @@ def compare_runs(store: str, run_a: str, run_b: str, filters: Sequence[str] = ()
         depths = {run_id: sorted({depth for place in said[run_id].values() for depth in place}) for run_id in said}
         told = "; ".join(f"{run_id} at {', '.join(map(str, each))}" for run_id, each in depths.items())
         raise UserError("compare", f"there are no two depths that all these runs were scored at ({told})")
-    return found
+    if margin is None:
+        return found
+    return [{**pair, "margin": margin, "within_margin": pair["high"] <= margin} for pair in found]
 
 
 def _wanted(given: str) -> tuple[str, list[str]]:
