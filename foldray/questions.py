@@ -14,7 +14,7 @@ TERMINAL_ROWS = 100
 TAKES: dict[str, set[str]] = {
     "ls": {"sort", "columns", "limit"},
     "pareto": {"of", "dominated", "columns"},
-    "compare": {"margin"},
+    "compare": {"margin", "by-speaker"},
     "sql": {"limit"},
 }
 """The queries, and the options of each."""
@@ -44,6 +44,9 @@ def results(
         float | None,
         typer.Option(min=0, help="Points of WER that A may be worse by; is the interval at or below it? (compare)."),
     ] = None,
+    by_speaker: Annotated[
+        bool, typer.Option("--by-speaker", help="Intervals that draw whole speakers, not utterances (compare).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Query the results of a store; needs no Ray.
@@ -58,8 +61,8 @@ def results(
     from foldray.results import comparison
     from foldray.results import query as queries
 
-    options = {"sort": sort, "of": of, "dominated": dominated, "columns": columns, "limit": limit, "margin": margin}
-    _check_options(query, options)
+    options = {"sort": sort, "of": of, "dominated": dominated, "columns": columns, "limit": limit}
+    _check_options(query, options | {"margin": margin, "by-speaker": by_speaker})
     given = arguments or []
     most = limit or (None if as_json else TERMINAL_ROWS)
     more = [queries.known_column(name.strip()) for name in columns.split(",")] if columns else []
@@ -78,7 +81,8 @@ def results(
         if len(given) < 2:
             raise UserError("compare", "give two run ids; `foldray results STORE ls` lists them")
         run_a, run_b, *filters = given
-        pairs = comparison.compare_runs(store, run_a, run_b, filters, margin and margin / 100)
+        points = None if margin is None else margin / 100
+        pairs = comparison.compare_runs(store, run_a, run_b, filters, margin=points, by_speaker=by_speaker)
         _show(store, {"pairs": pairs}, as_json, lambda: comparison_table(run_a, run_b, pairs))
     else:
         if len(given) != 1:

@@ -97,6 +97,8 @@ def comparison_table(run_a: str, run_b: str, pairs: Sequence[Row]) -> None:
     for place in sorted({(pair["corpus"], pair["split"], pair["decoding"]) for pair in pairs}):
         here = [pair for pair in pairs if (pair["corpus"], pair["split"], pair["decoding"]) == place]
         title = f"A = {run_a}, B = {run_b}, {place[0]} {place[1]}: {here[0]['num_words']:,} words"
+        if "num_speakers" in here[0]:
+            title += f", {here[0]['num_speakers']} speakers"
         print_table(title, columns, [_pair(pair) for pair in here])
 
 

@@ -149,6 +149,8 @@ def test_evaluate_results_report_transcribe(
     said = read_hypotheses(store, "run")
     assert len(said) == 3 * rows[0]["num_utterances"]
     assert sum(h["num_words"] for h in said if h["depth"] == 2) == rows[0]["num_words"]
+    spoken_by = {u["id"]: u["speaker"] for u in map(json.loads, (spoken / "test.jsonl").read_text().splitlines())}
+    assert {h["id"]: h["speaker"] for h in said} == spoken_by
 
     code, out, _ = call(
         capsys, "evaluate", finished.run, "--data", str(spoken), "--depths", "2,4", "--store", store, "--json"

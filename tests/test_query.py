@@ -1,6 +1,7 @@
 """Questions to a store: rows in == rows out, fronts == brute force, nothing but the store within reach of SQL."""
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -375,6 +376,7 @@ def test_options_of_another_query_are_refused(store: str, capsys: pytest.Capture
         ("ls", "--dominated"),
         ("sql", "--of=wer"),
         ("ls", "--margin=0"),
+        ("sql", "--by-speaker"),
     ):
         code, _, err = call(capsys, "results", store, query, option)
         assert (code, f"{option.partition('=')[0]}: is of " in err) == (2, True)
@@ -382,6 +384,58 @@ def test_options_of_another_query_are_refused(store: str, capsys: pytest.Capture
     assert "private" in shown
     code, _, err = call(capsys, "results", store, "ls", "--columns", "privat")
     assert (code, "did you mean private?" in err) == (2, True)
+
+
+def test_intervals_by_speaker_draw_whole_speakers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = random.Random(3)
+    said = [" ".join(rng.choices(WORDS, k=6)) for _ in range(80)]
+    store = str(tmp_path)
+
+    def write(corpus: str, speakers: list[str | None], times: int = 1) -> tuple[str, str]:
+        """What two runs heard, as often as `times`, each utterance by the next of the speakers."""
+        for name, rate in (("good", 0.1), ("bad", 0.3)):
+            made = evaluation(name, said, rate)[1]
+            heard = [
+                each.model_copy(
+                    update={
+                        "id": f"{each.id}-{corpus}-{time}",
+                        "run_id": f"{name}-{corpus}",
+                        "corpus": corpus,
+                        "speaker": speaker,
+                    }
+                )
+                for each, speaker in zip(made, itertools.cycle(speakers), strict=False)
+                for time in range(times)
+            ]
+            write_rows(store, [row(run_id=f"{name}-{corpus}", corpus=corpus)], heard)
+        return f"good-{corpus}", f"bad-{corpus}"
+
+    def interval(pair: dict[str, Any]) -> tuple[float, float]:
+        return pair["low"], pair["high"]
+
+    each_its_own: list[str | None] = [f"s{number}" for number in range(len(said))]
+    own = write("own", each_its_own)
+    (plain,) = compare_runs(store, *own)
+    (drawn,) = compare_runs(store, *own, by_speaker=True)
+    assert drawn == plain | {"num_speakers": 80}
+    thrice = write("thrice", each_its_own, times=3)
+    (by_utterance,) = compare_runs(store, *thrice)
+    (by_speaker,) = compare_runs(store, *thrice, by_speaker=True)
+    assert interval(by_speaker) == pytest.approx(interval(plain)), "a speaker who says all thrice is one speaker"
+    assert by_utterance["high"] - by_utterance["low"] < 0.7 * (plain["high"] - plain["low"])
+    shown = call(capsys, "results", store, "compare", *thrice, "--by-speaker")[1]
+    assert "1,440 words, 80 speakers" in " ".join(shown.split())
+    # Parts of a cross-validation: speakers of all parts are drawn together.
+    parts = zip(own, write("more", [f"t{number}" for number in range(len(said))]), strict=True)
+    (pooled,) = compare_runs(store, *map(",".join, parts), by_speaker=True)
+    assert pooled["num_speakers"] == 160
+    for corpus, speakers, problem in (
+        ("nobody", ["", "anna"], "40 of 80 utterances have no speaker"),
+        ("old", [None], "80 of 80 utterances have no speaker"),
+        ("few", ["a", "b", "c", "d"], "4 speakers are too few to draw from; it takes 5"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            compare_runs(store, *write(corpus, speakers), by_speaker=True)
 
 
 def test_several_runs_are_compared_as_one(tmp_path: Path) -> None:

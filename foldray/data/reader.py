@@ -94,7 +94,7 @@ def _size(reading: Future[list[dict[str, Any]]]) -> int:
 
 
 def read_row_group(corpus: str, file: str, number: int) -> list[dict[str, Any]]:
-    """Rows (id, audio, text) of one row group, checked against the checksums of its pages.
+    """Rows (id, audio, text, speaker) of one row group, checked against the checksums of its pages.
 
     Raises UserError naming a shard that is missing or damaged.
     """
@@ -103,7 +103,8 @@ def read_row_group(corpus: str, file: str, number: int) -> list[dict[str, Any]]:
     def read() -> list[dict[str, Any]]:
         with storage.open_file(uri) as opened:
             parquet = pq.ParquetFile(opened, metadata=_footer(uri), page_checksum_verification=True)
-            rows: list[dict[str, Any]] = parquet.read_row_group(number, columns=["id", "audio", "text"]).to_pylist()
+            columns = ["id", "audio", "text", "speaker"]
+            rows: list[dict[str, Any]] = parquet.read_row_group(number, columns=columns).to_pylist()
             return rows
 
     try:

@@ -30,6 +30,7 @@ class ScoredUtterance:
     """One utterance at one depth, with its word errors against the reference (see `results.alignment`)."""
 
     id: str
+    speaker: str
     reference: str
     hypothesis: str
     num_words: int
@@ -79,7 +80,7 @@ def score_depths(
         set_depths(model, [depth])
         _forget_peak()
         loader.expect(np.concatenate(batches))
-        texts: dict[str, tuple[str, str]] = {}
+        said: list[ScoredUtterance] = []
         seconds = audio = 0.0
         for done, planned in enumerate(batches):
             rows = loader.read(planned)
@@ -87,9 +88,13 @@ def score_depths(
             batch, heard = _listen(model, loader, rows, units, decoding)
             seconds += time.perf_counter() - began
             audio += batch.seconds
-            texts.update(zip(batch.ids, zip(batch.texts, heard, strict=True), strict=True))
+            speakers = {row["id"]: row["speaker"] for row in rows}
+            said += [
+                _align(i, speakers[i], reference, hypothesis)
+                for i, reference, hypothesis in zip(batch.ids, batch.texts, heard, strict=True)
+            ]
             on_progress(number * len(batches) + done + 1, len(depths) * len(batches))
-        scores.append(_score(depth, texts, audio / seconds))
+        scores.append(_score(depth, sorted(said, key=lambda each: each.id), audio / seconds))
     return scores
 
 
@@ -101,11 +106,8 @@ def _listen(
     return batch, recognise(model, batch.encoder_inputs, batch.frames_B, units, decoding)
 
 
-def _score(depth: int, texts: dict[str, tuple[str, str]], rtfx: float) -> DepthScore:
-    ids = sorted(texts)
-    references = [texts[i][0] for i in ids]
-    hypotheses = [texts[i][1] for i in ids]
-    utterances = [_align(i, *texts[i]) for i in ids]
+def _score(depth: int, utterances: list[ScoredUtterance], rtfx: float) -> DepthScore:
+    references, hypotheses = [u.reference for u in utterances], [u.hypothesis for u in utterances]
     words = sum(u.num_words for u in utterances)
     errors = sum(u.substitutions + u.deletions + u.insertions for u in utterances)
     return DepthScore(
@@ -118,10 +120,11 @@ def _score(depth: int, texts: dict[str, tuple[str, str]], rtfx: float) -> DepthS
     )
 
 
-def _align(utterance: str, reference: str, hypothesis: str) -> ScoredUtterance:
+def _align(utterance: str, speaker: str, reference: str, hypothesis: str) -> ScoredUtterance:
     alignment = align_words(reference, hypothesis)
     return ScoredUtterance(
         id=utterance,
+        speaker=speaker,
         reference=reference,
         hypothesis=hypothesis,
         num_words=len(reference.split()),

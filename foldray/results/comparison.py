@@ -16,7 +16,13 @@ Said = dict[int, dict[str, dict[str, Any]]]
 
 
 def compare_runs(
-    store: str, run_a: str, run_b: str, filters: Sequence[str] = (), margin: float | None = None
+    store: str,
+    run_a: str,
+    run_b: str,
+    filters: Sequence[str] = (),
+    *,
+    margin: float | None = None,
+    by_speaker: bool = False,
 ) -> list[dict[str, Any]]:
     """Every pair of depths on every test set both were scored on: WERs, their difference (a less b), its bootstrap
     interval, and the matched-pairs test. A run against itself: each pair of its depths once.
@@ -26,6 +32,7 @@ def compare_runs(
     each has its own. filters: such as `split=test` or `corpus=A,B`, where not every test set is meant.
     margin: a difference that is still none (0.01 is a point). Each pair then says whether its whole interval is at or
     below it, `within_margin`: that A is not worse is shown by that, and not by the lack of a significant difference.
+    by_speaker: the interval draws whole speakers, whose utterances are not independent.
     Raises UserError.
     """
     sides = [names.split(",") for names in (run_a, run_b)]
@@ -45,7 +52,11 @@ def compare_runs(
     }
     found: list[dict[str, Any]] = [
         {**dict(zip(PLACE, place, strict=True)), "depth_a": a, "depth_b": b}
-        | compare_hypotheses([(one[a], other[b]) for one, other in couples], f"{run_a} and {run_b} on {place[0]}")
+        | compare_hypotheses(
+            [(one[a], other[b]) for one, other in couples],
+            f"{run_a} and {run_b} on {place[0]}",
+            by_speaker=by_speaker,
+        )
         for place, couples in _pooled(said, list(zip(*sides, strict=True)), filters).items()
         for a in sorted(set.intersection(*({*one} for one, _ in couples)))
         for b in sorted(set.intersection(*({*other} for _, other in couples)))
@@ -118,7 +129,9 @@ def said_by_place(store: str, run_id: str) -> dict[Place, Said]:
     return places
 
 
-def compare_hypotheses(couples: Sequence[tuple[dict[str, Any], dict[str, Any]]], what: str) -> dict[str, Any]:
+def compare_hypotheses(
+    couples: Sequence[tuple[dict[str, Any], dict[str, Any]]], what: str, *, by_speaker: bool = False
+) -> dict[str, Any]:
     """One pair of depths: what either said of the same utterances, by id, as often as there are couples of runs.
 
     An utterance that several couples have counts once: its errors are added up before anything is tested or drawn.
@@ -134,7 +147,8 @@ def compare_hypotheses(couples: Sequence[tuple[dict[str, Any], dict[str, Any]]],
     errors = [(sum(_errors(a) for a, _ in each), sum(_errors(b) for _, b in each)) for each in heard.values()]
     words = [sum(a["num_words"] for a, _ in each) for each in heard.values()]
     test = matched_pairs([[(a["alignment"], b["alignment"]) for a, b in each] for each in heard.values()])
-    low, high = bootstrap_difference(errors, words)
+    speakers = [each[0][0]["speaker"] for each in heard.values()] if by_speaker else []
+    low, high = bootstrap_difference(*(_of_speakers(speakers, errors, words, what) if by_speaker else (errors, words)))
     wer_a, wer_b = (sum(side) / sum(words) for side in zip(*errors, strict=True))
     return {
         "wer_a": wer_a,
@@ -149,7 +163,30 @@ def compare_hypotheses(couples: Sequence[tuple[dict[str, Any], dict[str, Any]]],
         "couples": len(couples),
         "num_utterances": len(heard),
         "num_words": sum(each[0][0]["num_words"] for each in heard.values()),
+        **({"num_speakers": len({*speakers})} if by_speaker else {}),
     }
+
+
+MIN_SPEAKERS = 5
+"""Fewer say little of how speakers differ: of three, one draw in nine is a single speaker's."""
+
+
+def _of_speakers(
+    speakers: Sequence[str | None], errors: Sequence[tuple[int, int]], words: Sequence[int], what: str
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Errors and words of each speaker from those of each utterance. Raises UserError where that says nothing."""
+    if nameless := sum(not speaker for speaker in speakers):
+        raise UserError(
+            what,
+            f"{nameless:,} of {len(speakers):,} utterances have no speaker; where the corpus names speakers, "
+            "`foldray evaluate` both runs again (results older than version 5 have none)",
+        )
+    sums: dict[str | None, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for speaker, (a, b), count in zip(speakers, errors, words, strict=True):
+        sums[speaker] = [total + more for total, more in zip(sums[speaker], (a, b, count), strict=True)]
+    if len(sums) < MIN_SPEAKERS:
+        raise UserError(what, f"{len(sums)} speakers are too few to draw from; it takes {MIN_SPEAKERS}")
+    return [(a, b) for a, b, _ in sums.values()], [count for _, _, count in sums.values()]
 
 
 def _errors(said: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ from foldray.errors import UserError, one_line
 from foldray.results.alignment import align_words
 from foldray.results.files import local_files
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 class ResultRow(BaseModel):
@@ -76,6 +76,7 @@ class Hypothesis(BaseModel):
     split: str
     decoding: str = "ctc"
     id: str
+    speaker: str | None = Field(None, description="empty where the corpus names none; null before version 5")
     reference: str
     hypothesis: str
     num_words: int

@@ -84,7 +84,8 @@ def bootstrap_difference(
     """Interval of the difference of two WERs, first less second, over utterances drawn again and again.
 
     errors: of both sides, by utterance; words: of the references. Bisani and Ney, "Bootstrap estimates for confidence
-    intervals in ASR performance evaluation", ICASSP 2004.
+    intervals in ASR performance evaluation", ICASSP 2004. With sums by speaker, whole speakers are drawn: Liu and Peng,
+    "Statistical testing on ASR performance via blockwise bootstrap", Interspeech 2020.
     """
     difference_U = np.array([first - second for first, second in errors], dtype=np.float64)
     words_U = np.array(words, dtype=np.float64)
