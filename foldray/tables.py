@@ -96,10 +96,17 @@ def comparison_table(run_a: str, run_b: str, pairs: Sequence[Row]) -> None:
         columns.append(f"A - B <= {100 * pairs[0]['margin']:g} %")
     for place in sorted({(pair["corpus"], pair["split"], pair["decoding"]) for pair in pairs}):
         here = [pair for pair in pairs if (pair["corpus"], pair["split"], pair["decoding"]) == place]
-        title = f"A = {run_a}, B = {run_b}, {place[0]} {place[1]}: {here[0]['num_words']:,} words"
+        names = [_first_of(each) for each in (run_a, run_b, place[0])]
+        title = f"A = {names[0]}, B = {names[1]}, {names[2]} {place[1]}: {here[0]['num_words']:,} words"
         if "num_speakers" in here[0]:
             title += f", {here[0]['num_speakers']} speakers"
         print_table(title, columns, [_pair(pair) for pair in here])
+
+
+def _first_of(names: str) -> str:
+    """Names joined by commas, in short."""
+    first, *others = names.split(",")
+    return f"{first} and {len(others)} more" if others else first
 
 
 def _pair(pair: Row) -> list[str]:

@@ -438,7 +438,7 @@ def test_intervals_by_speaker_draw_whole_speakers(tmp_path: Path, capsys: pytest
             compare_runs(store, *write(corpus, speakers), by_speaker=True)
 
 
-def test_several_runs_are_compared_as_one(tmp_path: Path) -> None:
+def test_several_runs_are_compared_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Seeds share their test set, parts of a cross-validation have one each: either way the counts are added up."""
     rng = random.Random(2)
     said = [" ".join(rng.choices(WORDS, k=6)) for _ in range(120)]
@@ -479,6 +479,10 @@ def test_several_runs_are_compared_as_one(tmp_path: Path) -> None:
     (pair,) = compare_runs(store, "good-part-1,good-part-2", "bad-part-1,bad-part-2")
     assert (pair["corpus"], pair["num_utterances"], pair["num_words"]) == ("part-1, part-2", 120, 720)
     assert pair["wer_a"] == (errors["good-part-1"] + errors["good-part-2"]) / 720
+    shown = call(capsys, "results", store, "compare", "good-part-1,good-part-2", "bad-part-1,bad-part-2")[1]
+    assert "A = good-part-1 and 1 more, B = bad-part-1 and 1 more, part-1 and 1 more test: 720 words" in " ".join(
+        shown.split()
+    )
     assert pair["significant"]
     # What was scored elsewhere too is told apart, or asked for.
     for name, rate in rates.items():
