@@ -22,7 +22,7 @@ from foldray.errors import UserError
 from foldray.results import files, merged
 from foldray.results.comparison import compare_runs
 from foldray.results.query import OBJECTIVES, list_rows, non_dominated, pareto, run_sql
-from foldray.results.rows import read_hypotheses, read_rows, write_rows
+from foldray.results.rows import Hypothesis, read_hypotheses, read_rows, write_rows
 from foldray.results.searches import TrialRecord, write_record
 from tests.rows import WORDS, at, evaluation, hypothesis, row
 from tests.test_cli import call
@@ -429,6 +429,17 @@ def test_intervals_by_speaker_draw_whole_speakers(tmp_path: Path, capsys: pytest
     parts = zip(own, write("more", [f"t{number}" for number in range(len(said))]), strict=True)
     (pooled,) = compare_runs(store, *map(",".join, parts), by_speaker=True)
     assert pooled["num_speakers"] == 160
+    # One side was scored before hypotheses named their speakers.
+    nameless = write("nameless", [None])
+    named = write("named", each_its_own)
+    for name in ("good", "bad"):
+        heard = [Hypothesis(**{**each, "run_id": f"{name}-old", "corpus": "named", "speaker": None})
+                 for each in read_hypotheses(store, f"{name}-named")]  # fmt: skip
+        write_rows(store, [row(run_id=f"{name}-old", corpus="named")], heard)
+    for sides in (("good-named", "bad-old"), ("good-old", "bad-named"), named):
+        assert interval(compare_runs(store, *sides, by_speaker=True)[0]) == interval(plain)
+    code, out, _ = call(capsys, "results", store, "compare", *nameless, "--by-speaker", "--margin=1", "--json")
+    assert (code, "have no speaker" in json.loads(out)["error"]) == (2, True)
     for corpus, speakers, problem in (
         ("nobody", ["", "anna"], "40 of 80 utterances have no speaker"),
         ("old", [None], "80 of 80 utterances have no speaker"),

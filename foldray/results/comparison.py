@@ -147,7 +147,10 @@ def compare_hypotheses(
     errors = [(sum(_errors(a) for a, _ in each), sum(_errors(b) for _, b in each)) for each in heard.values()]
     words = [sum(a["num_words"] for a, _ in each) for each in heard.values()]
     test = matched_pairs([[(a["alignment"], b["alignment"]) for a, b in each] for each in heard.values()])
-    speakers = [each[0][0]["speaker"] for each in heard.values()] if by_speaker else []
+    # Either side may have been scored before rows named speakers.
+    speakers = [
+        next((said["speaker"] for pair in each for said in pair if said["speaker"]), "") for each in heard.values()
+    ]
     low, high = bootstrap_difference(*(_of_speakers(speakers, errors, words, what) if by_speaker else (errors, words)))
     wer_a, wer_b = (sum(side) / sum(words) for side in zip(*errors, strict=True))
     return {
@@ -172,20 +175,21 @@ MIN_SPEAKERS = 5
 
 
 def _of_speakers(
-    speakers: Sequence[str | None], errors: Sequence[tuple[int, int]], words: Sequence[int], what: str
+    speakers: Sequence[str], errors: Sequence[tuple[int, int]], words: Sequence[int], what: str
 ) -> tuple[list[tuple[int, int]], list[int]]:
     """Errors and words of each speaker from those of each utterance. Raises UserError where that says nothing."""
     if nameless := sum(not speaker for speaker in speakers):
         raise UserError(
             what,
             f"{nameless:,} of {len(speakers):,} utterances have no speaker; where the corpus names speakers, "
-            "`foldray evaluate` both runs again (results older than version 5 have none)",
+            "`foldray evaluate` one run of each couple again (results older than version 5 have none)",
         )
-    sums: dict[str | None, list[int]] = defaultdict(lambda: [0, 0, 0])
+    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for speaker, (a, b), count in zip(speakers, errors, words, strict=True):
         sums[speaker] = [total + more for total, more in zip(sums[speaker], (a, b, count), strict=True)]
     if len(sums) < MIN_SPEAKERS:
-        raise UserError(what, f"{len(sums)} speakers are too few to draw from; it takes {MIN_SPEAKERS}")
+        mend = f"it takes {MIN_SPEAKERS}: leave --by-speaker out, or score more"
+        raise UserError(what, f"{len(sums)} speakers are too few to draw from; {mend}")
     return [(a, b) for a, b, _ in sums.values()], [count for _, _, count in sums.values()]
 
 
