@@ -13,9 +13,8 @@ def plan_table(planned: Row, drawn: bool) -> None:
     columns = ["depth", "path", "stored params", "private", "unshared params", "stored MB", "MMACs/s of audio"]
     print_table("", columns, [_planned(each) for each in planned["depths"]])
     deepest, joint = planned["depths"][-1], planned["joint"]
-    output.print(
-        f"{planned['saved_percent']:.1f} % fewer stored parameters than an unshared model of depth {deepest['depth']}"
-    )
+    saved = 1 - deepest["params_stored"] / deepest["params_unrolled"]
+    output.print(f"{100 * saved:.1f} % fewer stored parameters than an unshared model of depth {deepest['depth']}")
     times = joint["macs_per_audio_second"] / deepest["macs_per_audio_second"]
     mean, most = (" on average", " at most") if drawn else ("", "")
     output.print(

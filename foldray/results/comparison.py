@@ -147,11 +147,8 @@ def compare_hypotheses(
     errors = [(sum(_errors(a) for a, _ in each), sum(_errors(b) for _, b in each)) for each in heard.values()]
     words = [sum(a["num_words"] for a, _ in each) for each in heard.values()]
     test = matched_pairs([[(a["alignment"], b["alignment"]) for a, b in each] for each in heard.values()])
-    # Either side may have been scored before rows named speakers.
-    speakers = [
-        next((said["speaker"] for pair in each for said in pair if said["speaker"]), "") for each in heard.values()
-    ]
-    low, high = bootstrap_difference(*(_of_speakers(speakers, errors, words, what) if by_speaker else (errors, words)))
+    drawn = _of_speakers([_speaker(each) for each in heard.values()], errors, words, what) if by_speaker else None
+    low, high = bootstrap_difference(*(drawn or (errors, words)))
     wer_a, wer_b = (sum(side) / sum(words) for side in zip(*errors, strict=True))
     return {
         "wer_a": wer_a,
@@ -166,12 +163,17 @@ def compare_hypotheses(
         "couples": len(couples),
         "num_utterances": len(heard),
         "num_words": sum(each[0][0]["num_words"] for each in heard.values()),
-        **({"num_speakers": len({*speakers})} if by_speaker else {}),
+        **({"num_speakers": len(drawn[1])} if drawn else {}),
     }
 
 
 MIN_SPEAKERS = 5
 """Fewer say little of how speakers differ: of three, one draw in nine is a single speaker's."""
+
+
+def _speaker(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    """Whose utterance it is, by either side: one may have been scored before rows named speakers."""
+    return next((said["speaker"] for pair in pairs for said in pair if said["speaker"]), "")
 
 
 def _of_speakers(
