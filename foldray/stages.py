@@ -71,7 +71,7 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
     from foldray.configuration import check_model
     from foldray.costs import fold_on_meta
     from foldray.data.augment import Noises
-    from foldray.training.tracking import check_trackers
+    from foldray.training.trackers import check_trackers
     from foldray.training.workers import cpus_needed
 
     check_trackers(spec)
@@ -141,7 +141,7 @@ def resume_stage(run: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     The store is the one that the URI lies in, wherever it was when the run began; neither the raw corpus nor the
     checkpoint that the run started from is needed. `overrides` may change the machine (scale, checkpoint, tracking).
     """
-    from foldray.training.tracking import check_trackers
+    from foldray.training.trackers import check_trackers
 
     run = storage.absolute(run)
     runs, _ = storage.split(run)

@@ -19,8 +19,10 @@ from foldray.errors import UserError
 from foldray.results.metrics import Record
 from foldray.spec import RunSpec
 from foldray.spec_input import build_spec
+from foldray.training import trackers
 from foldray.training import tracking as module
-from foldray.training.tracking import check_trackers, scalars, tracking
+from foldray.training.trackers import Point, Tracker, check_trackers
+from foldray.training.tracking import scalars, tracking
 
 RUN_ID = "tiny-0123456789"
 SECRET = "hunter2hunter2"
@@ -309,7 +311,7 @@ def test_wandb_with_a_key_that_is_none_is_refused_without_saying_it(monkeypatch:
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
 def test_a_missing_extra_is_one_line_with_its_mend(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for missing in module.MODULES[name]:
+    for missing in trackers.MODULES[name]:
         monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError) as caught:
         check_trackers(spec_for(name))
@@ -319,7 +321,7 @@ def test_a_missing_extra_is_one_line_with_its_mend(name: str, monkeypatch: pytes
 def test_a_folder_of_the_name_is_no_installed_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "some_tracker").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(module.MODULES, "wandb", ("some_tracker",))
+    monkeypatch.setitem(trackers.MODULES, "wandb", ("some_tracker",))
     with pytest.raises(UserError, match="needs the extra 'wandb'"):
         check_trackers(spec_for("wandb"))
 
@@ -356,9 +358,9 @@ def test_a_tracker_that_raises_is_one_warning(
 
     def start(_run: Any) -> Any:
         reach("start")
-        return module._Tracker(lambda points: reach("write"), lambda ended_well: reach("close"))
+        return Tracker(lambda points: reach("write"), lambda ended_well: reach("close"))
 
-    monkeypatch.setitem(module.STARTS, "tensorboard", start)
+    monkeypatch.setitem(trackers.STARTS, "tensorboard", start)
     with caplog.at_level(logging.WARNING), tracking(spec_for("tensorboard"), RUN_ID, "run", 1) as pass_on:
         for record in LATE:
             pass_on(record)
@@ -378,9 +380,9 @@ def test_training_does_not_wait_for_a_slow_tracker(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     answered = threading.Event()
-    written: list[module.Point] = []
+    written: list[Point] = []
 
-    def write(points: list[module.Point]) -> None:
+    def write(points: list[Point]) -> None:
         answered.wait()
         written.extend(points)
 
@@ -388,7 +390,7 @@ def test_training_does_not_wait_for_a_slow_tracker(
         raise OSError("nothing to say any more")
 
     monkeypatch.setattr(module, "LAST_SECONDS", 0.2)
-    monkeypatch.setitem(module.STARTS, "mlflow", lambda run: module._Tracker(write, close))
+    monkeypatch.setitem(trackers.STARTS, "mlflow", lambda run: Tracker(write, close))
     track(spec_for("mlflow"), LATE, "run")
     answered.set()
     wait_for_end("tracking-mlflow")

@@ -202,7 +202,7 @@ def _recipe(spec: RunSpec) -> Iterator[Check]:
         return f"{len(found.utterances)} utterances in {found.folder}, read as {found.layout}"
 
     def trackers() -> str:
-        from foldray.training.tracking import check_trackers
+        from foldray.training.trackers import check_trackers
 
         check_trackers(spec)
         return ", ".join(spec.tracking) or "none"

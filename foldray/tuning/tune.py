@@ -27,7 +27,7 @@ from foldray.spec_input import build_spec, override_spec
 from foldray.stages import prepare_stage, train_prepared
 from foldray.terminal import say
 from foldray.training.attempts import Attempt, check_newest, claim_submission, newest_attempt
-from foldray.training.tracking import check_trackers
+from foldray.training.trackers import check_trackers
 from foldray.training.workers import cpus_needed
 from foldray.tuning.progress import Progress, show_progress
 from foldray.tuning.space import (
