@@ -74,8 +74,7 @@ class Machines:
         head = {"num_cpus": 0, "temp_dir": self.temporary, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes: list[Any] = []
-        for _ in range(nodes):
-            self.add()
+        self.have(nodes)
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level="ERROR")
 
     @property
@@ -87,6 +86,13 @@ class Machines:
         node = self._cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
         self.nodes.append(node)
         return node
+
+    def have(self, number: int) -> None:
+        """Add or remove nodes until there are so many."""
+        while len(self.nodes) < number:
+            self.add()
+        while len(self.nodes) > number:
+            self.remove(self.nodes[-1])
 
     def kill(self, node: Any) -> None:
         """SIGKILL of a node's raylet."""

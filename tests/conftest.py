@@ -24,8 +24,8 @@ from foldray.spec import CorpusSpec
 AN4 = Path(__file__).parents[2] / "shared" / "data" / "an4"
 
 
-LONGEST_FIRST = ("pipeline", "elastic", "chaos", "hosts", "jobs", "s3_pipeline", "tune", "damage")
-"""Files of tests with Ray, 452 to 49 s: in this order two processes end within two minutes of each other."""
+LONGEST_FIRST = ("pipeline", "chaos", "hosts", "jobs", "tune", "damage")
+"""Files of tests with Ray: in this order two processes end within two minutes of each other."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,29 +1,136 @@
-"""SIGKILL of a worker, of a raylet and of the driver, one after the other in one run: the weights of a quiet one.
+"""Nodes and processes that go and come, all in copies of one run that nobody disturbs.
 
-`python -m tests.chaos` kills more, each in a run of its own; docs/CHAOS.md is its table.
+Fewer workers and more again have the same losses; SIGKILL of a worker, of a raylet and of the driver leaves the same
+weights; a node that is drained costs no work. `python -m tests.chaos` kills more, each in a run of its own;
+docs/CHAOS.md is its table.
 """
 
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.chaos import EVERY, MINUTES, RECIPE, Kill, carry_out, cluster, make_reference
+from foldray.results.metrics import read_metrics
+from foldray.training.attempts import Attempt
+from foldray.training.checkpoint import MANIFEST, whole_checkpoints
+from tests.chaos import (
+    EVERY,
+    RECIPE,
+    Kill,
+    Machines,
+    Reference,
+    Training,
+    carry_out,
+    cluster,
+    differences,
+    group_of,
+    make_reference,
+    timeless,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
+# Training must last longer than Ray needs to see a node come; no checkpoint but those that a test asks for.
+LONG = [*RECIPE, "optim.epochs=null", "optim.steps=55", "valid.every_steps=1000", "checkpoint.every_steps=1000"]
+DRAIN_SECONDS = 60
 
-def test_a_run_survives_the_kill_of_a_worker_a_raylet_and_the_driver_bit_equal(tmp_path: Path) -> None:
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Machines]:
+    """Two nodes at first; every test asks for as many as it needs."""
+    with cluster(2) as machines:
+        yield machines
+
+
+@pytest.fixture(scope="module")
+def fixed(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """Two workers from the beginning to the end."""
+    return make_reference(machines, tmp_path_factory.mktemp("fixed"), LONG, 3.0)
+
+
+def test_two_workers_one_and_two_again_take_every_step_once(
+    machines: Machines, fixed: Reference, tmp_path: Path
+) -> None:
+    machines.have(2)
+    command, run = fixed.again_in(tmp_path / "store")
+    before = len(machines.groups())
+    elastic = ["scale.workers=[1,2]", "scale.elastic_resize_monitor_interval_s=2", "checkpoint.every_steps=5"]
+    training = Training(machines, tmp_path, *command, *elastic)
+    try:
+        training.wait_until(lambda: training.step > 6, "a first checkpoint")
+        first = group_of(run)
+        machines.remove(machines.node_of(machines.groups()[-1][1]))
+        training.wait_until(lambda: group_of(run) != first, "a worker alone")
+        second = group_of(run)
+        training.wait_until(lambda: second in {found.attempt for found in whole_checkpoints(run)}, "its checkpoint")
+        machines.add()
+        training.wait_until(lambda: group_of(run) != second, "two workers again")
+        assert training.finish()["step"] == fixed.step
+    finally:
+        training.kill()
+    assert [len(group) for group in machines.groups()[before:]] == [2, 1, 2]
+    assert {name[:9] for name in parts(run)} >= {str(Attempt(1, group)) for group in (1, 2, 3)}, "each took steps"
+    ours, theirs = timeless(run), timeless(fixed.run)
+    assert [record["step"] for record in ours] == list(range(1, fixed.step + 1))
+    assert [record["audio_seconds"] for record in ours] == [record["audio_seconds"] for record in theirs]
+    furthest = max(
+        abs(our["ctc"][depth] / their["ctc"][depth] - 1)
+        for our, their in zip(ours, theirs, strict=True)
+        for depth in their["ctc"]
+    )
+    # With two micro-batches in a step it is zero: one worker adds the same two gradients.
+    print(f"losses differ by {furthest:.2g} at most")
+    assert furthest < 1e-4
+
+
+def parts(run: str) -> list[str]:
+    return sorted(path.name for path in (Path(run) / "metrics").iterdir())
+
+
+def test_a_run_survives_the_kill_of_a_worker_a_raylet_and_the_driver_bit_equal(
+    machines: Machines, fixed: Reference, tmp_path: Path
+) -> None:
+    machines.have(3)
     kills = [
         Kill(1, "worker", rank=0, step=EVERY, moment=0.0, in_upload=True),
         Kill(2, "raylet", rank=1, step=2 * EVERY + 2, moment=0.5, in_upload=False),
         Kill(3, "driver", rank=0, step=4 * EVERY + 2, moment=0.5, in_upload=False),
     ]
-    with cluster(3) as machines:
-        reference = make_reference(machines, tmp_path, RECIPE, MINUTES)
-        rows = carry_out(kills, machines, reference, tmp_path)
+    often = replace(fixed, arguments=[*fixed.arguments, f"checkpoint.every_steps={EVERY}"])
+    rows = carry_out(kills, machines, often, tmp_path)
     assert [row["different"] for row in rows] == [[], [], []]
     # A worker outlives its raylet for a moment, so a run may go on from a little behind the step of the kill.
     resumed = [row["resumed_from"] for row in rows]
     assert resumed == sorted(resumed)
     assert resumed[0] <= EVERY < 2 * EVERY <= resumed[1]
-    assert 4 * EVERY <= resumed[2] < reference.step
+    assert 4 * EVERY <= resumed[2] < fixed.step
+
+
+def test_a_drained_node_leaves_a_checkpoint_before_it_goes(
+    machines: Machines, fixed: Reference, tmp_path: Path
+) -> None:
+    machines.have(3)
+    command, run = fixed.again_in(tmp_path / "store")
+    training = Training(machines, tmp_path, *command)
+    try:
+        training.wait_until(lambda: training.step > 3, "the first steps")
+        first = group_of(run)
+        node = machines.node_of(machines.groups()[-1][1])
+        deadline = time.time() + DRAIN_SECONDS
+        machines.drain(node, DRAIN_SECONDS)
+        training.wait_until(lambda: whole_checkpoints(run), "a checkpoint")
+        (found,) = whole_checkpoints(run)
+        assert (Path(found.uri) / MANIFEST).stat().st_mtime < deadline
+        assert time.time() < deadline
+        machines.remove(node)
+        training.wait_until(lambda: group_of(run) != first, "workers on other nodes")
+        assert node.node_id not in {worker.node_id for worker in machines.groups()[-1]}
+        assert training.finish()["step"] == fixed.step
+    finally:
+        training.kill()
+    assert 3 < found.step < fixed.step
+    assert f"{group_of(run)}-{found.step + 1:08d}.jsonl" in parts(run), "it went on from that checkpoint"
+    assert [record["step"] for record in read_metrics(run)] == list(range(1, fixed.step + 1))
+    assert differences(run, fixed.run) == []

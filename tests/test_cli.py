@@ -1,7 +1,9 @@
 """The command line: one line and exit code 2 for wrong input, one JSON object for machines."""
 
 import json
+import runpy
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from foldray.training.launch import describe_run
 from foldray.training.loop import train_model
 from tests.conftest import free_port
 from tests.test_training import job_for
+
+PIPELINES = Path(__file__).parents[1] / "pipelines"
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -119,6 +123,19 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -
     code, out, _ = call(capsys, *([command, "--help"] if command else ["--help"]))
     assert code == 0
     assert "foldray run quickstart" in out if not command else f"Example: foldray {command}" in out
+
+
+@pytest.mark.parametrize("path", sorted(PIPELINES.glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_a_job_entry_point_is_the_command_of_its_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(path), run_name="__main__")
+    assert stopped.value.code == 0
+    ours = capsys.readouterr().out
+    assert ours == call(capsys, path.stem, "--help")[1]
+    assert ours.startswith(f"Usage: foldray {path.stem} ")
 
 
 @pytest.fixture

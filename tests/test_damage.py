@@ -13,6 +13,7 @@ import soundfile
 from foldray.data.manifest import read_index, read_manifest
 from tests.test_pipeline import finish, foldray
 
+pytest_plugins = ["tests.ray_head"]
 pytestmark = pytest.mark.ray
 
 TOTAL, EACH = 2000, 6
@@ -86,7 +87,7 @@ def rows_of(folder: Path) -> Iterator[tuple[dict[str, object], str | None]]:
         yield {"id": f"good-{number:04d}", "audio": f"audio/any-{number % 5}.wav", "text": "HELLO THERE"}, None
 
 
-def test_every_reason_is_counted_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_every_reason_is_counted_and_nothing_is_lost(ray_head: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     rows = list(rows_of(folder))
     rows.sort(key=lambda row: row[1] is not None)  # the first of a duplicate id is the good one
@@ -95,7 +96,7 @@ def test_every_reason_is_counted_and_nothing_is_lost(tmp_path: Path) -> None:
     assert len({reason for _, reason in rows} - {None}) == 15
     process = foldray(
         "prepare", "an4", f"corpus.path={folder}", "corpus.splits=[train]", "corpus.max_seconds=5",
-        "corpus.max_quarantine=0.2", f"storage.root={tmp_path / 'store'}", "--json",
+        "corpus.max_quarantine=0.2", f"storage.root={tmp_path / 'store'}", "--json", **ray_head,
     )  # fmt: skip
     summary = finish(process)
     reasons: dict[str, int] = {}
@@ -113,7 +114,7 @@ def test_every_reason_is_counted_and_nothing_is_lost(tmp_path: Path) -> None:
     assert all(entry["detail"] and entry["source"].startswith("train.jsonl:") for entry in quarantined)
     too_many = foldray(
         "prepare", "an4", f"corpus.path={folder}", "corpus.splits=[train]", "corpus.max_seconds=5",
-        f"storage.root={tmp_path / 'strict'}", "--json",
+        f"storage.root={tmp_path / 'strict'}", "--json", **ray_head,
     )  # fmt: skip
     out, err = too_many.communicate(timeout=200)
     assert too_many.returncode == 2

@@ -9,12 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +21,8 @@ from foldray import storage
 from foldray.results.metrics import read_metrics
 from foldray.results.rows import read_rows
 from foldray.training.checkpoint import whole_checkpoints
-from tests.conftest import free_port
-from tests.hosts import WITH_TESTS, wait_until
+from tests.hosts import wait_until
+from tests.ray_head import RAY, RayHead
 from tests.test_pipeline import TINY
 
 if TYPE_CHECKING:
@@ -35,37 +32,26 @@ pytest_plugins = ["tests.s3_server"]
 pytestmark = pytest.mark.ray
 
 PROJECT = Path(__file__).parents[1]
-RAY = str(Path(sys.executable).with_name("ray"))
 
 
-class Head:
+class Head(RayHead):
     """A Ray head on loopback that asks for a token, and clients of its jobs."""
 
     def __init__(self, folder: Path, checkout: Path) -> None:
-        self._folder, self._checkout = folder, checkout
-        self.temporary = Path(tempfile.mkdtemp(prefix="jobs-", dir="/tmp"))  # short: it holds sockets
+        self._checkout = checkout
         self._token = folder / "token"
         self._token.write_text(secrets.token_hex(32))
         self._token.chmod(0o600)
-        self._url = f"http://127.0.0.1:{free_port()}"
         self._around = {
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin", "HOME": str(folder),
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token), "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
         }  # fmt: skip
-        with (folder / "head.log").open("w") as log:
-            self._process = subprocess.Popen(
-                [*WITH_TESTS, RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}",
-                 "--num-cpus=3", "--object-store-memory=200000000", f"--temp-dir={self.temporary}",
-                 "--dashboard-host=127.0.0.1", f"--dashboard-port={self._url.rpartition(':')[2]}",
-                 f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
-                 "--disable-usage-stats"],
-                env=self._around, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+        super().__init__(self._around)
 
     def client(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         """`ray job …` in the checkout; `output` has all that it says."""
-        around = {**self._around, "RAY_API_SERVER_ADDRESS": self._url, **environment}
+        around = {**self._around, "RAY_API_SERVER_ADDRESS": self.dashboard, **environment}
         return subprocess.run(
             [RAY, "job", *arguments], cwd=self._checkout, env=around, timeout=600,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
@@ -82,40 +68,17 @@ class Head:
 
     def logs(self, job: str) -> list[str]:
         """What a job itself said, line by line."""
-        said = self.client("logs", job, "--log-style=record").stdout
+        said: str = self.job(f"{job}/logs")["logs"]
         return said.partition("Running entrypoint for job ")[2].splitlines()[1:]
 
     def job(self, job: str) -> dict[str, Any]:
         """What the head knows of a job."""
         asked = urllib.request.Request(
-            f"{self._url}/api/jobs/{job}", headers={"Authorization": f"Bearer {self._token.read_text()}"}
+            f"{self.dashboard}/api/jobs/{job}", headers={"Authorization": f"Bearer {self._token.read_text()}"}
         )
         with urllib.request.urlopen(asked, timeout=20) as answer:
             value: dict[str, Any] = json.load(answer)
             return value
-
-    def processes(self) -> dict[int, str]:
-        """Command line of everything that has a file of this head open: its daemons, workers, drivers."""
-        found = {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                files = [os.readlink(file) for file in (entry / "fd").iterdir()]
-                if any(file.startswith(str(self.temporary)) for file in files):
-                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
-            except OSError:  # it ended meanwhile
-                continue
-        return found
-
-    def close(self) -> None:
-        """End the head and all that is left of it, by process id: `ray stop` would end every Ray on the machine."""
-        self._process.kill()
-        self._process.wait()
-        while left := self.processes():
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.1)
-        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 def copy_checkout(folder: Path) -> None:
@@ -141,8 +104,7 @@ def checkout(tmp_path: Path) -> Path:
 def head(tmp_path: Path, checkout: Path) -> Iterator[Head]:
     head = Head(tmp_path, checkout)
     try:
-        started = lambda: "Ray runtime started" in (tmp_path / "head.log").read_text()  # noqa: E731
-        wait_until(started, 300, "the head")
+        head.wait()
         yield head
     finally:
         head.close()
@@ -203,14 +165,11 @@ def test_every_stage_as_a_job(head: Head, s3_server: "S3Server", s3_store: str, 
     assert said[-1] == "stopped; run the same command again to go on"
 
     step = newest_step(s3_store)
-    finished = head.submit("pipelines.train", *recipe, keys=keys)
-    assert head.logs(finished)[-1].startswith(f"trained   120 steps (resumed from step {step})")
+    finished = head.submit("pipelines.run", *recipe, keys=keys)  # trains to the end, scores and reports
+    assert any(line.startswith(f"trained   120 steps (resumed from step {step})") for line in head.logs(finished))
     (run,) = storage.list_folders(f"{s3_store}/runs")
     assert [record["step"] for record in read_metrics(f"{s3_store}/runs/{run}")] == list(range(1, 121))
-
-    head.submit("pipelines.evaluate", run, "--store", s3_store, keys=keys)
     assert [row["depth"] for row in sorted(read_rows(s3_store), key=lambda row: row["depth"])] == [3, 6]
-    head.submit("pipelines.report", s3_store, keys=keys)
     assert run.encode() in storage.read_bytes(f"{s3_store}/report/index.html")
 
 

@@ -1,4 +1,4 @@
-"""The main job on Ray, as a user runs it: real workers, real kills. The slow tier."""
+"""The main job on Ray, as a user runs it: real workers, real kills, a real S3 server. The slow tier."""
 
 import json
 import os
@@ -6,30 +6,49 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import ray
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from transformers import HubertForCTC
 
-from foldray.data.manifest import read_manifest
+from foldray import storage
+from foldray.cli import main
+from foldray.data.manifest import read_manifest, read_quarantine
 from foldray.data.text import Units
 from foldray.pretrained import write_random_checkpoint
 from foldray.recipes import load_recipe
 from foldray.results.metrics import read_metrics
+from foldray.results.rows import read_hypotheses, read_rows
 from foldray.seeding import load_folded
 from tests.conftest import AN4
 from tests.test_prepare import damage, ids_in, ids_out
 
+if TYPE_CHECKING:
+    from tests.s3_server import S3Server
+
+pytest_plugins = ["tests.ray_head", "tests.s3_server"]
 pytestmark = pytest.mark.ray
 
 TINY = [
     "model.config.hidden_size=48", "model.config.num_attention_heads=2", "model.config.intermediate_size=96",
     "fold.depths=[3,6]", "optim.epochs=null", "optim.steps=24", "checkpoint.every_steps=4", "valid.every_steps=12",
 ]  # fmt: skip
+
+JOB = [
+    "an4",
+    *TINY,
+    "corpus.max_quarantine=0.5",
+    "corpus.max_seconds=20",
+    "corpus.shard_minutes=0.5",
+    "batch.max_duration=20",
+]
 
 
 def foldray(*arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -56,6 +75,14 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     return value
 
 
+def again(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """What a command says in this process, without Ray: there is nothing left to do."""
+    main([*arguments, "--json"])
+    value: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert not ray.is_initialized()
+    return value
+
+
 def kill_after(process: subprocess.Popen[str], store: Path, checkpoint: str) -> None:
     """SIGKILL the driver as soon as a checkpoint is whole."""
     wait_for(process, store, checkpoint)
@@ -72,48 +99,141 @@ def wait_for(process: subprocess.Popen[str], store: Path, checkpoint: str) -> No
         time.sleep(0.05)
 
 
-def final_weights(trained: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return load_file(f"{trained['run']}/model/model.safetensors")
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    measured = {"rtfx", "peak_rss_bytes", "train_seconds", "created"}
+    return [{key: value for key, value in row.items() if key not in measured} for row in rows]
 
 
-def test_a_killed_run_resumes_bit_equal_and_the_whole_job_reuses_it(own_corpus: Path, tmp_path: Path) -> None:
-    """SIGKILL of the driver in the middle; the same command goes on. Damaged audio is quarantined on the way."""
-    reasons = damage(own_corpus)
-    common = [
-        "an4",
-        f"corpus.path={own_corpus}",
-        "corpus.max_quarantine=0.5",
-        "corpus.max_seconds=20",
-        "batch.max_duration=20",
-        *TINY,
-    ]
-    whole = finish(foldray("train", *common, f"storage.root={tmp_path / 'whole'}", "--json"))
-    assert (whole["step"], whole["resumed_from_step"]) == (24, 0)
+def hypotheses(store: str, run_id: str) -> list[tuple[Any, ...]]:
+    return sorted((said["depth"], said["id"], said["hypothesis"]) for said in read_hypotheses(store, run_id))
 
-    cut = [*common, f"storage.root={tmp_path / 'cut'}"]
-    kill_after(foldray("train", *cut), tmp_path / "cut", "step-00000008")
-    resumed = finish(foldray("train", *cut, "--json"))
-    assert resumed["run_id"] == whole["run_id"]
-    assert resumed["step"] == 24
-    assert 8 <= resumed["resumed_from_step"] < 24
-    ours, theirs = final_weights(resumed), final_weights(whole)
+
+@pytest.fixture(scope="module")
+def damaged(spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The spoken corpus with damaged audio in it, and the reason each piece should get."""
+    corpus = Path(shutil.copytree(spoken, tmp_path_factory.mktemp("damaged") / "voices"))
+    return corpus, damage(corpus)
+
+
+@pytest.fixture(scope="module")
+def quiet(damaged: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """A store with the run that nobody disturbed, by a Ray of its own, and what its command said."""
+    store = tmp_path_factory.mktemp("quiet")
+    return str(store), finish(foldray("run", *JOB, f"corpus.path={damaged[0]}", f"storage.root={store}", "--json"))
+
+
+def assert_same_run(store: str, said: dict[str, Any], quiet: tuple[str, dict[str, Any]]) -> None:
+    """Weights, rows, hypotheses and the order of steps are those of the quiet run."""
+    run_id = said["run_id"]
+    assert run_id == quiet[1]["run_id"], "the same corpus, wherever it lies"
+    ours, theirs = (
+        load(storage.read_bytes(f"{root}/runs/{run_id}/model/model.safetensors")) for root in (store, quiet[0])
+    )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert [record["step"] for record in read_metrics(resumed["run"])] == list(range(1, 25))
-
-    result = finish(foldray("run", *cut, "--json"))
-    assert result["run_id"] == whole["run_id"]
-    assert [row["depth"] for row in result["rows"]] == [3, 6]
-    assert (tmp_path / "cut" / "report" / "index.html").exists()
-    assert finish(foldray("run", *cut, "--json")) == result, "a second run reuses the rows of the first"
-
-    corpus = next((tmp_path / "cut" / "corpora").iterdir())
-    manifest = read_manifest(str(corpus))
-    assert manifest.quarantined == len(reasons)
-    assert len(ids_in(own_corpus)) == len(ids_out(str(corpus), manifest)) + manifest.quarantined
+    assert [record["step"] for record in read_metrics(f"{store}/runs/{run_id}")] == list(range(1, 25))
+    assert [row["depth"] for row in said["rows"]] == [3, 6]
+    assert without_times(said["rows"]) == without_times(quiet[1]["rows"])
+    assert without_times(read_rows(store)) == without_times(read_rows(quiet[0]))
+    assert hypotheses(store, run_id) == hypotheses(quiet[0], run_id)
 
 
-def test_a_waveform_model_from_a_stock_checkpoint_on_disk(own_corpus: Path, tmp_path: Path) -> None:
+def assert_nothing_is_lost(store: str, damaged: tuple[Path, dict[str, str]]) -> None:
+    corpus, reasons = damaged
+    (name,) = storage.list_folders(f"{store}/corpora")
+    manifest = read_manifest(f"{store}/corpora/{name}")
+    quarantined = [entry["id"] for entry in read_quarantine(f"{store}/corpora/{name}")]
+    assert manifest.quarantined == len(quarantined) == len(reasons)
+    assert sorted(ids_out(f"{store}/corpora/{name}", manifest) + quarantined) == sorted(ids_in(corpus))
+
+
+def test_a_killed_run_resumes_bit_equal_and_a_whole_one_is_reused(
+    ray_head: dict[str, str],
+    damaged: tuple[Path, dict[str, str]],
+    quiet: tuple[str, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """SIGKILL of the driver in the middle, on a cluster; the next command goes on."""
+    job = [*JOB, f"corpus.path={damaged[0]}", f"storage.root={tmp_path}"]
+    kill_after(foldray("train", *job, **ray_head), tmp_path, "step-00000008")
+    result = finish(foldray("run", *job, "--json", **ray_head))
+    assert_same_run(str(tmp_path), result, quiet)
+    resumed_from = max(int(path.stem[-8:]) for path in tmp_path.glob("runs/*/metrics/*.jsonl")) - 1
+    assert 8 <= resumed_from < 24
+    assert (tmp_path / "report" / "index.html").exists()
+    assert again(capsys, "run", *job) == result, "the rows of the first"
+    assert_nothing_is_lost(str(tmp_path), damaged)
+
+
+class Outages(threading.Thread):
+    """Kills the server for a while as soon as each stage has left its first file in the store."""
+
+    STAGES = ("shards/train-", "checkpoints/step-", "model/fold.json")
+    """What the store holds when prepare, train and evaluate are in the middle of their work."""
+
+    def __init__(self, server: "S3Server", prefix: str, process: "subprocess.Popen[str]", seconds: float) -> None:
+        super().__init__(daemon=True)
+        self.server, self.prefix, self.process, self.seconds = server, prefix, process, seconds
+        self.seen: list[str] = []
+
+    def run(self) -> None:
+        for stage in self.STAGES:
+            while not any(stage in key for key in self.server.keys(self.prefix)):
+                if self.process.poll() is not None:
+                    return
+                time.sleep(0.1)
+            self.server.kill()
+            time.sleep(self.seconds)
+            self.server.start()
+            self.seen.append(stage)
+
+
+def run_with_outages(
+    server: "S3Server", store: str, seconds: float, start: Callable[[], "subprocess.Popen[str]"]
+) -> "subprocess.Popen[str]":
+    """The finished process; the server was away for `seconds` in each stage."""
+    process = start()
+    outages = Outages(server, store.removeprefix("s3://").partition("/")[2], process, seconds)
+    outages.start()
+    process.wait(timeout=3000)
+    outages.join(timeout=60)
+    assert outages.seen == list(Outages.STAGES)
+    return process
+
+
+def test_the_whole_job_on_a_server_that_is_killed_in_every_stage(
+    s3_server: "S3Server",
+    s3_store: str,
+    damaged: tuple[Path, dict[str, str]],
+    quiet: tuple[str, dict[str, Any]],
+) -> None:
+    storage.upload(damaged[0], f"{s3_store}/voices")
+    job = [*JOB, f"corpus.path={s3_store}/voices", f"storage.root={s3_store}", "--json"]
+    said = finish(run_with_outages(s3_server, s3_store, 4.0, lambda: foldray("run", *job)))
+    assert_same_run(s3_store, said, quiet)
+    assert_nothing_is_lost(s3_store, damaged)
+    prefix = s3_store.removeprefix("s3://").partition("/")[2]
+    assert not [key for key in s3_server.keys(prefix) if key.endswith("/")], "no empty 'directory' objects"
+
+
+def test_a_store_that_stays_away_is_one_line(s3_server: "S3Server", s3_store: str, own_corpus: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "foldray", "prepare", "an4", f"corpus.path={own_corpus}", f"storage.root={s3_store}",
+         "corpus.max_seconds=16"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**s3_server.environment, "PATH": "/usr/bin:/bin", "FOLDRAY_STORAGE_RETRY_SECONDS": "2",
+             "AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+    )  # fmt: skip
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1].startswith("storage.root: http://127.0.0.1:9 does not answer")
+
+
+def test_a_waveform_model_from_a_stock_checkpoint_on_disk(
+    ray_head: dict[str, str], own_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two workers, killed once; then nothing is left but the store, under another name, and `resume` goes on with it.
 
     The loss falls at every depth, and stock transformers opens the result.
@@ -127,15 +247,15 @@ def test_a_waveform_model_from_a_stock_checkpoint_on_disk(own_corpus: Path, tmp_
         "hubert-tiny", f"corpus.path={own_corpus}", f"model.checkpoint={stock}",
         f"storage.root={tmp_path / 'store'}", "optim.steps=40", "optim.lr=2e-3", "checkpoint.every_steps=10",
     ]  # fmt: skip
-    kill_after(foldray("train", *arguments), tmp_path / "store", "step-00000020")
+    kill_after(foldray("train", *arguments, **ray_head), tmp_path / "store", "step-00000020")
     shutil.rmtree(stock)
     shutil.rmtree(own_corpus)
     (tmp_path / "store").rename(tmp_path / "elsewhere")
     run = next((tmp_path / "elsewhere" / "runs").iterdir())
-    trained = finish(foldray("resume", str(run), "scale.loader_threads=2", "--json"))
+    trained = finish(foldray("resume", str(run), "scale.loader_threads=2", "--json", **ray_head))
     assert (trained["run"], trained["run_id"], trained["step"]) == (str(run), run.name, 40)
     assert trained["resumed_from_step"] >= 20
-    assert finish(foldray("resume", str(run), "--json"))["resumed_from_step"] == 40
+    assert again(capsys, "resume", str(run))["resumed_from_step"] == 40
     metrics = read_metrics(trained["run"])
     for depth in map(str, spec.fold.depths):
         first, last = (sum(r["ctc"][depth] for r in part) / 5 for part in (metrics[:5], metrics[-5:]))
