@@ -36,7 +36,7 @@ from foldray.results.metrics import read_metrics
 from foldray.training.attempts import Attempt, newest_attempt
 from foldray.training.checkpoint import checkpoint_folders, whole_checkpoints
 from foldray.training.finish import is_finished
-from tests.hosts import WITH_TESTS
+from tests.hosts import WITH_TESTS, wait_until
 from tests.test_hosts import HASTE
 from tests.test_training import MEASURED
 
@@ -91,8 +91,11 @@ class Machines:
         """Add or remove nodes until there are so many."""
         while len(self.nodes) < number:
             self.add()
-        while len(self.nodes) > number:
-            self.remove(self.nodes[-1])
+        if len(self.nodes) > number:
+            for node in self.nodes[number:]:
+                self.remove(node)
+            alive = lambda: sum(node["Alive"] for node in self._ray.nodes())  # noqa: E731
+            wait_until(lambda: alive() == number + 1, 60, "Ray's notice of nodes that are gone")
 
     def kill(self, node: Any) -> None:
         """SIGKILL of a node's raylet."""

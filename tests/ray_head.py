@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import free_port
+from tests.conftest import free_ports
 from tests.hosts import WITH_TESTS, wait_until
 
 __all__ = ["RAY", "RayHead", "ray_head"]
@@ -29,7 +29,7 @@ class RayHead:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.temporary = Path(tempfile.mkdtemp(prefix="head-", dir="/tmp"))  # short: it holds sockets
-        port, dashboard, agent, client = (free_port() for _ in range(4))
+        port, dashboard, agent, client = free_ports(4)
         self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
         self._log = self.temporary / "head.log"
         with self._log.open("w") as log:
@@ -38,13 +38,16 @@ class RayHead:
                  "--num-cpus=3", "--object-store-memory=200000000", f"--temp-dir={self.temporary}",
                  "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
                  f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
-                 "--disable-usage-stats"],
+                 # Any free ones: heads side by side would take the same from the range that is meant for firewalls.
+                 "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"],
                 env=dict(environment), stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
     def wait(self) -> None:
-        """Until it has started."""
-        wait_until(lambda: "Ray runtime started" in self._log.read_text(), 300, "the head")
+        """Until it has started; fails with what it said where it ends before."""
+        ended = lambda: self._process.poll() is not None  # noqa: E731
+        wait_until(lambda: ended() or "Ray runtime started" in self._log.read_text(), 300, "the head")
+        assert not ended(), f"no head: {self._log.read_text()}"
 
     def processes(self) -> dict[int, str]:
         """Command line of everything that has a file of this head open: its daemons, workers, drivers."""

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from foldray.data.manifest import read_index, read_manifest
-from tests.test_pipeline import finish, foldray
+from tests.test_pipeline import communicate, finish, foldray
 
 pytest_plugins = ["tests.ray_head"]
 pytestmark = pytest.mark.ray
@@ -116,7 +116,7 @@ def test_every_reason_is_counted_and_nothing_is_lost(ray_head: dict[str, str], t
         "prepare", "an4", f"corpus.path={folder}", "corpus.splits=[train]", "corpus.max_seconds=5",
         f"storage.root={tmp_path / 'strict'}", "--json", **ray_head,
     )  # fmt: skip
-    out, err = too_many.communicate(timeout=200)
+    out, err = communicate(too_many)
     assert too_many.returncode == 2
     assert json.loads(out)["where"] == "corpus.max_quarantine"
     assert "Traceback" not in err

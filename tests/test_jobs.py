@@ -1,4 +1,4 @@
-"""Every stage as a Ray job: a client that has a checkout and a token, a head of its own on loopback, an S3 store whose
+"""The stages as Ray jobs: a client that has a checkout and a token, a head of its own on loopback, an S3 store whose
 keys come with the job."""
 
 import json
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from foldray import storage
+from foldray.cli import main
 from foldray.results.metrics import read_metrics
 from foldray.results.rows import read_rows
 from foldray.training.checkpoint import whole_checkpoints
@@ -110,7 +111,9 @@ def head(tmp_path: Path, checkout: Path) -> Iterator[Head]:
         head.close()
 
 
-def test_every_stage_as_a_job(head: Head, s3_server: "S3Server", s3_store: str, own_corpus: Path) -> None:
+def test_stages_as_jobs(
+    head: Head, s3_server: "S3Server", s3_store: str, own_corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Training is killed and stopped, and goes on each time with the same command."""
     keys = s3_server.environment
     storage.upload(own_corpus, f"{s3_store}/voices")
@@ -167,10 +170,17 @@ def test_every_stage_as_a_job(head: Head, s3_server: "S3Server", s3_store: str, 
     step = newest_step(s3_store)
     finished = head.submit("pipelines.run", *recipe, keys=keys)  # trains to the end, scores and reports
     assert any(line.startswith(f"trained   120 steps (resumed from step {step})") for line in head.logs(finished))
+    assert "trained   120 steps" in head.client("logs", finished).stdout
     (run,) = storage.list_folders(f"{s3_store}/runs")
     assert [record["step"] for record in read_metrics(f"{s3_store}/runs/{run}")] == list(range(1, 121))
-    assert [row["depth"] for row in sorted(read_rows(s3_store), key=lambda row: row["depth"])] == [3, 6]
+    rows = sorted(read_rows(s3_store), key=lambda row: row["depth"])
+    assert [row["depth"] for row in rows] == [3, 6]
     assert run.encode() in storage.read_bytes(f"{s3_store}/report/index.html")
+
+    main(["evaluate", run, "--store", s3_store, "--json"])  # by its id, out of the bucket
+    again = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["depth"], row["wer"]) for row in again] == [(row["depth"], row["wer"]) for row in rows]
+    main(["report", s3_store])
 
 
 def wait_for_step(head: Head, job: str, store: str, step: int) -> None:

@@ -27,8 +27,10 @@ from foldray.recipes import load_recipe
 from foldray.results.metrics import read_metrics
 from foldray.results.rows import read_hypotheses, read_rows
 from foldray.seeding import load_folded
+from foldray.training.attempts import newest_attempt
 from tests.conftest import AN4
 from tests.test_prepare import damage, ids_in, ids_out
+from tests.test_training import MEASURED
 
 if TYPE_CHECKING:
     from tests.s3_server import S3Server
@@ -63,12 +65,16 @@ def foldray(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+def communicate(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """stdout and stderr of a command that ends by itself; one that doesn't leaves the cores to the other tests."""
     try:
-        out, err = process.communicate(timeout=400)
-    except subprocess.TimeoutExpired:
-        process.kill()  # its Ray goes with it, and leaves the cores to the other tests
-        raise
+        return process.communicate(timeout=400)
+    finally:
+        process.kill()
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = communicate(process)
     assert process.returncode == 0, err
     assert len(out.splitlines()) == 1, f"{out}\n{err}"
     value: dict[str, Any] = json.loads(out)
@@ -85,18 +91,21 @@ def again(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]
 
 def kill_after(process: subprocess.Popen[str], store: Path, checkpoint: str) -> None:
     """SIGKILL the driver as soon as a checkpoint is whole."""
-    wait_for(process, store, checkpoint)
-    process.kill()
-    process.communicate()
+    try:
+        wait_for(process, store, checkpoint)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == -signal.SIGKILL
 
 
 def wait_for(process: subprocess.Popen[str], store: Path, checkpoint: str) -> None:
     for _ in range(3000):
         if list(store.glob(f"runs/*/checkpoints/{checkpoint}-*/manifest.json")):
-            break
+            return
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
+    raise AssertionError(f"no {checkpoint} in 150 s")
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -131,7 +140,12 @@ def assert_same_run(store: str, said: dict[str, Any], quiet: tuple[str, dict[str
     )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert [record["step"] for record in read_metrics(f"{store}/runs/{run_id}")] == list(range(1, 25))
+    metrics, expected = (
+        [{k: v for k, v in record.items() if k not in MEASURED} for record in read_metrics(f"{root}/runs/{run_id}")]
+        for root in (store, quiet[0])
+    )
+    assert [record["step"] for record in metrics] == list(range(1, 25))
+    assert metrics == expected
     assert [row["depth"] for row in said["rows"]] == [3, 6]
     assert without_times(said["rows"]) == without_times(quiet[1]["rows"])
     assert without_times(read_rows(store)) == without_times(read_rows(quiet[0]))
@@ -142,9 +156,11 @@ def assert_nothing_is_lost(store: str, damaged: tuple[Path, dict[str, str]]) -> 
     corpus, reasons = damaged
     (name,) = storage.list_folders(f"{store}/corpora")
     manifest = read_manifest(f"{store}/corpora/{name}")
-    quarantined = [entry["id"] for entry in read_quarantine(f"{store}/corpora/{name}")]
-    assert manifest.quarantined == len(quarantined) == len(reasons)
-    assert sorted(ids_out(f"{store}/corpora/{name}", manifest) + quarantined) == sorted(ids_in(corpus))
+    quarantined = read_quarantine(f"{store}/corpora/{name}")
+    assert {entry["id"]: entry["reason"] for entry in quarantined} == reasons
+    assert manifest.quarantined == len(quarantined)
+    kept = ids_out(f"{store}/corpora/{name}", manifest)
+    assert sorted(kept + [entry["id"] for entry in quarantined]) == sorted(ids_in(corpus))
 
 
 def test_a_killed_run_resumes_bit_equal_and_a_whole_one_is_reused(
@@ -159,8 +175,12 @@ def test_a_killed_run_resumes_bit_equal_and_a_whole_one_is_reused(
     kill_after(foldray("train", *job, **ray_head), tmp_path, "step-00000008")
     result = finish(foldray("run", *job, "--json", **ray_head))
     assert_same_run(str(tmp_path), result, quiet)
-    resumed_from = max(int(path.stem[-8:]) for path in tmp_path.glob("runs/*/metrics/*.jsonl")) - 1
-    assert 8 <= resumed_from < 24
+    (run,) = (tmp_path / "runs").iterdir()
+    attempt = newest_attempt(str(run))
+    assert attempt
+    assert attempt.submission == 2
+    first = min(int(path.stem[-8:]) for path in (run / "metrics").glob(f"{attempt}-*.jsonl"))
+    assert 8 < first <= 24, "it went on from a checkpoint"
     assert (tmp_path / "report" / "index.html").exists()
     assert again(capsys, "run", *job) == result, "the rows of the first"
     assert_nothing_is_lost(str(tmp_path), damaged)

@@ -47,8 +47,10 @@ def test_a_killed_search_goes_on_and_repeats_nothing(
         f"search={json.dumps(SEARCH)}",
     ]
     process = foldray("tune", *recipe, f"storage.root={store}", **ray_head)
-    wait_until(lambda: states(store).count("finished") > 1 or process.poll() is not None)  # the start is one
-    process.kill()
+    try:
+        wait_until(lambda: states(store).count("finished") > 1 or process.poll() is not None)  # the start is one
+    finally:
+        process.kill()
     _, said = process.communicate()
     assert states(store).count("finished") > 1, said
     before = {record.run_id: attempts(store, record.run_id) for record in records(store) if record.state != "running"}
