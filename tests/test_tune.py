@@ -13,7 +13,6 @@ from foldray.results.rows import read_rows
 from foldray.results.searches import read_records
 from tests.test_pipeline import TINY, finish, foldray
 
-pytest_plugins = ["tests.ray_head"]
 pytestmark = pytest.mark.ray
 
 SEARCH = {
@@ -33,9 +32,7 @@ SEARCH = {
 }
 
 
-def test_a_killed_search_goes_on_and_repeats_nothing(
-    ray_head: dict[str, str], own_corpus: Path, tmp_path: Path
-) -> None:
+def test_a_killed_search_goes_on_and_repeats_nothing(own_corpus: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     recipe = [
         "an4",
@@ -46,7 +43,7 @@ def test_a_killed_search_goes_on_and_repeats_nothing(
         "scale.workers=1",
         f"search={json.dumps(SEARCH)}",
     ]
-    process = foldray("tune", *recipe, f"storage.root={store}", **ray_head)
+    process = foldray("tune", *recipe, f"storage.root={store}")
     try:
         wait_until(lambda: states(store).count("finished") > 1 or process.poll() is not None)  # the start is one
     finally:
@@ -59,7 +56,7 @@ def test_a_killed_search_goes_on_and_repeats_nothing(
     store = store.rename(tmp_path / "elsewhere")
     shutil.rmtree(own_corpus)
     (search,) = (store / "searches").iterdir()
-    result = finish(foldray("resume", str(search), "--json", **ray_head))
+    result = finish(foldray("resume", str(search), "--json"))
     assert result["search_id"] == search.name
     assert [trial["name"] for trial in result["trials"]] == [
         "start",
