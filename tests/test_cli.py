@@ -130,12 +130,13 @@ def test_a_job_entry_point_is_the_command_of_its_name(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, path: Path
 ) -> None:
     monkeypatch.setattr(sys, "argv", [str(path), "--help"])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(path), run_name="__main__")
-    assert stopped.value.code == 0
+    runpy.run_path(str(path), run_name="__main__")
     ours = capsys.readouterr().out
-    assert ours == call(capsys, path.stem, "--help")[1]
-    assert ours.startswith(f"Usage: foldray {path.stem} ")
+    theirs = call(capsys, path.stem, "--help")[1]
+    # How the program was called stands before the name of its command.
+    first, second = (said.partition(f" {path.stem} ")[2] for said in (ours, theirs))
+    assert first == second != ""
+    assert f"Example: foldray {path.stem}" in ours
 
 
 @pytest.fixture
