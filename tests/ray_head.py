@@ -77,8 +77,8 @@ class RayHead:
 def ray_head() -> Iterator[dict[str, str]]:
     """The session's head, as the environment of commands that join it. A Ray for each costs 25 s of a core.
 
-    Not for searches: Ray Train frees a stopped trial's CPUs only where it can tell its cluster among all of the
-    machine, which it can't where several have folders of their own (ray.train.v2, placement_group_cleaner.py).
+    Not for searches: beside another head one waited here for a CPU for 400 s. By its source, Ray Train frees a stopped
+    trial's CPUs only where it finds its cluster among all of the machine (ray.train.v2, placement_group_cleaner.py).
     """
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     head = RayHead({**plain, "RAY_AUTH_MODE": "disabled"})
