@@ -10,16 +10,14 @@ import errno
 import io
 import json
 import os
-import re
 import shutil
 import tempfile
-import uuid
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from foldray.errors import UserError, one_line
-from foldray.storage import objects
+from foldray.storage import local, objects
 from foldray.storage.outages import retrying, scrubbed
 from foldray.storage.uri import (
     absolute,
@@ -42,8 +40,6 @@ __all__ = [
 ]  # fmt: skip
 
 BLOCK = 2**18
-ASIDE = re.compile(r"\..*\.[0-9a-f]{32}$")
-"""Names of files that are being written; no listing shows them."""
 
 
 def exists(uri: str) -> bool:
@@ -60,13 +56,13 @@ def list_files(uri: str) -> list[str]:
     """Names of the files directly under a folder, sorted; empty if it is not there."""
     if is_s3(uri):
         return sorted(name for name, _ in objects.files(uri, Delimiter="/"))
-    return sorted(entry.name for entry in _entries(local_path(uri)) if entry.is_file())
+    return sorted(entry.name for entry in local.entries(local_path(uri)) if entry.is_file())
 
 
 def list_folders(uri: str) -> list[str]:
     """Names of the folders directly under a folder, sorted; empty if it is not there."""
     if not is_s3(uri):
-        return sorted(entry.name for entry in _entries(local_path(uri)) if entry.is_dir())
+        return sorted(entry.name for entry in local.entries(local_path(uri)) if entry.is_dir())
     pages = objects.pages(uri, Delimiter="/")
     prefixes = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())]
     names = sorted({prefix.rstrip("/").rpartition("/")[2] for prefix in prefixes})
@@ -74,51 +70,19 @@ def list_folders(uri: str) -> list[str]:
     return [name for name, keep in zip(names, kept, strict=True) if keep]
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as found:
-            return [entry for entry in found if not ASIDE.match(entry.name)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
 def file_sizes(uris: Iterable[str]) -> list[int | None]:
     """Bytes of each file, None where it is missing; requests to a bucket go out many at once."""
     wanted = list(uris)
     remote = [uri for uri in wanted if is_s3(uri)]
     sizes: dict[str, int | None] = dict(zip(remote, objects.in_threads(objects.size, remote), strict=True))
-    return [sizes[uri] if uri in sizes else _local_size(local_path(uri)) for uri in wanted]
-
-
-def _local_size(path: Path) -> int | None:
-    """Bytes of a file; None for a folder, or a name that no file can have."""
-    try:
-        return path.stat().st_size if path.is_file() else None
-    except ValueError:  # a NUL in it
-        return None
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return None
-        raise
+    return [sizes[uri] if uri in sizes else local.size(local_path(uri)) for uri in wanted]
 
 
 def list_tree(uri: str) -> dict[str, int]:
     """Bytes of every file below a folder, by its path relative to it; empty if it is not there."""
     if is_s3(uri):
         return dict(sorted(objects.files(uri)))
-    return dict(sorted(_walk(local_path(uri), "", set())))
-
-
-def _walk(folder: Path, prefix: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, int]]:
-    """Files below a folder; links to folders are followed, but not in circles."""
-    for entry in _entries(folder):
-        if entry.is_file():
-            yield prefix + entry.name, entry.stat().st_size
-        elif entry.is_dir():
-            found = entry.stat()
-            itself = found.st_dev, found.st_ino
-            if itself not in above:
-                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", above | {itself})
+    return dict(sorted(local.files(local_path(uri))))
 
 
 def open_file(uri: str) -> io.BufferedReader:
@@ -183,50 +147,12 @@ def write_bytes(uri: str, data: bytes) -> None:
     if is_s3(uri):
         objects.write(uri, data)
     else:
-        with _written_aside(local_path(uri), data) as part:
-            part.replace(local_path(uri))
+        local.write(local_path(uri), data)
 
 
 def create(uri: str, data: bytes) -> bool:
     """Write a file unless it is there; False where it is. Of many who try at once, one succeeds."""
-    if is_s3(uri):
-        return objects.create(uri, data)
-    with _written_aside(local_path(uri), data) as part:
-        try:
-            os.link(part, local_path(uri))
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            return _create_without_links(local_path(uri), data)
-    return True
-
-
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""What file systems without hard links answer: FAT, mounted buckets, some network shares."""
-
-
-def _create_without_links(target: Path, data: bytes) -> bool:
-    """As `create`; but a reader may see the file empty for a moment."""
-    try:
-        with target.open("xb") as file:
-            file.write(data)
-    except FileExistsError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _written_aside(target: Path, data: bytes) -> Iterator[Path]:
-    """A whole file beside `target`, under a name that no listing shows; gone afterwards."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        part.write_bytes(data)
-        yield part
-    finally:
-        part.unlink(missing_ok=True)
+    return objects.create(uri, data) if is_s3(uri) else local.create(local_path(uri), data)
 
 
 def read_json(uri: str) -> Any:
