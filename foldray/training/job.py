@@ -1,5 +1,7 @@
 """What a training process is told: the job, its place among the workers, and who listens."""
 
+import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -23,6 +25,17 @@ class TrainJob:
     corpus: str
     init: str
     submission: int = 1
+
+
+def dump_job(job: TrainJob) -> str:
+    """A job as text, for another process."""
+    return json.dumps({**dataclasses.asdict(job), "spec": job.spec.model_dump(mode="json")})
+
+
+def load_job(dumped: str) -> TrainJob:
+    """The job that `dump_job` made a text of."""
+    values = json.loads(dumped)
+    return TrainJob(**{**values, "spec": RunSpec(**values["spec"])})
 
 
 @dataclass(frozen=True)

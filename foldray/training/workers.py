@@ -1,19 +1,13 @@
 """The workers of a training run under Ray Train: how they are started, what they tell, why they ended."""
 
 import dataclasses
-import json
-import logging
 import os
 import queue
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
-
-import torch
 
 from foldray import storage
 from foldray.errors import UserError
@@ -22,12 +16,9 @@ from foldray.session import start_ray
 from foldray.spec import RunSpec
 from foldray.terminal import say
 from foldray.training.attempts import Attempt, claim_submission
-from foldray.training.finish import finish_run
-from foldray.training.job import Stopped, Surroundings, TrainJob, Worker
-from foldray.training.loop import train_model
-from foldray.training.validation import validate_checkpoint
+from foldray.training.job import TrainJob, dump_job
+from foldray.training.ray_worker import here, train_as_worker
 
-PROGRESS_SECONDS = 0.5
 EXCHANGE_SECONDS = 6 * 3600
 """How long an exchange between workers may take. By default it is given up after half an hour, but one of them may wait
 longer for a store that is away (FOLDRAY_STORAGE_RETRY_SECONDS); Ray itself notices those that died."""
@@ -43,7 +34,7 @@ def run_workers(job: TrainJob, on_record: Callable[[Record], None]) -> int:
     from ray.util.queue import Queue
 
     # Beside the driver, since a worker's node may be lost.
-    messages = Queue(maxsize=1000, actor_options={"num_cpus": 0, "scheduling_strategy": _here(started)})
+    messages = Queue(maxsize=1000, actor_options={"num_cpus": 0, "scheduling_strategy": here(started)})
     api: Any = ray.train  # typed as its first version
     scaling = api.ScalingConfig(
         num_workers=scale.workers,
@@ -70,8 +61,8 @@ def run_workers(job: TrainJob, on_record: Callable[[Record], None]) -> int:
             job = dataclasses.replace(job, submission=claim_submission(job.run).submission)
             name = f"{storage.split(job.run)[1]}-{Attempt(job.submission)}"
             trainer = api.torch.TorchTrainer(
-                _worker_main,
-                train_loop_config={"job": _dump_job(job), "messages": messages},
+                train_as_worker,
+                train_loop_config={"job": dump_job(job), "messages": messages},
                 torch_config=api.torch.TorchConfig(timeout_s=EXCHANGE_SECONDS),
                 scaling_config=scaling,
                 run_config=api.RunConfig(name=name, storage_path=snapshots, failure_config=failures),
@@ -98,13 +89,6 @@ def run_workers(job: TrainJob, on_record: Callable[[Record], None]) -> int:
 def cpus_needed(spec: RunSpec) -> float:
     """Logical CPUs that all workers of a spec take together."""
     return spec.scale.most_workers * spec.scale.resources_per_worker.get("CPU", 1.0)
-
-
-def _here(ray: Any, *, soft: bool = False) -> Any:
-    """Ray's way to say: on this very node; `soft`: or elsewhere, where it is gone."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=soft)
 
 
 def _drain(messages: Any, stop: threading.Event, listener: threading.Thread) -> None:
@@ -159,120 +143,3 @@ def _cause(error: BaseException) -> BaseException:
         if isinstance(failure, UserError):
             return failure
     return error
-
-
-def _dump_job(job: TrainJob) -> str:
-    return json.dumps({**dataclasses.asdict(job), "spec": job.spec.model_dump(mode="json")})
-
-
-def _load_job(dumped: str) -> TrainJob:
-    values = json.loads(dumped)
-    return TrainJob(**{**values, "spec": RunSpec(**values["spec"])})
-
-
-def _worker_main(config: dict[str, Any]) -> dict[str, Any]:
-    """What each Ray Train worker runs; `fit` hears what the first one returns."""
-    import ray.train
-    from ray.train.torch import get_device
-
-    job = _load_job(config["job"])
-    context = ray.train.get_context()
-    worker = Worker(context.get_world_rank(), context.get_world_size(), get_device())
-    if worker.device.type == "cpu":
-        _tune_cpu(job.spec.scale.resources_per_worker)
-    messenger = _Messenger(config["messages"], worker.rank)
-    logging.getLogger("foldray").addHandler(_Notes(config["messages"]))
-    around = Surroundings(messenger, lambda step, uri: _start_validation(job, step, uri), _announced_preemption)
-    try:
-        _check_store(job.run, worker)
-        trained = train_model(job, worker, around)
-        if worker.rank == 0:
-            finish_run(job, trained.final_steps, trained.attempt)
-        said: dict[str, Any] = {"step": trained.step}
-    except Stopped as stopped:
-        # Not raised: Ray Train would begin again, and end here again.
-        said = {"stopped": [stopped.where, stopped.problem]}
-    messenger.flush()
-    return said
-
-
-def _check_store(run: str, worker: Worker) -> None:
-    """Raise Stopped where the store is a folder that some node does not share."""
-    if missing := worker.how_many(not storage.exists(storage.join(run, "spec.json"))):
-        raise Stopped(
-            "storage.root",
-            f"{missing} of {worker.world} workers do not find {run}; on several nodes the store must be a bucket, or a "
-            "folder that all of them share",
-        )
-
-
-def _tune_cpu(resources: dict[str, float]) -> None:
-    # Late in training many activations and moments fall below normal numbers, which CPUs do slowly.
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
-
-
-def _announced_preemption() -> str | None:
-    """Which nodes are about to go, and when; every worker must ask."""
-    import ray.train
-
-    info = ray.train.get_preemption_info()
-    return f"{','.join(info.preempted_node_ids)} at {info.deadline_ms}" if info else None
-
-
-def _start_validation(job: TrainJob, step: int, uri: str) -> "Future[Record]":
-    """Score a checkpoint in a Ray task of its own, beside training."""
-    import ray
-
-    asked = dict(job.spec.scale.validation_resources)
-    # By default it needs nothing, so that a cluster full of training workers runs it at once, here rather than on a
-    # small head. It belongs to no placement group: those of the workers have no room.
-    task = ray.remote(
-        num_cpus=asked.pop("CPU", 0),
-        num_gpus=asked.pop("GPU", 0),
-        resources=asked,
-        scheduling_strategy="DEFAULT" if job.spec.scale.validation_resources else _here(ray, soft=True),
-        max_retries=3,
-    )(_validate)
-    reference = task.remote(_dump_job(job), step, uri)
-    scoring: Future[Record] = reference.future()
-    return scoring
-
-
-def _validate(dumped: str, step: int, uri: str) -> Record:
-    job = _load_job(dumped)
-    _tune_cpu({"CPU": (os.cpu_count() or 1) // 2, **job.spec.scale.validation_resources})
-    device = "cuda" if torch.cuda.is_available() and job.spec.scale.validation_resources.get("GPU") else "cpu"
-    return validate_checkpoint(job.run, step, uri, job.corpus, job.spec.batch.max_duration, device)
-
-
-class _Notes(logging.Handler):
-    """Passes warnings on to the driver's terminal; by itself Ray leaves them in the logs of a worker's node."""
-
-    def __init__(self, messages: Any) -> None:
-        super().__init__(logging.WARNING)
-        self._messages = messages
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._messages.actor.put_nowait.remote([{"note": record.getMessage()}])
-
-
-class _Messenger:
-    """Passes the first worker's records on in handfuls, at most twice a second, and never waits for a reader."""
-
-    def __init__(self, messages: Any, rank: int) -> None:
-        self._messages = messages
-        self._rank = rank
-        self._held: list[Record] = []
-        self._sent = 0.0
-
-    def __call__(self, record: Record) -> None:
-        self._held.append(record)
-        if time.monotonic() - self._sent >= PROGRESS_SECONDS or "valid_wer" in record:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send what is held."""
-        if self._rank == 0 and self._held:
-            self._messages.actor.put_nowait.remote(self._held)
-        self._held, self._sent = [], time.monotonic()
