@@ -99,6 +99,20 @@ def kill_after(process: subprocess.Popen[str], store: Path, checkpoint: str) -> 
     assert process.returncode == -signal.SIGKILL
 
 
+def interrupt_after(process: subprocess.Popen[str], store: Path, checkpoint: str) -> None:
+    """Ctrl-C as soon as a checkpoint is whole: the command says where the run stands."""
+    try:
+        wait_for(process, store, checkpoint)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert json.loads(out) == {"error": "interrupted", "where": "foldray"}
+    assert "interrupted, newest checkpoint: step" in err
+    assert err.strip().endswith("stopped; run the same command again to go on")
+
+
 def wait_for(process: subprocess.Popen[str], store: Path, checkpoint: str) -> None:
     for _ in range(3000):
         if list(store.glob(f"runs/*/checkpoints/{checkpoint}-*/manifest.json")):
@@ -254,9 +268,8 @@ def test_a_store_that_stays_away_is_one_line(s3_server: "S3Server", s3_store: st
 def test_a_waveform_model_from_a_stock_checkpoint_on_disk(
     ray_head: dict[str, str], own_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two workers, killed once; then nothing is left but the store, under another name, and `resume` goes on with it.
-
-    The loss falls at every depth, and stock transformers opens the result.
+    """Two workers until Ctrl-C, which says where the run stands; then nothing is left but the store, under another
+    name, and `resume` goes on with it. The loss falls at every depth, and stock transformers opens the result.
     """
     spec = load_recipe("hubert-tiny")
     stock = tmp_path / "stock"
@@ -267,14 +280,14 @@ def test_a_waveform_model_from_a_stock_checkpoint_on_disk(
         "hubert-tiny", f"corpus.path={own_corpus}", f"model.checkpoint={stock}",
         f"storage.root={tmp_path / 'store'}", "optim.steps=40", "optim.lr=2e-3", "checkpoint.every_steps=10",
     ]  # fmt: skip
-    kill_after(foldray("train", *arguments, **ray_head), tmp_path / "store", "step-00000020")
+    interrupt_after(foldray("train", *arguments, "--json", **ray_head), tmp_path / "store", "step-00000010")
     shutil.rmtree(stock)
     shutil.rmtree(own_corpus)
     (tmp_path / "store").rename(tmp_path / "elsewhere")
     run = next((tmp_path / "elsewhere" / "runs").iterdir())
     trained = finish(foldray("resume", str(run), "scale.loader_threads=2", "--json", **ray_head))
     assert (trained["run"], trained["run_id"], trained["step"]) == (str(run), run.name, 40)
-    assert trained["resumed_from_step"] >= 20
+    assert trained["resumed_from_step"] >= 10
     assert again(capsys, "resume", str(run))["resumed_from_step"] == 40
     metrics = read_metrics(trained["run"])
     for depth in map(str, spec.fold.depths):
@@ -293,18 +306,6 @@ def test_an4_prepares_whole(tmp_path: Path) -> None:
     manifest = read_manifest(summary["manifest"].removesuffix("/manifest.json"))
     test = [shard for shard in manifest.shards if shard.split == "test"]
     assert sum(shard.rows for shard in test) == 130
-
-
-def test_ctrl_c_says_where_the_run_stands(own_corpus: Path, tmp_path: Path) -> None:
-    common = ["an4", f"corpus.path={own_corpus}", *TINY, "optim.steps=4000", f"storage.root={tmp_path}", "--json"]
-    process = foldray("train", *common)
-    wait_for(process, tmp_path, "step-00000008")
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert json.loads(out) == {"error": "interrupted", "where": "foldray"}
-    assert "interrupted, newest checkpoint: step" in err
-    assert err.strip().endswith("stopped; run the same command again to go on")
 
 
 def test_a_job_entry_point_is_the_same_command() -> None:
