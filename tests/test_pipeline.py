@@ -268,8 +268,9 @@ def test_a_store_that_stays_away_is_one_line(s3_server: "S3Server", s3_store: st
 def test_a_waveform_model_from_a_stock_checkpoint_on_disk(
     ray_head: dict[str, str], own_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two workers until Ctrl-C, which says where the run stands; then nothing is left but the store, under another
-    name, and `resume` goes on with it. The loss falls at every depth, and stock transformers opens the result.
+    """Two workers on a Ray of their own until Ctrl-C, which says where the run stands; then nothing is left but the
+    store, under another name, and `resume` goes on with it on a cluster. The loss falls at every depth, and stock
+    transformers opens the result.
     """
     spec = load_recipe("hubert-tiny")
     stock = tmp_path / "stock"
@@ -280,7 +281,7 @@ def test_a_waveform_model_from_a_stock_checkpoint_on_disk(
         "hubert-tiny", f"corpus.path={own_corpus}", f"model.checkpoint={stock}",
         f"storage.root={tmp_path / 'store'}", "optim.steps=40", "optim.lr=2e-3", "checkpoint.every_steps=10",
     ]  # fmt: skip
-    interrupt_after(foldray("train", *arguments, "--json", **ray_head), tmp_path / "store", "step-00000010")
+    interrupt_after(foldray("train", *arguments, "--json"), tmp_path / "store", "step-00000010")
     shutil.rmtree(stock)
     shutil.rmtree(own_corpus)
     (tmp_path / "store").rename(tmp_path / "elsewhere")
