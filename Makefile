@@ -36,10 +36,12 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# dev brings test along. Not with --no-compile: where PYTHONDONTWRITEBYTECODE is set, every process would compile again.
+# dev brings test along. pip would compile on one core, two minutes long; and where PYTHONDONTWRITEBYTECODE is set, what
+# is not compiled here is compiled by every process again. Some packages ship files that no Python compiles: hence "-".
 $(VENV)/.%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[$*]"
+	-$(BIN)/python -m compileall -qq -j 0 -x 'site-packages/.*/tests?/' $(VENV)/lib
 	touch $@ $(if $(filter dev,$*),$(VENV)/.test)
 
 clean:

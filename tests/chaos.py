@@ -36,7 +36,7 @@ from foldray.results.metrics import read_metrics
 from foldray.training.attempts import Attempt, newest_attempt
 from foldray.training.checkpoint import checkpoint_folders, whole_checkpoints
 from foldray.training.finish import is_finished
-from tests.hosts import WITH_TESTS, wait_until
+from tests.hosts import PATIENCE, WITH_TESTS, wait_until
 from tests.test_hosts import HASTE
 from tests.test_training import MEASURED
 
@@ -56,7 +56,6 @@ ENVIRONMENT = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
     "PYTHONPATH": str(PROJECT),
 }  # fmt: skip
-PATIENCE = 240.0
 
 
 # --- The cluster -----------------------------------------------------------------------------------
@@ -95,7 +94,7 @@ class Machines:
             for node in self.nodes[number:]:
                 self.remove(node)
             alive = lambda: sum(node["Alive"] for node in self._ray.nodes())  # noqa: E731
-            wait_until(lambda: alive() == number + 1, 60, "Ray's notice of nodes that are gone")
+            wait_until(lambda: alive() == number + 1, "Ray's notice of nodes that are gone")
 
     def kill(self, node: Any) -> None:
         """SIGKILL of a node's raylet."""
@@ -132,7 +131,7 @@ class Machines:
             actor = self._ray.get_actor("train_v2_state_actor", namespace="_train_state_actor")
         except ValueError:
             return []
-        runs = self._ray.get(actor.get_train_run_attempts.remote(), timeout=60).values()
+        runs = self._ray.get(actor.get_train_run_attempts.remote(), timeout=PATIENCE).values()
         groups = sorted((group for run in runs for group in run.values()), key=lambda group: group.start_time_ns)
         return [sorted(group.workers, key=lambda worker: worker.world_rank) for group in groups if group.workers]
 

@@ -24,6 +24,8 @@ import pytest
 
 Result = TypeVar("Result")
 CLONE_NEWNET = 0x40000000
+PATIENCE = 900.0
+"""Seconds after which something hangs. A minute here was three on another machine: no limit is a measurement."""
 WITH_TESTS = ["setpriv", "--pdeathsig", "KILL"]
 """A process begun with this dies when the tests do."""
 BOOT = """
@@ -100,10 +102,10 @@ class Host:
         options = {"start_new_session": True, "text": True, **options}
         return subprocess.Popen([*enter, "env", f"--chdir={cwd}", *command], **options)
 
-    def run(self, *command: str, timeout: float = 120, **options: Any) -> str:
+    def run(self, *command: str, **options: Any) -> str:
         """What a command on this host says on stdout; fails where it does."""
         process = self.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-        out, err = process.communicate(timeout=timeout)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, f"{' '.join(command)} on {self.name}: {out}{err}"
         return str(out)
 
@@ -191,10 +193,10 @@ def _ip(*arguments: str, inside: int | None = None) -> None:
     assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
 
 
-def wait_until(is_so: Callable[[], Any], seconds: float, what: str) -> Any:
+def wait_until(is_so: Callable[[], Any], what: str, pause: float = 0.2) -> Any:
     """What `is_so` says as soon as that is true."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + PATIENCE
     while not (answer := is_so()):
-        assert time.monotonic() < until, f"{what}: not in {seconds:g} s"
-        time.sleep(0.2)
+        assert time.monotonic() < until, f"{what}: not in {PATIENCE:g} s"
+        time.sleep(pause)
     return answer

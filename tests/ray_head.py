@@ -46,7 +46,7 @@ class RayHead:
     def wait(self) -> None:
         """Until it has started; fails with what it said where it ends before."""
         ended = lambda: self._process.poll() is not None  # noqa: E731
-        wait_until(lambda: ended() or "Ray runtime started" in self._log.read_text(), 300, "the head")
+        wait_until(lambda: ended() or "Ray runtime started" in self._log.read_text(), "the head")
         assert not ended(), f"no head: {self._log.read_text()}"
 
     def processes(self) -> dict[int, str]:

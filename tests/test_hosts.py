@@ -18,7 +18,7 @@ from safetensors.torch import load
 from foldray import storage
 from foldray.results.metrics import read_metrics
 from foldray.training.checkpoint import whole_checkpoints
-from tests.hosts import Host, network, require_hosts, wait_until
+from tests.hosts import PATIENCE, Host, network, require_hosts, wait_until
 from tests.test_pipeline import TINY
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _ray(host: Host, environment: dict[str, str], *options: str) -> None:
 
 
 def _wait_for_ray(host: Host) -> None:
-    wait_until(lambda: "Ray runtime started" in (host.folder / "log").read_text(), 300, f"Ray on {host.name}")
+    wait_until(lambda: "Ray runtime started" in (host.folder / "log").read_text(), f"Ray on {host.name}")
 
 
 def trains(host: Host) -> bool:
@@ -101,13 +101,13 @@ class Training:
         """Until something is so; fails with the log where it is not, or training ended first."""
         over = lambda: self.process.poll() is not None  # noqa: E731
         try:
-            wait_until(lambda: is_so() or over(), 300, what)
+            wait_until(lambda: is_so() or over(), what)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log.read_text()}") from None
         assert not over(), f"training ended before {what}\n{self.log.read_text()}"
 
     def finish(self) -> dict[str, Any]:
-        out, _ = self.process.communicate(timeout=600)
+        out, _ = self.process.communicate(timeout=PATIENCE)
         assert self.process.returncode == 0, self.log.read_text()
         value: dict[str, Any] = json.loads(out)
         return value

@@ -17,7 +17,7 @@ import pytest
 
 from foldray import storage
 from foldray.results.rows import read_rows
-from tests.hosts import Host, network, require_hosts, wait_until
+from tests.hosts import PATIENCE, Host, network, require_hosts, wait_until
 from tests.test_hosts import server, trains
 from tests.test_jobs import copy_checkout
 from tests.test_pipeline import TINY
@@ -121,7 +121,7 @@ class Operator:
 
     def type(self, command: str) -> str:
         process = self.begin(command)
-        said, _ = process.communicate(timeout=600)
+        said, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, f"{command}\n{said}"
         return said
 
@@ -145,14 +145,14 @@ def test_from_nothing_to_results_and_back(
     store = server.uri("foldray")
     operator.type(create)
     operator.type(yes(up))
-    wait_until(lambda: "3 local.cluster.node" in operator.type(status), 300, "three machines")
+    wait_until(lambda: "3 local.cluster.node" in operator.type(status), "three machines")
     tunnel = operator.begin(dashboard)
     submit = submit.replace("s3://my-corpora/an4", server.uri("voices")).replace("s3://my-bucket/foldray", store)
     overrides = " ".join(f"'{field}'" for field in [*TINY, "scale.placement=STRICT_SPREAD"])
-    wait_until(lambda: operator.host.run("ss", "-Hltn", "sport = 8265"), 30, "the tunnel")
+    wait_until(lambda: operator.host.run("ss", "-Hltn", "sport = 8265"), "the tunnel")
     job = operator.begin(f"{submit} {overrides}")
-    wait_until(lambda: all(trains(hosts[name]) for name in MACHINES) or job.poll() is not None, 300, "three workers")
-    said, _ = job.communicate(timeout=600)
+    wait_until(lambda: all(trains(hosts[name]) for name in MACHINES) or job.poll() is not None, "three workers")
+    said, _ = job.communicate(timeout=PATIENCE)
     assert job.returncode == 0, said
     assert "trained   24 steps" in said
     assert tunnel.poll() is None

@@ -29,6 +29,7 @@ from foldray.results.rows import read_hypotheses, read_rows
 from foldray.seeding import load_folded
 from foldray.training.attempts import newest_attempt
 from tests.conftest import AN4
+from tests.hosts import PATIENCE, wait_until
 from tests.test_prepare import damage, ids_in, ids_out
 from tests.test_training import MEASURED
 
@@ -68,7 +69,7 @@ def foldray(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 def communicate(process: subprocess.Popen[str]) -> tuple[str, str]:
     """stdout and stderr of a command that ends by itself; one that doesn't leaves the cores to the other tests."""
     try:
-        return process.communicate(timeout=400)
+        return process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
 
@@ -104,7 +105,7 @@ def interrupt_after(process: subprocess.Popen[str], store: Path, checkpoint: str
     try:
         wait_for(process, store, checkpoint)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 1
@@ -114,12 +115,10 @@ def interrupt_after(process: subprocess.Popen[str], store: Path, checkpoint: str
 
 
 def wait_for(process: subprocess.Popen[str], store: Path, checkpoint: str) -> None:
-    for _ in range(3000):
-        if list(store.glob(f"runs/*/checkpoints/{checkpoint}-*/manifest.json")):
-            return
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-    raise AssertionError(f"no {checkpoint} in 150 s")
+    """Until a checkpoint is whole; fails with what the command said where it ends before."""
+    whole = lambda: list(store.glob(f"runs/*/checkpoints/{checkpoint}-*/manifest.json"))  # noqa: E731
+    wait_until(lambda: whole() or process.poll() is not None, checkpoint, pause=0.05)
+    assert whole(), process.communicate()[1]
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -230,9 +229,9 @@ def run_with_outages(
     process = start()
     outages = Outages(server, store.removeprefix("s3://").partition("/")[2], process, seconds)
     outages.start()
-    process.wait(timeout=3000)
-    outages.join(timeout=60)
-    assert outages.seen == list(Outages.STAGES)
+    process.wait(timeout=PATIENCE)
+    outages.join(timeout=PATIENCE)
+    assert outages.seen == list(Outages.STAGES), process.communicate()[1]
     return process
 
 
@@ -259,7 +258,7 @@ def test_a_store_that_stays_away_is_one_line(s3_server: "S3Server", s3_store: st
         env={**s3_server.environment, "PATH": "/usr/bin:/bin", "FOLDRAY_STORAGE_RETRY_SECONDS": "2",
              "AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
     )  # fmt: skip
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert "Traceback" not in err
     assert err.strip().splitlines()[-1].startswith("storage.root: http://127.0.0.1:9 does not answer")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from foldray.results.metrics import read_metrics
 from foldray.results.rows import read_rows
 from foldray.results.searches import read_records
+from tests.hosts import wait_until
 from tests.test_pipeline import TINY, finish, foldray
 
 pytestmark = pytest.mark.ray
@@ -45,7 +45,8 @@ def test_a_killed_search_goes_on_and_repeats_nothing(own_corpus: Path, tmp_path:
     ]
     process = foldray("tune", *recipe, f"storage.root={store}")
     try:
-        wait_until(lambda: states(store).count("finished") > 1 or process.poll() is not None)  # the start is one
+        # The start is one.
+        wait_until(lambda: states(store).count("finished") > 1 or process.poll() is not None, "a finished trial")
     finally:
         process.kill()
     _, said = process.communicate()
@@ -101,11 +102,3 @@ def states(store: Path) -> list[str]:
 
 def attempts(store: Path, run_id: str) -> list[str]:
     return sorted(path.name for path in (store / "runs" / run_id / "attempts").iterdir())
-
-
-def wait_until(is_so: Any) -> None:
-    for _ in range(3000):
-        if is_so():
-            return
-        time.sleep(0.1)
-    raise AssertionError("not in five minutes")
