@@ -37,13 +37,32 @@ def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> Any:
         if address := os.environ.get("RAY_ADDRESS"):
             _join(ray, address, quietly)
         else:
-            # "local", or Ray would join whatever cluster was started last on this machine.
             cpus = max(os.cpu_count() or 1, math.ceil(min_cpus))
-            ray.init(address="local", num_cpus=cpus, include_dashboard=state_api, **quietly)
+            _start(ray, {"num_cpus": cpus, "include_dashboard": state_api, **quietly})
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return ray
+
+
+def _start(ray: Any, options: dict[str, Any]) -> None:
+    """Ray gives a node 30 seconds to start; two cores that also do something else take longer now and then.
+
+    What a failed try leaves ends with this process. Raises UserError where no try comes through.
+    """
+    for tries_left in reversed(range(TRIES)):
+        try:
+            # "local", or Ray would join whatever cluster was started last on this machine.
+            ray.init(address="local", **options)
+            return
+        except Exception as error:
+            if not tries_left:
+                mend = "mend that, or wait until this machine has less to do, or join a cluster with RAY_ADDRESS"
+                raise UserError("Ray", f"does not start here ({one_line(error)}); {mend}") from error
+            ray.shutdown()
+
+
+TRIES = 3
 
 
 def _join(ray: Any, address: str, quietly: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ from safetensors.torch import load_file
 from foldray.data.builtin import write_builtin_corpus
 from foldray.results.metrics import read_metrics
 from foldray.training.attempts import Attempt, newest_attempt
-from foldray.training.checkpoint import checkpoint_folders, whole_checkpoints
+from foldray.training.checkpoint import MANIFEST, checkpoint_folders, whole_checkpoints
 from foldray.training.finish import is_finished
 from tests.hosts import PATIENCE, WITH_TESTS, wait_until
 from tests.test_hosts import HASTE
@@ -43,6 +43,7 @@ from tests.test_training import MEASURED
 PROJECT = Path(__file__).parents[1]
 VICTIMS = ("worker", "raylet", "driver")
 EVERY = 4
+NOTICE_SECONDS = 60
 MINUTES = 4.6
 RECIPE = [
     "an4", "name=chaos", "corpus.max_seconds=12", "corpus.valid_fraction=0.05", "batch.max_duration=12",
@@ -71,7 +72,7 @@ class Machines:
         self._ray = ray
         self.temporary = tempfile.mkdtemp(prefix="chaos-", dir="/tmp")  # short: it holds sockets
         head = {"num_cpus": 0, "temp_dir": self.temporary, "include_dashboard": False}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster = again(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.nodes: list[Any] = []
         self.have(nodes)
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level="ERROR")
@@ -82,7 +83,7 @@ class Machines:
 
     def add(self) -> Any:
         """One more node of one CPU."""
-        node = self._cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+        node = again(lambda: self._cluster.add_node(num_cpus=1, object_store_memory=100_000_000))
         self.nodes.append(node)
         return node
 
@@ -139,6 +140,14 @@ class Machines:
         self._ray.shutdown()
         self._cluster.shutdown()
         shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+def again(start: Callable[[], Any]) -> Any:
+    """What a start gives. Ray gives a node 30 seconds, which a busy machine exceeds now and then: three tries."""
+    for _ in range(2):
+        with suppress(Exception):
+            return start()
+    return start()
 
 
 # --- A training ------------------------------------------------------------------------------------
@@ -224,7 +233,10 @@ class Over(RuntimeError):  # noqa: N818
 
 @dataclass(frozen=True)
 class Kill:
-    """What dies and when: in the middle (`moment`, 0 to 1) of a step, or as the upload after the step begins."""
+    """What dies and when: in the middle (`moment`, 0 to 1) of a step, or as the upload after the step begins.
+
+    A victim `node` is taken away with notice, as soon as its worker's run has another checkpoint.
+    """
 
     number: int
     victim: str
@@ -290,7 +302,7 @@ def carry_out(kills: list[Kill], machines: Machines, reference: Reference, work:
     try:
         training.wait_until(lambda: group_of(run), "the first workers", 0.05)
         for kill in kills:
-            strike = _aim(kill, machines, training, lost)
+            strike = _aim(kill, machines, training, run, lost)
             _wait_for_moment(kill, training, run, reference)
             killed, in_step = group_of(run), training.step + 1
             strike()
@@ -339,7 +351,7 @@ def _wait_for_next(training: Training, run: str, killed: Attempt | None) -> set[
     return half
 
 
-def _aim(kill: Kill, machines: Machines, training: Training, lost: list[Any]) -> Callable[[], None]:
+def _aim(kill: Kill, machines: Machines, training: Training, run: str, lost: list[Any]) -> Callable[[], None]:
     """The kill, ready to be done at once. A node that it takes away goes into `lost`."""
     if kill.victim == "driver":
         return training.kill
@@ -347,8 +359,20 @@ def _aim(kill: Kill, machines: Machines, training: Training, lost: list[Any]) ->
     if kill.victim == "worker":
         return lambda: os.kill(worker.pid, signal.SIGKILL)
     node = machines.node_of(worker)
+    if kill.victim == "node":
+        return lambda: _take_away(node, machines, run)
     lost.append(node)
     return lambda: machines.kill(node)
+
+
+def _take_away(node: Any, machines: Machines, run: str) -> None:
+    """Announce it as a cloud does, and remove the node when there is another checkpoint, which must be in time."""
+    before, noticed = whole_checkpoints(run)[-1:], time.time()
+    machines.drain(node, NOTICE_SECONDS)
+    wait_until(lambda: whole_checkpoints(run)[-1:] != before, "a checkpoint before the node goes")
+    newest = Path(whole_checkpoints(run)[-1].uri) / MANIFEST
+    assert newest.stat().st_mtime < noticed + NOTICE_SECONDS
+    machines.remove(node)
 
 
 def _wait_for_moment(kill: Kill, training: Training, run: str, reference: Reference) -> None:

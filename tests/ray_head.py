@@ -10,18 +10,38 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import free_ports
 from tests.hosts import WITH_TESTS, wait_until
+from tests.s3_server import S3Server
 
-__all__ = ["RAY", "RayHead", "ray_head"]
+__all__ = ["RAY", "RayHead", "ray_head", "start_node"]
 
 RAY = str(Path(sys.executable).with_name("ray"))
+
+
+TRIES = 3
+
+
+def start_node(begin: Callable[..., "subprocess.Popen[str]"], log: Path) -> "subprocess.Popen[str]":
+    """`ray start --block`, as soon as it says that it runs; fails with all that it said.
+
+    Ray itself gives it 30 seconds, which a busy machine exceeds now and then: hence more than one try.
+    """
+    for _ in range(TRIES):
+        with log.open("w") as file:
+            process = begin(stdout=file, stderr=file)
+        runs = lambda: "Ray runtime started" in log.read_text()  # noqa: E731
+        wait_until(lambda: runs() or process.poll() is not None, f"Ray ({log})")  # noqa: B023
+        if process.poll() is None:
+            return process
+    raise AssertionError(f"no Ray: {log.read_text()}")
 
 
 class RayHead:
@@ -31,23 +51,20 @@ class RayHead:
         self.temporary = Path(tempfile.mkdtemp(prefix="head-", dir="/tmp"))  # short: it holds sockets
         port, dashboard, agent, client = free_ports(4)
         self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
-        self._log = self.temporary / "head.log"
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                [*WITH_TESTS, RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
-                 "--num-cpus=3", "--object-store-memory=200000000", f"--temp-dir={self.temporary}",
-                 "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-                 f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
-                 # Any free ones: heads side by side would take the same from the range that is meant for firewalls.
-                 "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"],
-                env=dict(environment), stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+        self._environment = dict(environment)
+        self._command = [
+            *WITH_TESTS, RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
+            "--num-cpus=3", "--object-store-memory=200000000", f"--temp-dir={self.temporary}",
+            "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
+            f"--ray-client-server-port={client}",
+            # Any free ones: heads side by side would take the same from the range that is meant for firewalls.
+            "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats",
+        ]  # fmt: skip
 
-    def wait(self) -> None:
-        """Until it has started; fails with what it said where it ends before."""
-        ended = lambda: self._process.poll() is not None  # noqa: E731
-        wait_until(lambda: ended() or "Ray runtime started" in self._log.read_text(), "the head")
-        assert not ended(), f"no head: {self._log.read_text()}"
+    def start(self) -> None:
+        """Until it runs; fails with what it said where it does not."""
+        begin = partial(subprocess.Popen, self._command, env=self._environment, text=True, start_new_session=True)
+        start_node(begin, self.temporary / "head.log")
 
     def processes(self) -> dict[int, str]:
         """Command line of everything that has a file of this head open: its daemons, workers, drivers."""
@@ -63,8 +80,6 @@ class RayHead:
 
     def close(self) -> None:
         """End the head and all that is left of it, by process id: `ray stop` would end every Ray on the machine."""
-        self._process.kill()
-        self._process.wait()
         while left := self.processes():
             for pid in left:
                 with suppress(ProcessLookupError):
@@ -74,16 +89,17 @@ class RayHead:
 
 
 @pytest.fixture(scope="session")
-def ray_head() -> Iterator[dict[str, str]]:
-    """The session's head, as the environment of commands that join it. A Ray for each costs 25 s of a core.
+def ray_head(s3_server: S3Server) -> Iterator[dict[str, str]]:
+    """The session's head, as the environment of commands that join it. A Ray for each costs 25 s of a core. Its
+    workers have the keys of the session's S3 server.
 
     Not for searches: beside another head one waited here for a CPU for 400 s. By its source, Ray Train frees a stopped
     trial's CPUs only where it finds its cluster among all of the machine (ray.train.v2, placement_group_cleaner.py).
     """
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    head = RayHead({**plain, "RAY_AUTH_MODE": "disabled"})
+    head = RayHead({**plain, **s3_server.environment, "RAY_AUTH_MODE": "disabled"})
     try:
-        head.wait()
+        head.start()
         yield {"RAY_ADDRESS": head.address, "RAY_AUTH_MODE": "disabled"}
     finally:
         head.close()

@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from foldray.data.manifest import read_index, read_manifest
-from tests.test_pipeline import communicate, finish, foldray
-
-pytest_plugins = ["tests.ray_head"]
-pytestmark = pytest.mark.ray
+from foldray.data.manifest import read_index, read_quarantine
+from foldray.errors import UserError
+from foldray.spec import CorpusSpec
+from tests.conftest import prepare_serially
 
 TOTAL, EACH = 2000, 6
 SHORTENED = b"NIST_1A\n   1024\nsample_coding -s26 pcm,embedded-shorten-v2.00\n" + b" " * 1000
@@ -87,37 +85,27 @@ def rows_of(folder: Path) -> Iterator[tuple[dict[str, object], str | None]]:
         yield {"id": f"good-{number:04d}", "audio": f"audio/any-{number % 5}.wav", "text": "HELLO THERE"}, None
 
 
-def test_every_reason_is_counted_and_nothing_is_lost(ray_head: dict[str, str], tmp_path: Path) -> None:
+def test_every_reason_is_counted_and_nothing_is_lost(tmp_path: Path) -> None:
+    """On Ray, with fewer utterances: test_pipeline.py."""
     folder = tmp_path / "damaged"
     rows = list(rows_of(folder))
     rows.sort(key=lambda row: row[1] is not None)  # the first of a duplicate id is the good one
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row, _ in rows))
     assert len(rows) == TOTAL
     assert len({reason for _, reason in rows} - {None}) == 15
-    process = foldray(
-        "prepare", "an4", f"corpus.path={folder}", "corpus.splits=[train]", "corpus.max_seconds=5",
-        "corpus.max_quarantine=0.2", f"storage.root={tmp_path / 'store'}", "--json", **ray_head,
-    )  # fmt: skip
-    summary = finish(process)
+    spec = CorpusSpec(path=str(folder), splits=("train",), max_seconds=5)
+    prepared, manifest = prepare_serially(spec.model_copy(update={"max_quarantine": 0.2}), tmp_path / "store")
     reasons: dict[str, int] = {}
     for _, reason in rows:
         if reason:
             reasons[reason] = reasons.get(reason, 0) + 1
-    assert summary["reasons"] == reasons
-    assert (summary["utterances_in"], summary["quarantined"]) == (TOTAL, sum(reasons.values()))
-    store = summary["manifest"].removesuffix("/manifest.json")
-    manifest = read_manifest(store)
-    quarantined = pq.read_table(f"{store}/quarantine.parquet").to_pylist()
-    kept = read_index(store, manifest, "train").ids.to_pylist()
+    assert manifest.reasons == reasons
+    assert (manifest.utterances_in, manifest.quarantined) == (TOTAL, sum(reasons.values()))
+    quarantined = read_quarantine(prepared)
+    kept = read_index(prepared, manifest, "train").ids.to_pylist()
     assert sorted(kept) == sorted(str(row["id"]) for row, reason in rows if reason is None)
     assert sorted((e["id"], e["reason"]) for e in quarantined) == sorted((str(r["id"]), e) for r, e in rows if e)
     assert all(entry["detail"] and entry["source"].startswith("train.jsonl:") for entry in quarantined)
-    too_many = foldray(
-        "prepare", "an4", f"corpus.path={folder}", "corpus.splits=[train]", "corpus.max_seconds=5",
-        f"storage.root={tmp_path / 'strict'}", "--json", **ray_head,
-    )  # fmt: skip
-    out, err = communicate(too_many)
-    assert too_many.returncode == 2
-    assert json.loads(out)["where"] == "corpus.max_quarantine"
-    assert "Traceback" not in err
+    with pytest.raises(UserError, match=r"corpus\.max_quarantine"):
+        prepare_serially(spec, tmp_path / "strict")
     assert list((tmp_path / "strict").rglob("shards/*.parquet")), "what was prepared stays"

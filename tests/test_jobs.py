@@ -103,7 +103,7 @@ def checkout(tmp_path: Path) -> Path:
 def head(tmp_path: Path, checkout: Path) -> Iterator[Head]:
     head = Head(tmp_path, checkout)
     try:
-        head.wait()
+        head.start()
         yield head
     finally:
         head.close()

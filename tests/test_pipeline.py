@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,20 +89,11 @@ def again(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]
     return value
 
 
-def kill_after(process: subprocess.Popen[str], store: Path, checkpoint: str) -> None:
-    """SIGKILL the driver as soon as a checkpoint is whole."""
-    try:
-        wait_for(process, store, checkpoint)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
-
-
 def interrupt_after(process: subprocess.Popen[str], store: Path, checkpoint: str) -> None:
     """Ctrl-C as soon as a checkpoint is whole: the command says where the run stands."""
+    whole = lambda: list(store.glob(f"runs/*/checkpoints/{checkpoint}-*/manifest.json"))  # noqa: E731
     try:
-        wait_for(process, store, checkpoint)
+        wait_until(lambda: whole() or process.poll() is not None, checkpoint, pause=0.05)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE)
     finally:
@@ -112,13 +102,6 @@ def interrupt_after(process: subprocess.Popen[str], store: Path, checkpoint: str
     assert json.loads(out) == {"error": "interrupted", "where": "foldray"}
     assert "interrupted, newest checkpoint: step" in err
     assert err.strip().endswith("stopped; run the same command again to go on")
-
-
-def wait_for(process: subprocess.Popen[str], store: Path, checkpoint: str) -> None:
-    """Until a checkpoint is whole; fails with what the command said where it ends before."""
-    whole = lambda: list(store.glob(f"runs/*/checkpoints/{checkpoint}-*/manifest.json"))  # noqa: E731
-    wait_until(lambda: whole() or process.poll() is not None, checkpoint, pause=0.05)
-    assert whole(), process.communicate()[1]
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -138,10 +121,13 @@ def damaged(spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 @pytest.fixture(scope="module")
-def quiet(damaged: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    """A store with the run that nobody disturbed, by a Ray of its own, and what its command said."""
+def quiet(
+    ray_head: dict[str, str], damaged: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, Any]]:
+    """A store with the run that nobody disturbed, and what its command said."""
     store = tmp_path_factory.mktemp("quiet")
-    return str(store), finish(foldray("run", *JOB, f"corpus.path={damaged[0]}", f"storage.root={store}", "--json"))
+    job = [*JOB, f"corpus.path={damaged[0]}", f"storage.root={store}", "--json"]
+    return str(store), finish(foldray("run", *job, **ray_head))
 
 
 def assert_same_run(store: str, said: dict[str, Any], quiet: tuple[str, dict[str, Any]]) -> None:
@@ -176,77 +162,73 @@ def assert_nothing_is_lost(store: str, damaged: tuple[Path, dict[str, str]]) -> 
     assert sorted(kept + [entry["id"] for entry in quarantined]) == sorted(ids_in(corpus))
 
 
-def test_a_killed_run_resumes_bit_equal_and_a_whole_one_is_reused(
-    ray_head: dict[str, str],
-    damaged: tuple[Path, dict[str, str]],
-    quiet: tuple[str, dict[str, Any]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """SIGKILL of the driver in the middle, on a cluster; the next command goes on."""
-    job = [*JOB, f"corpus.path={damaged[0]}", f"storage.root={tmp_path}"]
-    kill_after(foldray("train", *job, **ray_head), tmp_path, "step-00000008")
-    result = finish(foldray("run", *job, "--json", **ray_head))
-    assert_same_run(str(tmp_path), result, quiet)
-    (run,) = (tmp_path / "runs").iterdir()
-    attempt = newest_attempt(str(run))
-    assert attempt
-    assert attempt.submission == 2
-    first = min(int(path.stem[-8:]) for path in (run / "metrics").glob(f"{attempt}-*.jsonl"))
-    assert 8 < first <= 24, "it went on from a checkpoint"
-    assert (tmp_path / "report" / "index.html").exists()
-    assert again(capsys, "run", *job) == result, "the rows of the first"
-    assert_nothing_is_lost(str(tmp_path), damaged)
-
-
 class Outages(threading.Thread):
-    """Kills the server for a while as soon as each stage has left its first file in the store."""
+    """Kills the server for a while as soon as each stage has left its first file in the store, and ends after that."""
 
-    STAGES = ("shards/train-", "checkpoints/step-", "model/fold.json")
-    """What the store holds when prepare, train and evaluate are in the middle of their work."""
-
-    def __init__(self, server: "S3Server", prefix: str, process: "subprocess.Popen[str]", seconds: float) -> None:
+    def __init__(
+        self, server: "S3Server", prefix: str, process: "subprocess.Popen[str]", seconds: float, *stages: str
+    ) -> None:
         super().__init__(daemon=True)
-        self.server, self.prefix, self.process, self.seconds = server, prefix, process, seconds
-        self.seen: list[str] = []
+        self._server, self._prefix, self._process, self._seconds = server, prefix, process, seconds
+        self._stages, self.seen = stages, list[str]()
+        self.start()
 
     def run(self) -> None:
-        for stage in self.STAGES:
-            while not any(stage in key for key in self.server.keys(self.prefix)):
-                if self.process.poll() is not None:
-                    return
-                time.sleep(0.1)
-            self.server.kill()
-            time.sleep(self.seconds)
-            self.server.start()
+        for stage in self._stages:
+            if not wait_for_key(self._server, self._prefix, stage, self._process):
+                return
+            self._server.kill()
+            time.sleep(self._seconds)
+            self._server.start()
             self.seen.append(stage)
 
-
-def run_with_outages(
-    server: "S3Server", store: str, seconds: float, start: Callable[[], "subprocess.Popen[str]"]
-) -> "subprocess.Popen[str]":
-    """The finished process; the server was away for `seconds` in each stage."""
-    process = start()
-    outages = Outages(server, store.removeprefix("s3://").partition("/")[2], process, seconds)
-    outages.start()
-    process.wait(timeout=PATIENCE)
-    outages.join(timeout=PATIENCE)
-    assert outages.seen == list(Outages.STAGES), process.communicate()[1]
-    return process
+    def wait(self) -> None:
+        """Until all are over; fails with what the command said where it ended before."""
+        self.join(timeout=PATIENCE)
+        assert self.seen == list(self._stages), self._process.communicate()[1]
 
 
-def test_the_whole_job_on_a_server_that_is_killed_in_every_stage(
+def wait_for_key(server: "S3Server", prefix: str, part: str, process: "subprocess.Popen[str]") -> bool:
+    """Until the store has a key with this in it; false where the command ends before."""
+    is_there = lambda: any(part in key for key in server.keys(prefix))  # noqa: E731
+    wait_until(lambda: process.poll() is not None or is_there(), part, pause=0.05)
+    return process.poll() is None
+
+
+def test_a_driver_and_a_server_that_are_killed_in_every_stage_leave_the_quiet_run(
+    ray_head: dict[str, str],
     s3_server: "S3Server",
     s3_store: str,
     damaged: tuple[Path, dict[str, str]],
     quiet: tuple[str, dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Prepare, train and evaluate wait while their store is away; the driver gets SIGKILL in the middle of training, on
+    a cluster, and the next command goes on.
+    """
     storage.upload(damaged[0], f"{s3_store}/voices")
-    job = [*JOB, f"corpus.path={s3_store}/voices", f"storage.root={s3_store}", "--json"]
-    said = finish(run_with_outages(s3_server, s3_store, 4.0, lambda: foldray("run", *job)))
+    job = [*JOB, f"corpus.path={s3_store}/voices", f"storage.root={s3_store}"]
+    prefix = s3_store.removeprefix("s3://").partition("/")[2]
+    killed = foldray("run", *job, "--json", **ray_head)
+    try:
+        Outages(s3_server, prefix, killed, 4.0, "shards/train-", "checkpoints/step-").wait()
+        assert wait_for_key(s3_server, prefix, "checkpoints/step-00000008", killed)
+    finally:
+        killed.kill()
+    process = foldray("run", *job, "--json", **ray_head)
+    outages = Outages(s3_server, prefix, process, 4.0, "model/fold.json")
+    said = finish(process)
+    outages.wait()
     assert_same_run(s3_store, said, quiet)
     assert_nothing_is_lost(s3_store, damaged)
-    prefix = s3_store.removeprefix("s3://").partition("/")[2]
+    run = f"{s3_store}/runs/{said['run_id']}"
+    attempt = newest_attempt(run)
+    assert attempt
+    assert attempt.submission == 2
+    parts = [name for name in storage.list_files(f"{run}/metrics") if name.startswith(f"{attempt}-")]
+    assert 8 < min(int(name.removesuffix(".jsonl")[-8:]) for name in parts) <= 24, "it went on from a checkpoint"
+    assert storage.exists(f"{s3_store}/report/index.html")
+    assert again(capsys, "run", *job) == said, "the rows of the first"
     assert not [key for key in s3_server.keys(prefix) if key.endswith("/")], "no empty 'directory' objects"
 
 
@@ -262,6 +244,15 @@ def test_a_store_that_stays_away_is_one_line(s3_server: "S3Server", s3_store: st
     assert process.returncode == 2
     assert "Traceback" not in err
     assert err.strip().splitlines()[-1].startswith("storage.root: http://127.0.0.1:9 does not answer")
+
+
+def test_a_ray_that_does_not_start_is_one_line(own_corpus: Path, tmp_path: Path) -> None:
+    command = ["prepare", "an4", f"corpus.path={own_corpus}", f"storage.root={tmp_path}", "corpus.max_seconds=16"]
+    process = foldray(*command, RAY_TMPDIR="/proc/nowhere")
+    _, err = communicate(process)
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1].startswith("Ray: does not start here (")
 
 
 def test_a_waveform_model_from_a_stock_checkpoint_on_disk(
@@ -299,8 +290,9 @@ def test_a_waveform_model_from_a_stock_checkpoint_on_disk(
 
 
 @pytest.mark.skipif(not AN4.is_dir(), reason="AN4 is not beside the project (../shared/data/an4)")
-def test_an4_prepares_whole(tmp_path: Path) -> None:
-    summary = finish(foldray("prepare", "an4", f"corpus.path={AN4}", f"storage.root={tmp_path}", "--json"))
+def test_an4_prepares_whole(ray_head: dict[str, str], tmp_path: Path) -> None:
+    command = ["prepare", "an4", f"corpus.path={AN4}", f"storage.root={tmp_path}", "--json"]
+    summary = finish(foldray(*command, **ray_head))
     assert (summary["utterances_in"], summary["utterances_out"], summary["quarantined"]) == (1078, 1078, 0)
     assert summary["hours"] == pytest.approx((42.44 + 5.95) / 60, abs=0.01)
     manifest = read_manifest(summary["manifest"].removesuffix("/manifest.json"))
