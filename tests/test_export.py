@@ -151,13 +151,14 @@ def test_one_byte_a_weight_is_off_by_half_a_step_and_as_large_as_counted() -> No
 
 
 def test_an_int8_model_is_scored_and_its_rows_tell_its_bytes(
-    capsys: pytest.CaptureFixture[str], finished: TrainJob, spoken: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], finished: TrainJob, tmp_path: Path
 ) -> None:
     place = ("--store", str(tmp_path / "store"))
     code, out, err = call(capsys, "export", "run", "--format", "int8", "-o", str(tmp_path / "small"), *place, "--json")
     assert code == 0, err
     assert json.loads(out)["bytes"] == sum(file.stat().st_size for file in (tmp_path / "small").iterdir())
-    code, out, err = call(capsys, "evaluate", str(tmp_path / "small"), "--data", str(spoken), *place, "--json")
+    corpus = Path(finished.corpus).name
+    code, out, err = call(capsys, "evaluate", str(tmp_path / "small"), "--data", corpus, *place, "--json")
     assert code == 0, err
     weights = load_file(tmp_path / "small" / INT8_FILE)
     for row in json.loads(out)["rows"]:
@@ -165,7 +166,7 @@ def test_an_int8_model_is_scored_and_its_rows_tell_its_bytes(
         assert row["train_seconds"] > 0
         assert row["bytes_stored"] == sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     told = json.loads(call(capsys, "evaluate", str(tmp_path / "small"), *place, "--json")[1])
-    assert {row["corpus"] for row in told["rows"]} == {Path(finished.corpus).name}, "by default that of its run"
+    assert {row["corpus"] for row in told["rows"]} == {corpus}, "by default that of its run"
     elsewhere = str(tmp_path / "another")
     code, _, err = call(capsys, "evaluate", str(tmp_path / "small"), "--store", elsewhere)
     assert (code, err.startswith("--data: say which corpus")) == (2, True)
