@@ -37,11 +37,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 # dev brings test along. pip would compile on one core, two minutes long; and where PYTHONDONTWRITEBYTECODE is set, what
-# is not compiled here is compiled by every process again. Some packages ship files that no Python compiles: hence "-".
+# is not compiled here is compiled by every process again. Some packages ship files for other Pythons: hence "-".
 $(VENV)/.%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[$*]"
-	-$(BIN)/python -m compileall -qq -j 0 -x 'site-packages/.*/tests?/' $(VENV)/lib
+	-$(BIN)/python -m compileall -qq -j 0 -x 'site-packages/.*/(tests?/|py312)' $(VENV)/lib
 	touch $@ $(if $(filter dev,$*),$(VENV)/.test)
 
 clean:

@@ -1,17 +1,21 @@
 """Joining a Ray cluster, or starting one on this machine."""
 
+import contextlib
 import logging
 import math
 import os
 import re
 import socket
 import time
+import traceback
 import warnings
 from typing import Any
 
 from foldray.errors import UserError, one_line
 from foldray.storage import scrubbed
 
+TRIES = 3
+"""How often a Ray of this machine's own is tried."""
 KNOCK_SECONDS = 5.0
 """How long a cluster that RAY_ADDRESS names may take to listen; Ray itself would ask for minutes, without a word."""
 
@@ -22,7 +26,7 @@ def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> Any:
     A local one offers at least `min_cpus`, so that a small machine runs a recipe's workers in turns
     rather than waiting for cores it does not have. state_api: it says what has become of an actor, which takes the
     dashboard (on loopback). Ray Train asks it before it frees the resources of a training whose driver is gone.
-    Raises UserError where no cluster answers, or it lets nobody in.
+    Raises UserError where no cluster answers, or it lets nobody in, or none starts here.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -48,7 +52,7 @@ def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> Any:
 def _start(ray: Any, options: dict[str, Any]) -> None:
     """Ray gives a node 30 seconds to start; two cores that also do something else take longer now and then.
 
-    What a failed try leaves ends with this process. Raises UserError where no try comes through.
+    Raises UserError where no try comes through.
     """
     for tries_left in reversed(range(TRIES)):
         try:
@@ -56,13 +60,26 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
             ray.init(address="local", **options)
             return
         except Exception as error:
+            end_half_started(error)
+            ray.shutdown()
             if not tries_left:
                 mend = "mend that, or wait until this machine has less to do, or join a cluster with RAY_ADDRESS"
                 raise UserError("Ray", f"does not start here ({one_line(error)}); {mend}") from error
-            ray.shutdown()
 
 
-TRIES = 3
+def end_half_started(error: Exception) -> None:
+    """End the processes of a Ray node that failed to start, which `ray.shutdown()` does not know.
+
+    A late one would make two Rays on this machine: Ray's state API then finds none of them, and a search may wait
+    for the CPUs of a trial that was stopped.
+    """
+    from ray._private.node import Node
+
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        node = frame.f_locals.get("self")
+        if isinstance(node, Node):
+            with contextlib.suppress(Exception):  # it may have failed before it had any
+                node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
 
 
 def _join(ray: Any, address: str, quietly: dict[str, Any]) -> None:

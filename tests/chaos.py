@@ -33,6 +33,7 @@ from safetensors.torch import load_file
 
 from foldray.data.builtin import write_builtin_corpus
 from foldray.results.metrics import read_metrics
+from foldray.session import end_half_started
 from foldray.training.attempts import Attempt, newest_attempt
 from foldray.training.checkpoint import MANIFEST, checkpoint_folders, whole_checkpoints
 from foldray.training.finish import is_finished
@@ -83,7 +84,7 @@ class Machines:
 
     def add(self) -> Any:
         """One more node of one CPU."""
-        node = again(lambda: self._cluster.add_node(num_cpus=1, object_store_memory=100_000_000))
+        node = self._cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
         self.nodes.append(node)
         return node
 
@@ -143,11 +144,12 @@ class Machines:
 
 
 def again(start: Callable[[], Any]) -> Any:
-    """What a start gives. Ray gives a node 30 seconds, which a busy machine exceeds now and then: three tries."""
-    for _ in range(2):
-        with suppress(Exception):
-            return start()
-    return start()
+    """What a start gives. Ray gives a node 30 seconds, which a busy machine exceeds now and then: two tries."""
+    try:
+        return start()
+    except Exception as error:
+        end_half_started(error)
+        return start()
 
 
 # --- A training ------------------------------------------------------------------------------------
@@ -235,7 +237,7 @@ class Over(RuntimeError):  # noqa: N818
 class Kill:
     """What dies and when: in the middle (`moment`, 0 to 1) of a step, or as the upload after the step begins.
 
-    A victim `node` is taken away with notice, as soon as its worker's run has another checkpoint.
+    A victim `node` is taken away with notice, as soon as there is a checkpoint of that step or behind it.
     """
 
     number: int
@@ -352,7 +354,7 @@ def _wait_for_next(training: Training, run: str, killed: Attempt | None) -> set[
 
 
 def _aim(kill: Kill, machines: Machines, training: Training, run: str, lost: list[Any]) -> Callable[[], None]:
-    """The kill, ready to be done at once. A node that it takes away goes into `lost`."""
+    """The kill, ready to be done at once. A node whose raylet it kills goes into `lost`."""
     if kill.victim == "driver":
         return training.kill
     worker = machines.groups()[-1][kill.rank]
@@ -360,18 +362,18 @@ def _aim(kill: Kill, machines: Machines, training: Training, run: str, lost: lis
         return lambda: os.kill(worker.pid, signal.SIGKILL)
     node = machines.node_of(worker)
     if kill.victim == "node":
-        return lambda: _take_away(node, machines, run)
+        return lambda: _take_away(node, kill.step, machines, training, run)
     lost.append(node)
     return lambda: machines.kill(node)
 
 
-def _take_away(node: Any, machines: Machines, run: str) -> None:
-    """Announce it as a cloud does, and remove the node when there is another checkpoint, which must be in time."""
-    before, noticed = whole_checkpoints(run)[-1:], time.time()
+def _take_away(node: Any, step: int, machines: Machines, training: Training, run: str) -> None:
+    """Announce it as a cloud does, and remove the node when there is a checkpoint, which must be in time."""
+    noticed = time.time()
     machines.drain(node, NOTICE_SECONDS)
-    wait_until(lambda: whole_checkpoints(run)[-1:] != before, "a checkpoint before the node goes")
-    newest = Path(whole_checkpoints(run)[-1].uri) / MANIFEST
-    assert newest.stat().st_mtime < noticed + NOTICE_SECONDS
+    newest = lambda: whole_checkpoints(run)[-1]  # noqa: E731
+    training.wait_until(lambda: whole_checkpoints(run) and newest().step >= step, "a checkpoint before the node goes")
+    assert (Path(newest().uri) / MANIFEST).stat().st_mtime < noticed + NOTICE_SECONDS
     machines.remove(node)
 
 

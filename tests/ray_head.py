@@ -1,6 +1,6 @@
 """A Ray head of its own on loopback, whose processes can be told from those of any other Ray on the machine.
 
-`pytest_plugins = ["tests.ray_head"]` gives a test module the fixture `ray_head`.
+`pytest_plugins = ["tests.ray_head", "tests.s3_server"]` gives a test module the fixture `ray_head`.
 """
 
 import os
@@ -34,6 +34,7 @@ def start_node(begin: Callable[..., "subprocess.Popen[str]"], log: Path) -> "sub
 
     Ray itself gives it 30 seconds, which a busy machine exceeds now and then: hence more than one try.
     """
+    said = ""
     for _ in range(TRIES):
         with log.open("w") as file:
             process = begin(stdout=file, stderr=file)
@@ -41,7 +42,8 @@ def start_node(begin: Callable[..., "subprocess.Popen[str]"], log: Path) -> "sub
         wait_until(lambda: runs() or process.poll() is not None, f"Ray ({log})")  # noqa: B023
         if process.poll() is None:
             return process
-    raise AssertionError(f"no Ray: {log.read_text()}")
+        said += log.read_text()
+    raise AssertionError(f"no Ray: {said}")
 
 
 class RayHead:
@@ -96,7 +98,7 @@ def ray_head(s3_server: S3Server) -> Iterator[dict[str, str]]:
     Not for searches: beside another head one waited here for a CPU for 400 s. By its source, Ray Train frees a stopped
     trial's CPUs only where it finds its cluster among all of the machine (ray.train.v2, placement_group_cleaner.py).
     """
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
     head = RayHead({**plain, **s3_server.environment, "RAY_AUTH_MODE": "disabled"})
     try:
         head.start()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from foldray.results.metrics import read_metrics
 from foldray.training.attempts import Attempt
 from foldray.training.checkpoint import whole_checkpoints
 from tests.chaos import (
@@ -29,13 +28,13 @@ from tests.chaos import (
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
-VALIDATED = 51
+VALIDATED = 57
 """A step with a validation and a checkpoint, behind all that happens and on no test's grid of checkpoints."""
-GRID = 16
+GRID = 24
 """Steps between the checkpoints of the run that is killed: one that a notice asks for lies between them."""
 # Training must last longer than Ray needs to see a node come; no other checkpoint but those that a test asks for.
 LONG = [
-    *RECIPE, "optim.epochs=null", "optim.steps=55", f"valid.every_steps={VALIDATED}", "checkpoint.every_steps=1000",
+    *RECIPE, "optim.epochs=null", "optim.steps=60", f"valid.every_steps={VALIDATED}", "checkpoint.every_steps=1000",
 ]  # fmt: skip
 
 
@@ -91,22 +90,19 @@ def parts(run: str) -> list[str]:
     return sorted(path.name for path in (Path(run) / "metrics").iterdir())
 
 
-def test_a_run_survives_a_killed_worker_a_killed_raylet_and_a_drained_node_bit_equal(
+def test_a_run_survives_a_killed_worker_a_drained_node_and_a_killed_raylet_bit_equal(
     machines: Machines, fixed: Reference, tmp_path: Path
 ) -> None:
     machines.have(4)
     kills = [
         Kill(1, "worker", rank=0, step=GRID, moment=0.0, in_upload=True),
-        Kill(2, "raylet", rank=1, step=GRID + 4, moment=0.5, in_upload=False),
-        Kill(3, "node", rank=1, step=2 * GRID + 2, moment=0.0, in_upload=False),
+        Kill(2, "node", rank=1, step=GRID + 3, moment=0.0, in_upload=False),
+        Kill(3, "raylet", rank=1, step=2 * GRID + 2, moment=0.5, in_upload=False),
     ]
     often = [*fixed.arguments, f"checkpoint.every_steps={GRID}", "scale.max_failures=3"]
     rows = carry_out(kills, machines, replace(fixed, arguments=often), tmp_path)
     assert [row["different"] for row in rows] == [[], [], []]
-    # A worker outlives its raylet for a moment, so a run may go on from a little behind the step of the kill.
-    worker, raylet, node = (row["resumed_from"] for row in rows)
+    worker, node, raylet = (row["resumed_from"] for row in rows)
     assert worker in (0, GRID)
-    assert raylet == GRID
-    assert 2 * GRID < node < VALIDATED
-    assert node % GRID, "it went on from the checkpoint that the notice had made"
-    assert [record["step"] for record in read_metrics(fixed.run)] == list(range(1, fixed.step + 1))
+    assert GRID < node < 2 * GRID, "it went on from the checkpoint that the notice had made"
+    assert raylet in (2 * GRID, VALIDATED), "a worker may outlive its raylet for a moment"

@@ -146,7 +146,7 @@ def test_stages_as_jobs(
     wait_for_step(head, stopped, s3_store, 8)
     # The driver hears of a step later than the store has its checkpoint.
     in_progress = lambda: any("loss by depth" in line for line in head.logs(stopped))  # noqa: E731
-    wait_until(in_progress, "progress")
+    wait_until(lambda: in_progress() or head.job(stopped)["status"] != "RUNNING", "progress")
     assert head.client("stop", stopped).returncode == 0
     assert head.job(stopped)["status"] == "STOPPED"
     wait_until(lambda: not trains(head), "the end of its workers")
@@ -158,7 +158,9 @@ def test_stages_as_jobs(
 
     step = newest_step(s3_store)
     finished = head.submit("pipelines.run", *recipe, keys=keys)  # trains to the end, scores and reports
-    assert any(line.startswith(f"trained   120 steps (resumed from step {step})") for line in head.logs(finished))
+    said = head.logs(finished)
+    assert any(line.endswith(f", 2 workers, going on from step {step}") for line in said)
+    assert any(line.startswith(f"trained   120 steps (resumed from step {step})") for line in said)
     assert "trained   120 steps" in head.client("logs", finished).stdout
     (run,) = storage.list_folders(f"{s3_store}/runs")
     assert [record["step"] for record in read_metrics(f"{s3_store}/runs/{run}")] == list(range(1, 121))

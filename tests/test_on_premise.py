@@ -149,7 +149,8 @@ def test_from_nothing_to_results_and_back(
     tunnel = operator.begin(dashboard)
     submit = submit.replace("s3://my-corpora/an4", server.uri("voices")).replace("s3://my-bucket/foldray", store)
     overrides = " ".join(f"'{field}'" for field in [*TINY, "scale.placement=STRICT_SPREAD"])
-    wait_until(lambda: operator.host.run("ss", "-Hltn", "sport = 8265"), "the tunnel")
+    is_open = lambda: operator.host.run("ss", "-Hltn", "sport = 8265")  # noqa: E731
+    wait_until(lambda: is_open() or tunnel.poll() is not None, "the tunnel")
     job = operator.begin(f"{submit} {overrides}")
     wait_until(lambda: all(trains(hosts[name]) for name in MACHINES) or job.poll() is not None, "three workers")
     said, _ = job.communicate(timeout=PATIENCE)

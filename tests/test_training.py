@@ -189,6 +189,7 @@ def _with_parts_between(spec: RunSpec) -> RunSpec:
 
 def _train_rank(rank: int, jobs: list[TrainJob], world: int, address: str) -> None:
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # as Ray's workers do
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
     for job in jobs:
         train_model(job, Worker(rank, world))

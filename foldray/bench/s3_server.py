@@ -109,7 +109,7 @@ class S3Server:
     def wait(self) -> None:
         """Until a PUT works."""
         assert self._process
-        client, until = self.client(), time.monotonic() + 60
+        client, until = self.client(), time.monotonic() + 300
         while True:
             try:
                 client.put_object(Bucket=BUCKET, Key="ready", Body=b"")
