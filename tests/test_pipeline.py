@@ -161,7 +161,7 @@ def assert_nothing_is_lost(store: str, damaged: tuple[Path, dict[str, str]]) -> 
 
 
 class Outages(threading.Thread):
-    """Kills the server for a while as soon as each stage has left its first file in the store, and ends after that."""
+    """Kills the server for a while as soon as each stage, in turn, has left its first file in the store."""
 
     def __init__(
         self, server: "S3Server", prefix: str, process: "subprocess.Popen[str]", seconds: float, *stages: str
@@ -179,7 +179,7 @@ class Outages(threading.Thread):
                 time.sleep(self._seconds)
                 self._server.start()
         except BaseException as error:
-            self._problem = str(error)
+            self._problem = repr(error)
 
     def wait(self) -> None:
         """Until all are over; fails where the command ended before."""
