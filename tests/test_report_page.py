@@ -90,6 +90,12 @@ def page(store: str) -> str:
     return write_report(store)
 
 
+def test_no_two_of_many_folds_look_alike() -> None:
+    figure = depth_figure({f"fold-{number}": [] for number in range(25)}, [], {})
+    dashes = [trace.line.dash for trace in figure.data]
+    assert dashes == 10 * ["solid"] + 10 * ["dash"] + 5 * ["dot"], "plotly gives ten colours, in turn"
+
+
 def test_depths_that_were_not_trained_are_hollow_points_of_their_folds_line(tmp_path: Path) -> None:
     store, said = str(tmp_path), ["turn on the light"] * 4
     made = [

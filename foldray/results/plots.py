@@ -26,6 +26,8 @@ CURVES = {
     "hidden": ("hidden states", "dashdot"),
     "valid_ctc": ("validation CTC", "dash"),
 }
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""Of folds: the next one where plotly's ten colours are used up."""
 COLOURS = {"fold": "#2563a8", "baseline": "#b5651d"}
 
 
@@ -87,8 +89,9 @@ def depth_figure(
     """WER by depth: a line for each fold, hollow where a depth was not trained, a point for each model trained by
     itself; marks: by run and depth."""
     figure = go.Figure()
-    for run_id, rows in folds.items():
+    for number, (run_id, rows) in enumerate(folds.items()):
         figure.add_scatter(
+            line_dash=DASHES[number // 10 % len(DASHES)],
             x=[row["depth"] for row in rows],
             y=[100 * row["wer"] for row in rows],
             text=[marks.get((run_id, row["depth"]), "") for row in rows],
