@@ -25,7 +25,7 @@ from foldray.spec import CorpusSpec
 AN4 = Path(__file__).parents[2] / "shared" / "data" / "an4"
 
 
-LONGEST_FIRST = ("pipeline", "chaos", "tune", "jobs", "hosts")
+LONGEST_FIRST = ("pipeline", "chaos", "jobs", "hosts", "tune")
 """Files of tests with Ray: in this order two processes end at about the same time."""
 
 
