@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from foldray.session import TRIES
 from tests.conftest import free_ports
 from tests.hosts import WITH_TESTS, wait_until
 from tests.s3_server import S3Server
@@ -24,9 +25,6 @@ from tests.s3_server import S3Server
 __all__ = ["RAY", "RayHead", "ray_head", "start_node"]
 
 RAY = str(Path(sys.executable).with_name("ray"))
-
-
-TRIES = 3
 
 
 def start_node(begin: Callable[..., "subprocess.Popen[str]"], log: Path) -> "subprocess.Popen[str]":

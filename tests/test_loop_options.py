@@ -126,20 +126,18 @@ def test_activation_checkpointing_changes_nothing(name: str, prepared: tuple[str
 def test_compiled_blocks_equal_the_others(
     prepared: tuple[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Captured as one graph a block and run as it is: what AOT autograd and inductor make of it takes minutes here, and
-    is tests/test_gpu.py's.
-    """
+    """Captured as one graph a block and run as it is: the C++ that inductor makes of it takes minutes to compile."""
     compiled: list[nn.Module] = []
     compile_module = nn.Module.compile
 
     def capture(module: nn.Module, **how: Any) -> None:
         compiled.append(module)
-        compile_module(module, backend="eager", fullgraph=True, **how)
+        compile_module(module, backend="aot_eager", fullgraph=True, **how)
 
     monkeypatch.setattr(nn.Module, "compile", capture)
     jobs = []
     for name, fields in (("plain", []), ("compiled", ["scale.compile=true"])):
-        # One layer in two uses: each is a graph of its own, and takes seconds to capture.
+        # One layer in two uses: each is a graph of its own, and takes a quarter of a minute to capture.
         job = with_fields(
             job_for("parakeet", prepared, tmp_path / name, steps=2), "fold.num_layers=1", "fold.depths=[1,2]"
         )
