@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foldray.errors import UserError
-    from foldray.model_folder import load_model, save_model
-    from foldray.models import fold, set_depths, unroll
-    from foldray.plan import FoldPlan, Private
-    from foldray.seeding import fold_checkpoint
+    from foldray.folding.plan import FoldPlan, Private
+    from foldray.models.fold import fold, set_depths, unroll
+    from foldray.models.from_checkpoint import fold_checkpoint
+    from foldray.models.save_load import load_model, save_model
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,15 +24,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "FoldPlan": "foldray.plan",
-    "Private": "foldray.plan",
+    "FoldPlan": "foldray.folding.plan",
+    "Private": "foldray.folding.plan",
     "UserError": "foldray.errors",
-    "fold": "foldray.models",
-    "fold_checkpoint": "foldray.seeding",
-    "set_depths": "foldray.models",
-    "unroll": "foldray.models",
-    "load_model": "foldray.model_folder",
-    "save_model": "foldray.model_folder",
+    "fold": "foldray.models.fold",
+    "fold_checkpoint": "foldray.models.from_checkpoint",
+    "set_depths": "foldray.models.fold",
+    "unroll": "foldray.models.fold",
+    "load_model": "foldray.models.save_load",
+    "save_model": "foldray.models.save_load",
 }
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from foldray.cli import main
+from foldray.cli.main import main
 
 if __name__ == "__main__":
     main(["tune", *sys.argv[1:]])

@@ -33,10 +33,10 @@ from safetensors.torch import load_file
 
 from foldray.data.builtin import write_builtin_corpus
 from foldray.results.metrics import read_metrics
-from foldray.session import end_half_started
-from foldray.training.attempts import Attempt, newest_attempt
+from foldray.runtime.ray import end_half_started
 from foldray.training.checkpoint import MANIFEST, checkpoint_folders, whole_checkpoints
-from foldray.training.finish import is_finished
+from foldray.training.fencing import Attempt, newest_attempt
+from foldray.training.final_model import is_finished
 from tests.hosts import PATIENCE, WITH_TESTS, wait_until
 from tests.test_hosts import HASTE
 from tests.test_training import MEASURED

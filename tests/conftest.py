@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from foldray.config.corpus import CorpusSpec
 from foldray.data import prepare as preparation
 from foldray.data.builtin import write_builtin_corpus
 from foldray.data.corpora import find_corpus
 from foldray.data.manifest import Manifest
-from foldray.spec import CorpusSpec
 
 AN4 = Path(__file__).parents[2] / "shared" / "data" / "an4"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from foldray.session import TRIES
+from foldray.runtime.ray import TRIES
 from tests.conftest import free_ports
 from tests.hosts import WITH_TESTS, wait_until
 from tests.s3_server import S3Server

@@ -1,4 +1,4 @@
-"""The S3 server of `foldray.bench.s3_server` for tests, killed at the end.
+"""The S3 server of `benchmarks.s3_server` for tests, killed at the end.
 
 `pytest_plugins = ["tests.s3_server"]` gives a test module the fixtures `s3_server` and `s3_store`.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from foldray.bench.s3_server import S3Server
+from benchmarks.s3_server import S3Server
 
 __all__ = ["S3Server", "s3_server", "s3_store"]
 

@@ -9,11 +9,11 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from foldray import FoldPlan, fold, set_depths, unroll
-from foldray.cli import main
-from foldray.costs import costs_of, joint_cost, plan_costs
-from foldray.folding.account import JointCost, count_bytes, count_kept_bytes
-from foldray.plan import Private
-from foldray.spec import ModelSpec
+from foldray.cli.main import main
+from foldray.config.model import ModelSpec
+from foldray.folding.plan import Private
+from foldray.models.costs import costs_of, joint_cost, plan_costs
+from foldray.models.count import JointCost, count_bytes, count_kept_bytes
 from tests.tiny import CONFIGS, tiny_model
 
 
@@ -87,7 +87,7 @@ def test_a_step_that_draws_depths_costs_the_mean_of_its_draws(monkeypatch: pytes
     assert none == cost(3, 8)
     assert cost(3, 4, 5, 7, 8, sampled=3) == cost(3, 4, 5, 7, 8)
     # Where there are too many it looks at some, here at two of the three.
-    monkeypatch.setattr("foldray.costs.MOST_DRAWS", 2)
+    monkeypatch.setattr("foldray.models.costs.MOST_DRAWS", 2)
     pairs = [(one.macs_per_audio_second + other.macs_per_audio_second) / 2 for one in draws for other in draws]
     some = cost(3, 4, 5, 7, 8, sampled=2).macs_per_audio_second
     assert any(some == pytest.approx(mean, rel=1e-9) for mean in pairs)

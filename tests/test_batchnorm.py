@@ -12,19 +12,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foldray import FoldPlan, fold, load_model, save_model, unroll
+from foldray.config.model import ModelSpec
+from foldray.config.recipes import load_recipe
+from foldray.config.training import OptimSpec
 from foldray.data.manifest import Manifest
 from foldray.errors import UserError
-from foldray.folding.account import count_parameters
 from foldray.folding.batchnorm import FixedBatchNorm, Renorm, settle
-from foldray.models import stack_of
-from foldray.plan import Private
-from foldray.pretrained import write_random_checkpoint
-from foldray.recipes import load_recipe
-from foldray.seeding import load_folded
-from foldray.spec import ModelSpec, OptimSpec
+from foldray.folding.plan import Private
+from foldray.models.count import count_parameters
+from foldray.models.fold import stack_of
+from foldray.models.from_checkpoint import load_folded
+from foldray.models.stock import write_random_checkpoint
 from foldray.training import state
 from foldray.training.checkpoint import whole_checkpoints
-from foldray.training.job import Surroundings, TrainJob, Worker
+from foldray.training.context import Surroundings, TrainJob, Worker
 from foldray.training.loop import Trained, train_model
 from foldray.training.schedule import moving_share
 from tests.test_training import assert_same, job_for, weights

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from foldray.bench.bare_loop import run_bare
-from foldray.bench.one_cycle import bench_one_cycle, counted_macs, small_conformer
-from foldray.costs import costs_of
+from benchmarks.bare_loop import run_bare
+from benchmarks.one_cycle import bench_one_cycle, counted_macs, small_conformer
+from foldray.config.load import override_spec
 from foldray.data.manifest import Manifest
-from foldray.plan import FoldPlan
+from foldray.folding.plan import FoldPlan
+from foldray.models.costs import costs_of
 from foldray.results.metrics import read_metrics
-from foldray.spec_input import override_spec
-from foldray.training.job import TrainJob, Worker
+from foldray.training.context import TrainJob, Worker
 from foldray.training.loop import train_model
 from tests.test_training import job_for
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from foldray.training.attempts import Attempt
 from foldray.training.checkpoint import whole_checkpoints
+from foldray.training.fencing import Attempt
 from tests.chaos import (
     RECIPE,
     Kill,

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from foldray.cli import main
-from foldray.results.rows import read_hypotheses, read_rows
-from foldray.terminal import training_bar
-from foldray.training.finish import finish_run
-from foldray.training.job import TrainJob, Worker
+from foldray.cli.main import main
+from foldray.results.reader import read_hypotheses, read_rows
+from foldray.runtime.terminal import training_bar
+from foldray.training.context import TrainJob, Worker
+from foldray.training.final_model import finish_run
 from foldray.training.launch import describe_run
 from foldray.training.loop import train_model
 from tests.conftest import free_port
@@ -90,7 +90,7 @@ def test_a_cluster_that_is_not_there_is_one_line(
 ) -> None:
     """At once; Ray itself would be silent for over five minutes and raise then."""
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was asked"))
-    monkeypatch.setattr("foldray.session.KNOCK_SECONDS", 0.5)
+    monkeypatch.setattr("foldray.runtime.ray.KNOCK_SECONDS", 0.5)
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
     code, out, err = call(capsys, "prepare", "an4", f"corpus.path={spoken}", f"storage.root={tmp_path}", "--json")
     assert code == 2
@@ -230,7 +230,7 @@ def test_training_progress_says_loss_by_depth_speed_and_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(0, 1000, 20))
-    monkeypatch.setattr("foldray.terminal.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("foldray.runtime.terminal.time.monotonic", lambda: float(next(clock)))
     with training_bar() as show:
         for step, progress in ((1, 0.0), (50, 0.5)):
             show(

@@ -432,7 +432,8 @@ def test_the_image_is_built_from_what_the_package_needs() -> None:
     sources = copied_into_image()
     assert all((ROOT / source).exists() for source in sources)
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    needed = {package.split(".")[0] for package in tool["packages"]} | {"pyproject.toml", project()["readme"]}
+    wheel = {pattern.rstrip("*") for pattern in tool["packages"]["find"]["include"]}
+    needed = wheel | {"pyproject.toml", project()["readme"]}
     assert set(sources) == needed | set(project()["license-files"])
     let_through = re.findall(r"^!(.+)$", (CLUSTER / "Dockerfile.dockerignore").read_text(), re.MULTILINE)
     assert sorted(let_through) == sorted(sources)

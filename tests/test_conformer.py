@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, ParakeetEncoderConfig
 
-from foldray.conformer import ConformerConfig, ConformerForSpeech
-from foldray.evaluation.search import attention_decode, ctc_nbest, rescore
+from foldray.evaluation.beam_search import attention_decode, ctc_nbest, rescore
+from foldray.folding.plan import FoldPlan
 from foldray.folding.stack import FoldedStack
-from foldray.plan import FoldPlan
+from foldray.models.conformer import ConformerConfig, ConformerForSpeech
 
 VOCABULARY = 11
 END = VOCABULARY - 1

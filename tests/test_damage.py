@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from foldray.config.corpus import CorpusSpec
 from foldray.data.manifest import read_index, read_quarantine
 from foldray.errors import UserError
-from foldray.spec import CorpusSpec
 from tests.conftest import prepare_serially
 
 TOTAL, EACH = 2000, 6

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from foldray import doctor, storage
-from foldray.doctor import node as doctor_node
-from foldray.doctor.node import look_at_node, versions
-from foldray.recipes import load_recipe
+from foldray import storage
+from foldray.cli import doctor
+from foldray.cli import node_checks as doctor_node
+from foldray.cli.node_checks import look_at_node, versions
+from foldray.config.recipes import load_recipe
 from tests.conftest import free_port
 from tests.test_cli import call
 

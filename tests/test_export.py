@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from foldray import FoldPlan, UserError, fold, load_model, unroll
-from foldray.export import export_model
-from foldray.families import FAMILIES, transformers_class
-from foldray.folding.account import count_bytes
+from foldray.folding.plan import Private
 from foldray.folding.private import PRIVATE_FILE
-from foldray.folding.quantization import from_int8, is_quantised, to_int8
-from foldray.model_folder import INT8_FILE, STOCK_FILE, save_model
-from foldray.plan import Private
+from foldray.models.count import count_bytes
+from foldray.models.families import FAMILIES, transformers_class
+from foldray.models.int8 import from_int8, is_quantised, to_int8
+from foldray.models.save_load import INT8_FILE, STOCK_FILE, save_model
+from foldray.stages.export import export_model
 from foldray.training.checkpoint import TRAINING_FILES, read_checkpoint, whole_checkpoints
-from foldray.training.job import TrainJob, Worker
+from foldray.training.context import TrainJob, Worker
 from foldray.training.launch import describe_run
 from foldray.training.loop import train_model
 from tests.test_cli import call
@@ -250,7 +250,7 @@ def test_a_finished_export_is_refused_before_a_model_is_loaded(tmp_path: Path, m
     out, store = tmp_path / "out", str(tmp_path / "store")
     export_model("run", store, "unrolled", str(out))
     before = {each: each.read_bytes() for each in out.iterdir()}
-    monkeypatch.setattr("foldray.export.load_model", lambda _: pytest.fail("a model is loaded"))
+    monkeypatch.setattr("foldray.stages.export.load_model", lambda _: pytest.fail("a model is loaded"))
     for kind in ("unrolled", "seed", "onnx", "int8"):
         with pytest.raises(UserError, match="is not empty; name a new folder"):
             export_model("run", store, kind, str(out))

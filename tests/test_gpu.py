@@ -15,20 +15,20 @@ from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from foldray.config.corpus import SAMPLE_RATE
+from foldray.config.recipes import load_recipe, recipe_names
 from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import BatchLoader
 from foldray.folding.batchnorm import Renorm
 from foldray.folding.loss import StepCounts, joint_loss
-from foldray.models import stack_of
-from foldray.pretrained import write_random_checkpoint
-from foldray.recipes import load_recipe, recipe_names
+from foldray.models.fold import stack_of
+from foldray.models.stock import write_random_checkpoint
 from foldray.results.metrics import Record, read_metrics
-from foldray.spec import SAMPLE_RATE
 from foldray.training import state
 from foldray.training.checkpoint import read_checkpoint, whole_checkpoints
+from foldray.training.context import Surroundings, TrainJob, Worker
 from foldray.training.cycle import autocast_dtype
-from foldray.training.job import Surroundings, TrainJob, Worker
 from foldray.training.loop import train_model
 from foldray.training.objective import Objective
 from foldray.training.state import build_model

@@ -20,7 +20,7 @@ from foldray import storage
 from foldray.evaluation.provenance import read_run_spec
 from foldray.results.metrics import read_metrics
 from foldray.training.checkpoint import whole_checkpoints
-from foldray.training.job import TrainJob
+from foldray.training.context import TrainJob
 from tests.hosts import PATIENCE, Host, network, require_hosts, wait_until
 from tests.ray_head import RAY, start_node
 from tests.test_loop_options import spawn

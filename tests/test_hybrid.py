@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from foldray import load_model
+from foldray.config.corpus import CorpusSpec
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import BatchLoader
 from foldray.errors import UserError
 from foldray.evaluation.decode import DECODINGS, check_decoding, recognise, transcribe
 from foldray.evaluation.score import score_depths
-from foldray.families import transformers_class
-from foldray.models import set_depths
-from foldray.processor import read_units
-from foldray.spec import CorpusSpec
-from foldray.training.finish import finish_run
-from foldray.training.job import Worker
+from foldray.models.families import transformers_class
+from foldray.models.fold import set_depths
+from foldray.models.processor import read_units
+from foldray.training.context import Worker
+from foldray.training.final_model import finish_run
 from foldray.training.loop import train_model
 from tests.conftest import prepare_serially
 from tests.test_training import job_for

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from foldray import storage
-from foldray.cli import main
+from foldray.cli.main import main
 from foldray.results.metrics import read_metrics
-from foldray.results.rows import read_rows
+from foldray.results.reader import read_rows
 from foldray.training.checkpoint import whole_checkpoints
 from tests.hosts import PATIENCE, wait_until
 from tests.ray_head import RAY, RayHead

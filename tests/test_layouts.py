@@ -17,13 +17,13 @@ import pytest
 import soundfile
 
 from foldray import storage
+from foldray.config.corpus import CorpusSpec, Layout
 from foldray.data import corpora
 from foldray.data.corpora import Corpus, find_corpus
 from foldray.data.layouts import LAYOUTS, Place
 from foldray.data.splits import split_names
 from foldray.data.utterance import Utterance, Within
 from foldray.errors import UserError
-from foldray.spec import CorpusSpec, Layout
 from tests.corpus_writers import (
     LAYOUT_OF,
     WRITERS,
@@ -134,7 +134,7 @@ def test_segments_channels_and_durations(tmp_path: Path) -> None:
 def test_finding_needs_neither_torch_nor_ray_nor_lhotse(tmp_path: Path) -> None:
     write_kaldi(tmp_path / "c", ITEMS[:9])
     code = (
-        "import sys\nfrom foldray.data.corpora import find_corpus\nfrom foldray.spec import CorpusSpec\n"
+        "import sys\nfrom foldray.data.corpora import find_corpus\nfrom foldray.config.spec import CorpusSpec\n"
         f"find_corpus(CorpusSpec(path={str(tmp_path / 'c')!r}), 'store')\n"
         "assert not {'torch', 'ray', 'lhotse', 'soundfile'} & set(sys.modules)"
     )

@@ -11,10 +11,10 @@ import torch
 import torchaudio
 
 from foldray import storage
+from foldray.config.corpus import CorpusSpec
 from foldray.data.audio import decode_flac
 from foldray.data.manifest import Manifest, read_index, read_quarantine
 from foldray.data.reader import RowReader
-from foldray.spec import CorpusSpec
 from tests.conftest import prepare_serially
 from tests.corpus_writers import FORMATS, LAYOUT_OF, RATES, WRITERS, Item
 

@@ -13,17 +13,17 @@ import torch.multiprocessing
 from torch import nn
 
 from foldray import FoldPlan, fold, load_model
+from foldray.config.load import override_spec
+from foldray.config.spec import RunSpec
 from foldray.data.manifest import Manifest
-from foldray.families import FAMILIES, family_of
-from foldray.models import stack_of
+from foldray.models.families import FAMILIES, family_of
+from foldray.models.fold import stack_of
 from foldray.results.metrics import Record, read_metrics
-from foldray.spec import RunSpec
-from foldray.spec_input import override_spec
 from foldray.training import checkpoint, checkpointer
-from foldray.training.attempts import Attempt, claim_group, claim_submission, newest_attempt
 from foldray.training.checkpoint import checkpoint_folders, read_checkpoint, whole_checkpoints
-from foldray.training.finish import finish_run
-from foldray.training.job import Stopped, Surroundings, TrainJob, Worker
+from foldray.training.context import Stopped, Surroundings, TrainJob, Worker
+from foldray.training.fencing import Attempt, claim_group, claim_submission, newest_attempt
+from foldray.training.final_model import finish_run
 from foldray.training.loop import Trained, train_model
 from foldray.training.parallel import shard
 from foldray.training.schedule import part_of

@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 
 from foldray import FoldPlan, fold, load_model, unroll
 from foldray.errors import UserError
-from foldray.families import FAMILIES, family_of, transformers_class
 from foldray.folding.batchnorm import FixedBatchNorm
 from foldray.folding.loss import StepCounts, joint_attention_loss, joint_loss
-from foldray.model_folder import save_model
-from foldray.models import ctc_logits, set_depths, stack_of
-from foldray.plan import Private
+from foldray.folding.plan import Private
+from foldray.models.families import FAMILIES, family_of, transformers_class
+from foldray.models.fold import ctc_logits, set_depths, stack_of
+from foldray.models.save_load import save_model
 from tests.tiny import CONFIGS, frames_for, inputs_for, noise, run, tiny_model
 
 pytestmark = pytest.mark.contract

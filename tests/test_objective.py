@@ -9,9 +9,9 @@ import torch
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import Batch, BatchLoader
 from foldray.folding.loss import StepCounts, joint_attention_loss, joint_loss, matching_per_path
-from foldray.models import ctc_logits, set_depths, stack_of
+from foldray.models.fold import ctc_logits, set_depths, stack_of
 from foldray.results.metrics import read_metrics
-from foldray.training.job import Surroundings, Worker
+from foldray.training.context import Surroundings, Worker
 from foldray.training.loop import train_model
 from foldray.training.objective import Objective
 from foldray.training.state import build_model

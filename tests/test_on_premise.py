@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foldray import storage
-from foldray.results.rows import read_rows
+from foldray.results.reader import read_rows
 from tests.hosts import PATIENCE, Host, network, require_hosts, wait_until
 from tests.test_hosts import server, trains
 from tests.test_jobs import copy_checkout

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from foldray.config.load import override_spec
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import BatchLoader
 from foldray.folding.private import is_private_key
-from foldray.spec_input import override_spec
-from foldray.training.job import Surroundings, TrainJob, Worker
+from foldray.training.context import Surroundings, TrainJob, Worker
 from foldray.training.loop import train_model
 from foldray.training.optimizer import make_optimizer, orthogonalise
 from foldray.training.schedule import part_of

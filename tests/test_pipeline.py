@@ -19,15 +19,15 @@ from safetensors.torch import load
 from transformers import HubertForCTC
 
 from foldray import storage
-from foldray.cli import main
+from foldray.cli.main import main
+from foldray.config.recipes import load_recipe
 from foldray.data.manifest import read_manifest, read_quarantine
-from foldray.data.text import Units
-from foldray.pretrained import write_random_checkpoint
-from foldray.recipes import load_recipe
+from foldray.models.from_checkpoint import load_folded
+from foldray.models.stock import write_random_checkpoint
+from foldray.models.tokenizer import Units
 from foldray.results.metrics import read_metrics
-from foldray.results.rows import read_hypotheses, read_rows
-from foldray.seeding import load_folded
-from foldray.training.attempts import newest_attempt
+from foldray.results.reader import read_hypotheses, read_rows
+from foldray.training.fencing import newest_attempt
 from tests.conftest import AN4
 from tests.hosts import PATIENCE, wait_until
 from tests.test_prepare import damage, ids_in, ids_out

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from foldray import FoldPlan
-from foldray.plan import Private
+from foldray.folding.plan import Private
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_private_parts_have_one_text_each() -> None:
 
 def test_plans_specs_and_rows_import_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, foldray.plan, foldray.spec, foldray.recipes, foldray.results.rows\n"
-        "import foldray.data.corpora, foldray.data.epoch, foldray.data.manifest, foldray.cli\n"
+        "import sys, foldray.folding.plan, foldray.config.spec, foldray.config.recipes, foldray.results.rows\n"
+        "import foldray.data.corpora, foldray.data.epoch, foldray.data.manifest, foldray.cli.main\n"
         "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from foldray.config.corpus import CorpusSpec
 from foldray.data import prepare as preparation
 from foldray.data.audio import BadAudioError, decode, decode_flac, encode_flac, near_rate
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.reader import RowReader
 from foldray.errors import UserError
-from foldray.spec import CorpusSpec
 from tests.conftest import prepare_serially
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from foldray import FoldPlan, fold
-from foldray.folding.account import count_private
+from foldray.folding.plan import Private
 from foldray.folding.private import NORMS, is_projection
-from foldray.models import set_depths, stack_of
-from foldray.plan import Private
+from foldray.models.count import count_private
+from foldray.models.fold import set_depths, stack_of
 from tests.tiny import CONFIGS, inputs_for, noise, run, tiny_model
 
 pytestmark = pytest.mark.contract

@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from foldray.errors import UserError
-from foldray.results import files, merged
+from foldray.results import reader as files
+from foldray.results import reader as merged
 from foldray.results.comparison import compare_runs
 from foldray.results.query import OBJECTIVES, list_rows, non_dominated, pareto, run_sql
-from foldray.results.rows import Hypothesis, read_hypotheses, read_rows, write_rows
+from foldray.results.reader import read_hypotheses, read_rows
+from foldray.results.rows import Hypothesis, write_rows
 from foldray.results.searches import TrialRecord, write_record
 from tests.rows import WORDS, at, evaluation, hypothesis, row
 from tests.test_cli import call
@@ -711,7 +713,7 @@ def test_the_command(store: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_it_starts_at_once_and_without_ray(store: str) -> None:
     program = (
-        "import sys; from foldray.cli import main; main(['results', sys.argv[1], 'pareto']);"
+        "import sys; from foldray.cli.main import main; main(['results', sys.argv[1], 'pareto']);"
         "assert not {'ray', 'torch', 'transformers', 'optuna'} & set(sys.modules)"
     )
     began = time.monotonic()

@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from foldray import FoldPlan
-from foldray.models import stack_of
-from foldray.plan import Private
+from foldray.folding.plan import Private
+from foldray.models.fold import stack_of
 from tests.conftest import free_port
 from tests.test_models import folded, without_dropout
 from tests.tiny import CONFIGS, inputs_for, noise, run

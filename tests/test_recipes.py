@@ -11,15 +11,15 @@ import pytest
 import soundfile
 import torch
 
+from foldray.config.model import ModelSpec
+from foldray.config.recipes import load_recipe, recipe_names
 from foldray.evaluation.score import score_depths
-from foldray.model_folder import load_model
-from foldray.models import stack_of
-from foldray.pretrained import write_random_checkpoint
-from foldray.processor import read_units
-from foldray.recipes import load_recipe, recipe_names
-from foldray.spec import ModelSpec
+from foldray.models.fold import stack_of
+from foldray.models.processor import read_units
+from foldray.models.save_load import load_model
+from foldray.models.stock import write_random_checkpoint
 from foldray.training.checkpoint import whole_checkpoints
-from foldray.training.job import TrainJob, Worker
+from foldray.training.context import TrainJob, Worker
 from foldray.training.loop import train_model
 from tests.conftest import prepare_serially
 from tests.corpus_writers import Item, write_kaldi, write_librispeech

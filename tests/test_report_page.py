@@ -253,7 +253,7 @@ def test_the_text_says_the_same(opened: Any, store: str) -> None:
 
 @NEEDS_CHROMIUM
 def test_errors_are_aligned_word_by_word(opened: Any, store: str) -> None:
-    from foldray.results.rows import read_hypotheses
+    from foldray.results.reader import read_hypotheses
 
     heard = {
         h["id"]: h for h in read_hypotheses(store, "fold-a1") if (h["depth"], h["split"], h["step"]) == (6, "test", 40)

@@ -9,12 +9,13 @@ from typing import Any
 import optuna
 import pytest
 
+from foldray.config.recipes import load_recipe
+from foldray.config.search import SearchSpec
+from foldray.config.spec import RunSpec
 from foldray.errors import UserError
-from foldray.recipes import load_recipe
 from foldray.results.searches import Search, TrialRecord, importances, read_records, read_searches, write_record
-from foldray.spec import RunSpec, SearchSpec
-from foldray.training.attempts import claim_submission
-from foldray.training.job import Stopped
+from foldray.training.context import Stopped
+from foldray.training.fencing import claim_submission
 from foldray.tuning.space import baseline_spec, grid_points, overrides_of, points_left, start_spec, suggest, trial_spec
 from foldray.tuning.tune import Place, drive, ended_twin
 from tests.test_cli import call

@@ -7,15 +7,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from foldray import FoldPlan, fold, fold_checkpoint, load_model
-from foldray.data.text import Units
 from foldray.errors import UserError
-from foldray.families import FAMILIES, transformers_class
-from foldray.folding.seed import low_rank, seed_blocks, seed_layers, sources_of
-from foldray.model_folder import save_model
-from foldray.models import set_depths, stack_of
-from foldray.plan import Private
-from foldray.pretrained import write_random_checkpoint
-from foldray.seeding import initial_distances, load_folded
+from foldray.folding.plan import Private
+from foldray.models.families import FAMILIES, transformers_class
+from foldray.models.fold import set_depths, stack_of
+from foldray.models.from_checkpoint import initial_distances, load_folded
+from foldray.models.save_load import save_model
+from foldray.models.seed_layers import low_rank, seed_blocks, seed_layers, sources_of
+from foldray.models.stock import write_random_checkpoint
+from foldray.models.tokenizer import Units
 from tests.tiny import CONFIGS, UNITS, frames_for, inputs_for, noise, run, tiny_model, tiny_spec
 
 pytestmark = pytest.mark.contract

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from foldray import session
 from foldray.errors import UserError
+from foldray.runtime import ray as session
 
 
 class Slow:

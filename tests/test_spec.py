@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from foldray.config.recipes import load_recipe, recipe_names
+from foldray.config.spec import RunSpec
 from foldray.errors import UserError
-from foldray.recipes import load_recipe, recipe_names
-from foldray.spec import RunSpec
 
 
 @pytest.mark.parametrize("name", recipe_names())

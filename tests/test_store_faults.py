@@ -21,13 +21,13 @@ import torch
 from safetensors.torch import load
 
 from foldray import storage
+from foldray.config.load import override_spec
 from foldray.data.manifest import Manifest
 from foldray.results.metrics import read_metrics
-from foldray.spec_input import override_spec
-from foldray.training.attempts import Attempt, claim_group, claim_submission
 from foldray.training.checkpoint import MANIFEST, read_checkpoint, read_verified, whole_checkpoints
-from foldray.training.finish import finish_run
-from foldray.training.job import TrainJob, Worker
+from foldray.training.context import TrainJob, Worker
+from foldray.training.fencing import Attempt, claim_group, claim_submission
+from foldray.training.final_model import finish_run
 from foldray.training.loop import train_model
 from tests.faulty_proxy import FaultyProxy, Request, Way
 from tests.test_training import MEASURED, assert_same, job_for

@@ -8,21 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from foldray.config.augment import AugmentSpec
 from foldray.data import reader, stream
-from foldray.data.augment import (
-    Noises,
-    WaveformAugmenter,
-    add_noise,
-    change_speed,
-    coloured_noise,
-    utterance_rng,
-)
+from foldray.data.augment import Noises, WaveformAugmenter, add_noise, change_speed, coloured_noise, utterance_rng
 from foldray.data.epoch import plan_epoch, samples_at_speed
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.reader import RowReader, read_row_group
 from foldray.data.stream import BatchLoader
 from foldray.errors import UserError
-from foldray.spec import AugmentSpec
 from tests.tiny import tiny_model
 
 Prepared = tuple[str, Manifest]

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from foldray import storage
-from foldray.data.text import character_units, normalise
+from foldray.data.text import normalise
 from foldray.errors import UserError
+from foldray.models.tokenizer import character_units
 from foldray.results.metrics import read_metrics, write_metrics
 
 

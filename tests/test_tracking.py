@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from foldray.config.load import build_spec
+from foldray.config.spec import RunSpec
 from foldray.errors import UserError
 from foldray.results.metrics import Record
-from foldray.spec import RunSpec
-from foldray.spec_input import build_spec
 from foldray.training import trackers
 from foldray.training import tracking as module
 from foldray.training.trackers import Point, Tracker, check_trackers

@@ -14,18 +14,19 @@ from safetensors.torch import load_file
 from torch import nn
 
 from foldray import load_model
+from foldray.config.load import build_spec
+from foldray.config.spec import RunSpec
+from foldray.config.training import OptimSpec
 from foldray.data.epoch import plan_epoch
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import BatchLoader
 from foldray.errors import UserError
-from foldray.families import transformers_class
-from foldray.pretrained import write_random_checkpoint
+from foldray.models.families import transformers_class
+from foldray.models.stock import write_random_checkpoint
 from foldray.results.metrics import read_metrics
-from foldray.spec import OptimSpec, RunSpec
-from foldray.spec_input import build_spec
 from foldray.training.checkpoint import whole_checkpoints
-from foldray.training.finish import finish_run
-from foldray.training.job import Stopped, Surroundings, TrainJob, Worker
+from foldray.training.context import Stopped, Surroundings, TrainJob, Worker
+from foldray.training.final_model import finish_run
 from foldray.training.loop import train_model
 from foldray.training.schedule import learning_rate
 from foldray.training.state import build_model

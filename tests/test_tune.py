@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from foldray.results.metrics import read_metrics
-from foldray.results.rows import read_rows
+from foldray.results.reader import read_rows
 from foldray.results.searches import read_records
 from tests.hosts import wait_until
 from tests.test_pipeline import TINY, finish, foldray

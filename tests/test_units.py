@@ -12,18 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from foldray.data import builtin, text
+from foldray.config.corpus import CorpusSpec
+from foldray.config.recipes import load_recipe
+from foldray.data import builtin
 from foldray.data import prepare as preparation
 from foldray.data.corpora import _identity
 from foldray.data.manifest import Manifest, read_manifest
-from foldray.data.text import END, Units, bpe_units, character_units, normalise, unigram_units
+from foldray.data.text import normalise
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 from foldray.evaluation.decode import greedy_texts
-from foldray.families import transformers_class
-from foldray.processor import read_units, save_processor
-from foldray.recipes import load_recipe
-from foldray.spec import CorpusSpec
+from foldray.models import tokenizer as text
+from foldray.models.families import transformers_class
+from foldray.models.processor import read_units, save_processor
+from foldray.models.tokenizer import END, Units, bpe_units, character_units, unigram_units
 from tests.conftest import prepare_serially
 from tests.tiny import tiny_model
 
@@ -61,7 +63,7 @@ def test_any_order_and_any_process_learns_the_same_bytes(learn: Learn) -> None:
     assert learn(BUILTIN[::-1], 110) == units
     code = f"""
 import json, sys
-from foldray.data.text import {learn.__name__} as learn
+from foldray.models.tokenizer import {learn.__name__} as learn
 sys.stdout.write(learn(json.load(sys.stdin), 110).tokenizer)"""
     there = subprocess.run([sys.executable, "-c", code], input=json.dumps(BUILTIN).encode(), capture_output=True)
     assert there.stdout.decode() == units.tokenizer, there.stderr.decode()

@@ -5,13 +5,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from foldray.configuration import stock_config
-from foldray.data.stream import extract_features
-from foldray.data.text import Units
-from foldray.families import FAMILIES, family_of, transformers_class
-from foldray.models import output_frames, whole_frames
-from foldray.processor import build_extractor
-from foldray.spec import SAMPLE_RATE, ModelSpec
+from foldray.config.corpus import SAMPLE_RATE
+from foldray.config.model import ModelSpec
+from foldray.models.families import FAMILIES, family_of, transformers_class
+from foldray.models.features import build_extractor, extract_features, output_frames, whole_frames
+from foldray.models.stock_config import stock_config
+from foldray.models.tokenizer import Units
 
 UNITS = Units(["<pad>", "<unk>", "|", *"ABCDEF"])
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from foldray.config.corpus import SAMPLE_RATE
 from foldray.errors import one_line
-from foldray.spec import SAMPLE_RATE
 
 BLOCK = 2**18
 MOST_TAPS = 2**20

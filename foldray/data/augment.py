@@ -15,10 +15,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from foldray import storage
+from foldray.config.augment import AugmentSpec
 from foldray.data.audio import SILENCE_PEAK, BadAudioError, decode, resample
 from foldray.data.epoch import samples_at_speed, speed_rate
 from foldray.errors import UserError
-from foldray.spec import AugmentSpec
 
 Samples = npt.NDArray[np.float32]
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from foldray import storage
+from foldray.config.corpus import BUILTIN_CORPUS, CorpusSpec
 from foldray.data.builtin import builtin_corpus_id, write_builtin_corpus
 from foldray.data.layouts import LAYOUTS, Place
 from foldray.data.splits import carve_valid, cross_validate, sources_of, split_names
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
-from foldray.spec import BUILTIN_CORPUS, CorpusSpec
 
 ARCHIVES = (".gz", ".tgz", ".zip", ".tar", ".bz2", ".xz", ".7z")
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from foldray.config.corpus import SAMPLE_RATE
 from foldray.data.manifest import SplitIndex
 from foldray.errors import UserError
-from foldray.spec import SAMPLE_RATE
 
 MicroBatch = npt.NDArray[np.int64]
 """Positions in the index, one for each utterance."""

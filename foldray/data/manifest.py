@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from foldray import storage
-from foldray.data.text import Units
 from foldray.errors import UserError
+from foldray.models.tokenizer import Units
 
 MANIFEST_FILE, INDEX_FILE, QUARANTINE_FILE = "manifest.json", "index.parquet", "quarantine.parquet"
 

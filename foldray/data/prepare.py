@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foldray import storage
+from foldray.config.corpus import CorpusSpec
 from foldray.data.corpora import Corpus
 from foldray.data.manifest import (
     INDEX_FILE,
@@ -29,13 +30,12 @@ from foldray.data.manifest import (
     read_manifest,
 )
 from foldray.data.shard import ShardTask, WrittenShard, write_shard
-from foldray.data.sharding import plan_shards, screen
+from foldray.data.shard_plan import plan_shards, screen
 from foldray.data.splits import needed_splits
-from foldray.data.text import Units, bpe_units, character_units, unigram_units
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
-from foldray.session import start_ray
-from foldray.spec import CorpusSpec
+from foldray.models.tokenizer import Units, bpe_units, character_units, unigram_units
+from foldray.runtime.ray import start_ray
 
 
 def prepare(

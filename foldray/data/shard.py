@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foldray import storage
+from foldray.config.corpus import SAMPLE_RATE, CorpusSpec
 from foldray.data.audio import BadAudioError, decode, encode_flac
 from foldray.data.manifest import INDEX_SCHEMA, SHARD_SCHEMA, Shard
-from foldray.data.text import Units, tokenizer_units
 from foldray.data.utterance import Utterance
 from foldray.errors import one_line
-from foldray.spec import SAMPLE_RATE, CorpusSpec
+from foldray.models.tokenizer import Units, tokenizer_units
 
 _SUMMARY_KEY = b"foldray.summary"
 

@@ -5,9 +5,9 @@ import re
 from collections import Counter
 from dataclasses import replace
 
+from foldray.config.corpus import CorpusSpec
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
-from foldray.spec import CorpusSpec
 
 
 def split_names(spec: CorpusSpec) -> tuple[str, ...]:

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from foldray.config.augment import AugmentSpec
+from foldray.config.corpus import SAMPLE_RATE
 from foldray.data.audio import decode_flac
 from foldray.data.augment import WaveformAugmenter, change_speed, mask_features, utterance_rng
 from foldray.data.epoch import EpochPlan, MicroBatch
 from foldray.data.manifest import SplitIndex
 from foldray.data.reader import RowReader
-from foldray.data.text import Units
-from foldray.families import family_of
-from foldray.models import mel_bins, output_frames, whole_frames
-from foldray.processor import build_extractor
-from foldray.spec import SAMPLE_RATE, AugmentSpec
+from foldray.models.families import family_of
+from foldray.models.features import build_extractor, extract_features, mel_bins, output_frames, whole_frames
+from foldray.models.tokenizer import Units
 
 AHEAD = 4
 DECODER_INPUTS = "decoder_input_ids"
@@ -156,26 +156,3 @@ class BatchLoader:
 
 def _pad(sequences: list[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-
-
-def extract_features(
-    model: PreTrainedModel, extractor: Any, waveforms: list[npt.NDArray[np.float32]]
-) -> dict[str, Tensor]:
-    """The stock model's keyword arguments for a batch of 16 kHz waveforms, padded to the longest.
-
-    The extractor always makes a mask, also where the model was trained without: it would else
-    normalise an utterance together with its padding.
-    """
-    family = family_of(model)
-    whole = family.features == "thirty_seconds"
-    made = extractor(
-        waveforms,
-        sampling_rate=SAMPLE_RATE,
-        padding="max_length" if whole else True,
-        return_attention_mask=True,
-        return_tensors="pt",
-    )
-    inputs = {family.inputs: made[family.inputs]}
-    if extractor.return_attention_mask and not whole:
-        inputs["attention_mask"] = made["attention_mask"]
-    return inputs

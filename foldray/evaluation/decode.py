@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from foldray import storage
 from foldray.data.audio import BadAudioError
 from foldray.data.audio import decode as decode_audio
-from foldray.data.stream import extract_features
-from foldray.data.text import Units
 from foldray.errors import UserError
-from foldray.evaluation.search import attention_decode, ctc_nbest, rescore
-from foldray.families import family_of
-from foldray.model_folder import load_model
-from foldray.models import ctc_logits, output_frames, set_depths, stack_of, whole_frames
-from foldray.processor import build_extractor, read_units
+from foldray.evaluation.beam_search import attention_decode, ctc_nbest, rescore
+from foldray.models.families import family_of
+from foldray.models.features import build_extractor, extract_features, output_frames, whole_frames
+from foldray.models.fold import ctc_logits, set_depths, stack_of
+from foldray.models.processor import read_units
+from foldray.models.save_load import load_model
+from foldray.models.tokenizer import Units
 
 Decoding = Literal["ctc", "attention", "joint"]
 DECODINGS: tuple[str, ...] = get_args(Decoding)

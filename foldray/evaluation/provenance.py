@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from foldray import storage
+from foldray.config.load import build_spec
+from foldray.config.spec import RunSpec
 from foldray.errors import UserError
-from foldray.plan import FOLD_FILE
+from foldray.folding.plan import FOLD_FILE
 from foldray.results.metrics import read_metrics
-from foldray.spec import RunSpec
-from foldray.spec_input import build_spec
 
 EXPORT_FILE = "export.json"
 """In an exported folder: what `provenance` says of the training it came from."""

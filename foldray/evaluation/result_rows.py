@@ -3,12 +3,12 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from foldray.costs import costs_of
 from foldray.data.manifest import Manifest
 from foldray.evaluation.provenance import FoundModel, provenance
-from foldray.families import family_of
-from foldray.model_folder import stored_precision
-from foldray.models import stack_of
+from foldray.models.costs import costs_of
+from foldray.models.families import family_of
+from foldray.models.fold import stack_of
+from foldray.models.save_load import stored_precision
 from foldray.results.rows import Hypothesis, ResultRow
 
 

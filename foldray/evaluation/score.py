@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import Batch, BatchLoader
-from foldray.data.text import Units
 from foldray.evaluation.decode import Decoding, recognise
-from foldray.models import set_depths
+from foldray.models.fold import set_depths
+from foldray.models.tokenizer import Units
 from foldray.results.alignment import align_words
 
 MAX_DURATION = 60.0

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foldray.plan import Private
+from foldray.folding.plan import Private
 
 PRIVATE_FILE = "private.safetensors"
 """The file of private parts beside a model's weights."""

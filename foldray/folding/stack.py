@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foldray.folding.plan import FoldPlan
 from foldray.folding.private import USE, add_private_parts, check_private
-from foldray.plan import FoldPlan
 
 
 def check_layers(blocks: Sequence[nn.Module], plan: FoldPlan) -> None:

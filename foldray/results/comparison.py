@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from foldray.errors import UserError
-from foldray.results.rows import read_hypotheses, read_rows
+from foldray.results.reader import read_hypotheses, read_rows
 from foldray.results.significance import bootstrap_difference, matched_pairs
 
 Place = tuple[str, str, str]

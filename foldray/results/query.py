@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from foldray import storage
 from foldray.errors import UserError, one_line
-from foldray.results.described import runs_table, trials_table
-from foldray.results.merged import forget_merged, newest_sql, read_merged
+from foldray.results.reader import forget_merged, newest_sql, read_merged
 from foldray.results.rows import SCHEMAS
+from foldray.results.run_tables import runs_table, trials_table
 
 Row = dict[str, Any]
 

@@ -3,18 +3,13 @@
 import io
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from foldray import storage
-from foldray.errors import UserError, one_line
-from foldray.results.alignment import align_words
-from foldray.results.files import local_files
 
 SCHEMA_VERSION = 5
 
@@ -118,67 +113,6 @@ def _write(uri: str, schema: pa.Schema, records: Sequence[BaseModel]) -> None:
     table = pa.Table.from_pylist([record.model_dump() for record in records], schema)
     pq.write_table(table, target, compression="zstd")
     storage.write_bytes(uri, target.getvalue())
-
-
-def read_table(store: str, kind: str, run_id: str = "") -> pa.Table:
-    """All rows of a kind, or those of one run, with today's columns whatever version wrote them."""
-    return read_files(kind, list(local_files(store, kind, run_id)))
-
-
-def read_files(kind: str, files: Sequence[Path]) -> pa.Table:
-    """The rows of files of a kind."""
-    if not files:
-        return SCHEMAS[kind].empty_table()
-    # Columns that a file lacks become null; those of a newer foldray are left alone, and so is what is of no run.
-    dataset = ds.dataset([str(path) for path in files], schema=SCHEMAS[kind], format="parquet")
-    try:
-        table = dataset.to_table(filter=ds.field("run_id").is_valid())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise _damaged(kind, files) or error from None
-    for name, value in _SINCE_VERSION_2.items():
-        if name in table.column_names and table[name].null_count:
-            place = table.column_names.index(name)
-            table = table.set_column(place, SCHEMAS[kind].field(name), table[name].fill_null(value))
-    return _aligned(table) if "alignment" in table.column_names else table
-
-
-def _damaged(kind: str, files: Sequence[Path]) -> UserError | None:
-    """Names the first file that can't be read."""
-    for path in files:
-        try:
-            ds.dataset(str(path), schema=SCHEMAS[kind], format="parquet").to_table()
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            return UserError(str(path), f"can't be read as {kind} ({one_line(error)}); move it away")
-    return None
-
-
-def _aligned(table: pa.Table) -> pa.Table:
-    """Alignments, which version 3 brought, also for hypotheses from before."""
-    if not table["alignment"].null_count:
-        return table
-    columns = (table[name].to_pylist() for name in ("alignment", "reference", "hypothesis"))
-    values = [known or align_words(said, heard) for known, said, heard in zip(*columns, strict=True)]
-    return table.set_column(table.column_names.index("alignment"), "alignment", pa.array(values, pa.string()))
-
-
-def read_rows(store: str, run_id: str = "") -> list[dict[str, Any]]:
-    """All result rows, or those of one run, oldest first, also what was scored again since."""
-    table = read_table(store, "results", run_id)
-    rows: list[dict[str, Any]] = table.sort_by(
-        [(name, "ascending") for name in ("created", "run_id", "depth")]
-    ).to_pylist()
-    return rows
-
-
-def read_hypotheses(store: str, run_id: str) -> list[dict[str, Any]]:
-    """Every hypothesis of a run."""
-    rows: list[dict[str, Any]] = read_table(store, "hypotheses", run_id).to_pylist()
-    return rows
-
-
-def newest_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last row of each EVALUATION: scoring again replaces, the files stay. `rows` oldest first."""
-    return list({tuple(row[name] for name in EVALUATION): row for row in rows}.values())
 
 
 EVALUATION = ("run_id", "step", "depth", "corpus", "split", "decoding")

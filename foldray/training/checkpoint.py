@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from foldray import storage
 from foldray.errors import UserError
 from foldray.folding.private import PRIVATE_FILE, split_state
-from foldray.model_folder import OPTIMIZER_FILE, STOCK_FILE, TRAINED_FILE, TRAINING_FILES, load_model
-from foldray.training.attempts import Attempt, parse
+from foldray.models.save_load import OPTIMIZER_FILE, STOCK_FILE, TRAINED_FILE, TRAINING_FILES, load_model
+from foldray.training.fencing import Attempt, parse
 from foldray.training.parallel import is_sharded, like, whole
 
 MANIFEST, STATE_FILE = "manifest.json", "state.json"

@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
 from foldray.results.metrics import Record, write_metrics
-from foldray.training.attempts import Attempt, check_newest
 from foldray.training.checkpoint import (
     Snapshot,
     checkpoint_folders,
@@ -15,7 +14,8 @@ from foldray.training.checkpoint import (
     whole_checkpoints,
     write_checkpoint,
 )
-from foldray.training.job import Stopped, TrainJob
+from foldray.training.context import Stopped, TrainJob
+from foldray.training.fencing import Attempt, check_newest
 
 _log = logging.getLogger("foldray.training")
 

@@ -15,16 +15,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from foldray.config.corpus import SAMPLE_RATE
+from foldray.config.spec import RunSpec
+from foldray.config.training import OptimSpec
 from foldray.data.epoch import EpochPlan, MicroBatch, samples_at_speed
 from foldray.data.manifest import SplitIndex
 from foldray.data.stream import Batch, BatchLoader
 from foldray.errors import UserError
 from foldray.folding.batchnorm import Renorm
 from foldray.folding.loss import StepCounts
-from foldray.models import output_frames, set_depths
+from foldray.models.features import output_frames
+from foldray.models.fold import set_depths
 from foldray.results.metrics import Record
-from foldray.spec import SAMPLE_RATE, OptimSpec, RunSpec
-from foldray.training.job import TrainJob, Worker
+from foldray.training.context import TrainJob, Worker
 from foldray.training.objective import Objective
 from foldray.training.parallel import accumulating, gradient_norm, is_sharded, wrap
 from foldray.training.schedule import learning_rate, moving_share

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from foldray import storage
-from foldray.configuration import find_checkpoint
+from foldray.config.spec import RunSpec
 from foldray.data.manifest import read_manifest
-from foldray.pretrained import write_random_checkpoint
+from foldray.models.stock import write_random_checkpoint
+from foldray.models.stock_config import find_checkpoint
 from foldray.results.metrics import Record, read_metrics
-from foldray.spec import RunSpec
 from foldray.training.checkpoint import whole_checkpoints
-from foldray.training.finish import is_finished
-from foldray.training.job import TrainJob
+from foldray.training.context import TrainJob
+from foldray.training.final_model import is_finished
 from foldray.training.tracking import tracking
 from foldray.training.workers import run_workers
 

@@ -16,14 +16,14 @@ from transformers import PreTrainedModel
 from foldray import storage
 from foldray.data.manifest import read_index, read_manifest
 from foldray.errors import UserError
-from foldray.families import family_of
+from foldray.models.families import family_of
 from foldray.results.metrics import Record, read_metrics
-from foldray.training.attempts import Attempt
 from foldray.training.checkpoint import STATE_FILE, take_snapshot, whole_checkpoints
 from foldray.training.checkpointer import Checkpointer, is_superseded
+from foldray.training.context import Stopped, Surroundings, TrainJob, Worker
+from foldray.training.cursor import Position, is_at_end, is_validated, plan_of, steps_to_average
 from foldray.training.cycle import Cycle, Exploded
-from foldray.training.job import Stopped, Surroundings, TrainJob, Worker
-from foldray.training.position import Position, is_at_end, is_validated, plan_of, steps_to_average
+from foldray.training.fencing import Attempt
 from foldray.training.state import claim, open_state
 from foldray.training.validation import Validations, known_scores
 

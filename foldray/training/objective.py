@@ -7,17 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from foldray.config.spec import RunSpec
 from foldray.data.stream import Batch
-from foldray.families import family_of
-from foldray.folding.loss import (
-    JointLoss,
-    StepCounts,
-    joint_attention_loss,
-    joint_loss,
-    matching_per_path,
-)
-from foldray.models import ctc_logits, stack_of
-from foldray.spec import RunSpec
+from foldray.folding.loss import JointLoss, StepCounts, joint_attention_loss, joint_loss, matching_per_path
+from foldray.models.families import family_of
+from foldray.models.fold import ctc_logits, stack_of
 
 
 class Objective:

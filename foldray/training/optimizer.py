@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from foldray.spec import OptimSpec
-from foldray.training.job import Worker
+from foldray.config.training import OptimSpec
+from foldray.training.context import Worker
 from foldray.training.schedule import parameter_groups
 
 MOMENTUM = 0.95

@@ -11,9 +11,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from foldray.models import stack_of
-from foldray.spec import ScaleSpec
-from foldray.training.job import Worker
+from foldray.config.training import ScaleSpec
+from foldray.models.fold import stack_of
+from foldray.training.context import Worker
 
 
 def shard(model: nn.Module, worker: Worker, scale: ScaleSpec) -> None:

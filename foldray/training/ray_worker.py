@@ -10,8 +10,8 @@ import torch
 
 from foldray import storage
 from foldray.results.metrics import Record
-from foldray.training.finish import finish_run
-from foldray.training.job import Stopped, Surroundings, TrainJob, Worker, dump_job, load_job
+from foldray.training.context import Stopped, Surroundings, TrainJob, Worker, dump_job, load_job
+from foldray.training.final_model import finish_run
 from foldray.training.loop import train_model
 from foldray.training.validation import validate_checkpoint
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from foldray.families import family_of
+from foldray.config.training import OptimSpec
 from foldray.folding.private import is_private_key, is_projection
-from foldray.spec import OptimSpec
+from foldray.models.families import family_of
 
 
 def learning_rate(progress: float, optim: OptimSpec) -> float:

@@ -9,18 +9,18 @@ from transformers import PreTrainedModel
 from foldray import storage
 from foldray.data.manifest import SplitIndex
 from foldray.data.stream import Batch, BatchLoader
-from foldray.data.text import Units
 from foldray.errors import UserError
 from foldray.folding.batchnorm import Renorm
-from foldray.model_folder import describe_model
-from foldray.seeding import initial_distances, load_folded
-from foldray.training.attempts import Attempt, claim_group
-from foldray.training.averages import MovingAverage
+from foldray.models.from_checkpoint import initial_distances, load_folded
+from foldray.models.save_load import describe_model
+from foldray.models.tokenizer import Units
 from foldray.training.checkpoint import checkpoint_uri, read_checkpoint, restore_optimizer, whole_checkpoints
-from foldray.training.job import Stopped, TrainJob, Worker
+from foldray.training.context import Stopped, TrainJob, Worker
+from foldray.training.cursor import Position, plan_of
+from foldray.training.fencing import Attempt, claim_group
+from foldray.training.final_model import MovingAverage
 from foldray.training.optimizer import make_optimizer
 from foldray.training.parallel import shard
-from foldray.training.position import Position, plan_of
 from foldray.training.schedule import freeze_front
 
 SEED_FILE = "seed.json"

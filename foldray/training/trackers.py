@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from foldray import storage
+from foldray.config.spec import RunSpec
 from foldray.errors import UserError, one_line
-from foldray.extras import check_extra
-from foldray.spec import RunSpec
+from foldray.runtime.extras import check_extra
 
 FLUSH_SECONDS = 10
 RUN_TAG = "foldray.run_id"

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from foldray.config.spec import RunSpec
 from foldray.errors import one_line
 from foldray.results.metrics import Record
-from foldray.spec import RunSpec
 from foldray.training.trackers import STARTS, Point, TrackedRun, set_defaults
 
 LAST_SECONDS = 30.0

@@ -8,15 +8,15 @@ from concurrent.futures import Future
 import jiwer
 import torch
 
+from foldray.config.spec import RunSpec
 from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import read_index, read_manifest
 from foldray.data.stream import BatchLoader
 from foldray.evaluation.decode import greedy_texts
 from foldray.folding.loss import ctc_per_path
-from foldray.model_folder import load_model
-from foldray.models import ctc_logits, stack_of
+from foldray.models.fold import ctc_logits, stack_of
+from foldray.models.save_load import load_model
 from foldray.results.metrics import VALIDATION, Record, write_metrics
-from foldray.spec import RunSpec
 
 _log = logging.getLogger("foldray.training")
 

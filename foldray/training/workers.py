@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from foldray import storage
+from foldray.config.spec import RunSpec
 from foldray.errors import UserError
 from foldray.results.metrics import Record
-from foldray.session import start_ray
-from foldray.spec import RunSpec
-from foldray.terminal import say
-from foldray.training.attempts import Attempt, claim_submission
-from foldray.training.job import TrainJob, dump_job
+from foldray.runtime.ray import start_ray
+from foldray.runtime.terminal import say
+from foldray.training.context import TrainJob, dump_job
+from foldray.training.fencing import Attempt, claim_submission
 from foldray.training.ray_worker import here, train_as_worker
 
 EXCHANGE_SECONDS = 6 * 3600

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foldray.results.searches import TrialRecord, figure
-from foldray.terminal import errors, say
+from foldray.runtime.terminal import errors, say
 
 
 class Progress:

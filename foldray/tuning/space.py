@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from foldray.config.load import build_spec, override_spec
+from foldray.config.search import Domain, SearchSpec
+from foldray.config.spec import RunSpec
 from foldray.errors import UserError
-from foldray.spec import RunSpec, SearchSpec
-from foldray.spec.search import Domain
-from foldray.spec_input import build_spec, override_spec
 
 Config = dict[str, Any]
 """What a sampler drew, by field: numbers as they are, choices as JSON."""

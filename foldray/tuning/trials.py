@@ -4,15 +4,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from foldray.costs import plan_costs
+from foldray.config.spec import RunSpec
 from foldray.data.manifest import read_manifest
 from foldray.errors import UserError
-from foldray.folding.account import DepthCost
+from foldray.models.costs import plan_costs
+from foldray.models.count import DepthCost
 from foldray.results.metrics import Record, read_metrics
 from foldray.results.searches import TrialRecord, write_record
-from foldray.scoring import score_run
-from foldray.spec import RunSpec
-from foldray.training.finish import is_finished
+from foldray.stages.evaluate import score_run
+from foldray.training.final_model import is_finished
 from foldray.training.launch import describe, run_uri, train
 
 Report = dict[str, Any]

@@ -17,28 +17,22 @@ from functools import partial
 from typing import Any
 
 from foldray import storage
+from foldray.config.load import build_spec, override_spec
+from foldray.config.search import SearchSpec
+from foldray.config.spec import RUN, RunSpec
 from foldray.data.manifest import read_manifest
 from foldray.errors import UserError, one_line
-from foldray.results.rows import newest_rows, read_rows
+from foldray.results.reader import newest_rows, read_rows
 from foldray.results.searches import TrialRecord, read_records, write_record
-from foldray.session import start_ray
-from foldray.spec import RUN, RunSpec, SearchSpec
-from foldray.spec_input import build_spec, override_spec
-from foldray.stages import prepare_stage, train_prepared
-from foldray.terminal import say
-from foldray.training.attempts import Attempt, check_newest, claim_submission, newest_attempt
+from foldray.runtime.ray import start_ray
+from foldray.runtime.terminal import say
+from foldray.stages.prepare import prepare_stage
+from foldray.stages.train import train_prepared
+from foldray.training.fencing import Attempt, check_newest, claim_submission, newest_attempt
 from foldray.training.trackers import check_trackers
 from foldray.training.workers import cpus_needed
 from foldray.tuning.progress import Progress, show_progress
-from foldray.tuning.space import (
-    baseline_spec,
-    overrides_of,
-    points_left,
-    sampler_of,
-    start_spec,
-    suggest,
-    trial_spec,
-)
+from foldray.tuning.space import baseline_spec, overrides_of, points_left, sampler_of, start_spec, suggest, trial_spec
 from foldray.tuning.trials import Report, run_trial, with_report
 
 DRIVER_CPUS = 0.01

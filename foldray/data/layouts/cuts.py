@@ -11,7 +11,7 @@ from foldray import storage
 from foldray.data.layouts.place import Place, file_name, parent
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError, one_line
-from foldray.extras import check_extra
+from foldray.runtime.extras import check_extra
 
 _ENDING = ".jsonl.gz"
 _READABLE = ("file", "url")

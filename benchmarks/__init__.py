@@ -1,0 +1,53 @@
+"""Benchmarks, each beside a peer in one run; the ratios are what counts."""
+
+from collections.abc import Callable
+from typing import Any
+
+from foldray.errors import UserError
+
+BENCHMARKS = ("joint-step", "one-cycle", "resume", "prepare", "ingest", "consumers", "train", "results")
+
+
+def run_benchmark(
+    name: str,
+    *,
+    rounds: int,
+    hours: float,
+    utterances: int,
+    with_peer: bool,
+    on_progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """`name`, `ours`, `peer`, `ratio` and `shape` of a benchmark. Raises UserError for a name that is none."""
+    if name not in BENCHMARKS:
+        raise UserError(name, f"is not a benchmark; use {', '.join(BENCHMARKS)}")
+    if name == "joint-step":
+        from benchmarks.joint_step import bench_joint_step
+
+        return bench_joint_step(rounds, on_progress=on_progress)
+    if name == "one-cycle":
+        from benchmarks.one_cycle import bench_one_cycle
+
+        return bench_one_cycle(rounds, on_progress=on_progress)
+    if name == "resume":
+        from benchmarks.resume import bench_resume
+
+        return bench_resume(utterances, with_peer=with_peer, on_progress=on_progress)
+    if name == "prepare":
+        from benchmarks.prepare import bench_prepare
+
+        return bench_prepare(hours, on_progress=on_progress)
+    if name == "ingest":
+        from benchmarks.ingest import bench_ingest
+
+        return bench_ingest(rounds, on_progress=on_progress)
+    if name == "consumers":
+        from benchmarks.consumers import bench_consumers
+
+        return bench_consumers(on_progress=on_progress)
+    if name == "results":
+        from benchmarks.results import bench_results
+
+        return bench_results(rounds, on_progress=on_progress)
+    from benchmarks.train import bench_train
+
+    return bench_train(rounds, on_progress=on_progress)

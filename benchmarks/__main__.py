@@ -1,0 +1,73 @@
+"""`python -m benchmarks NAME`: one benchmark with its peer, side by side in one run; the ratios are what counts.
+
+Leave the machine alone while one runs. Example: `python -m benchmarks joint-step --rounds 3`
+"""
+
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import BENCHMARKS, run_benchmark
+from foldray.cli.exits import run_command
+from foldray.cli.results import Json
+from foldray.runtime.terminal import counting, emit, output, print_table
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help=f"{', '.join(BENCHMARKS)}, or all.")],
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Measured rounds (joint-step, one-cycle, ingest, train, results).")
+    ] = 5,
+    hours: Annotated[float, typer.Option(min=0.01, help="Hours of audio (prepare).")] = 10.0,
+    utterances: Annotated[int, typer.Option(min=1000, help="Utterances of the manifest (resume).")] = 1_000_000,
+    peer: Annotated[bool, typer.Option(help="Whether the peer runs too (resume).")] = True,
+    as_json: Json = False,
+) -> None:
+    """Run a benchmark beside its peer. Leave the machine alone meanwhile.
+
+    joint-step: a joint training step against the deepest path alone.
+    one-cycle: a step of a fold against steps of all the models it replaces.
+    resume: resuming in the middle of an epoch of a huge corpus.
+    prepare: hours of audio prepared a second.
+    ingest: batches a second into a model that does nothing.
+    consumers: ways of feeding 64 training workers.
+    train: utterances a second under Ray Train and in a bare loop.
+    results: queries over a store of a million rows.
+
+    Example: python -m benchmarks joint-step
+    """
+    measured = []
+    for chosen in BENCHMARKS if name == "all" else (name,):
+        with counting(f"measuring {chosen}") as on_progress:
+            measured.append(
+                run_benchmark(
+                    chosen, rounds=rounds, hours=hours, utterances=utterances, with_peer=peer, on_progress=on_progress
+                )
+            )
+        if not as_json:
+            benchmark_tables(measured[-1])
+    if as_json:
+        emit({"benchmarks": measured} if name == "all" else measured[0])
+
+
+def benchmark_tables(measured: dict[str, Any]) -> None:
+    """A benchmark: what was measured of ours and of the peer, their ratios, and the shape of the work."""
+    for part in ("ours", "peer", "ratio"):
+        print_table("", [part, "value"], [[key, _figure(value)] for key, value in measured[part].items()])
+    output.print(measured["shape"])
+
+
+def _figure(value: Any) -> str:
+    """A measured value, or its name's parts."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_figure(each)}" for key, each in value.items())
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value / 2**20:,.0f} MiB" if abs(value) >= 2**22 else f"{value:,.3f}"
+
+
+if __name__ == "__main__":
+    run_command(app, program="python -m benchmarks")

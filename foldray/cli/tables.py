@@ -1,0 +1,131 @@
+"""Plans, results and benchmarks as people read them: tables on the terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from foldray.runtime.terminal import output, print_table
+
+Row = dict[str, Any]
+
+
+def plan_table(planned: Row, drawn: bool) -> None:
+    """What `plan` says of a fold, from its JSON object; `drawn`: a training step takes some of the depths."""
+    columns = ["depth", "path", "stored params", "private", "unshared params", "stored MB", "MMACs/s of audio"]
+    print_table("", columns, [_planned(each) for each in planned["depths"]])
+    deepest, joint = planned["depths"][-1], planned["joint"]
+    saved = 1 - deepest["params_stored"] / deepest["params_unrolled"]
+    output.print(f"{100 * saved:.1f} % fewer stored parameters than an unshared model of depth {deepest['depth']}")
+    times = joint["macs_per_audio_second"] / deepest["macs_per_audio_second"]
+    mean, most = (" on average", " at most") if drawn else ("", "")
+    output.print(
+        f"a training step{mean}: {joint['macs_per_audio_second'] / 1e6:,.0f} MMACs/s of audio forward, {times:.2f} "
+        f"times depth {deepest['depth']}; keeps{most} {joint['kept_bytes_per_audio_second'] / 1e6:,.1f} MB/s of audio "
+        "for backward, in float32"
+    )
+    sizes = ", ".join(f"{size / 1e6:,.1f} MB as {name}" for name, size in planned["bytes"].items())
+    output.print(f"stored weights: {sizes}")
+
+
+def _planned(cost: Row) -> list[str]:
+    return [
+        str(cost["depth"]),
+        " ".join(map(str, cost["path"])),
+        f"{cost['params_stored']:,}",
+        f"{cost['params_private']:,}",
+        f"{cost['params_unrolled']:,}",
+        f"{cost['bytes_stored'] / 1e6:,.1f}",
+        f"{cost['macs_per_audio_second'] / 1e6:,.0f}",
+    ]
+
+
+def result_table(rows: Sequence[Row]) -> None:
+    """Result rows, a table for each run and test set."""
+    tables: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows:
+        tables.setdefault((row["run_id"], row["corpus"], row["split"], row["decoding"]), []).append(row)
+    columns = ("depth", "WER", "CER", "path", "stored", "unshared", "saved", "MMACs/s", "RTFx")
+    for (run_id, corpus, split, decoding), members in tables.items():
+        way = "" if decoding == "ctc" else f", {decoding} decoding"
+        title = f"{run_id} on {corpus} {split}, {members[0]['num_utterances']} utterances{way}"
+        print_table(title, columns, [_cells(row) for row in sorted(members, key=lambda row: row["depth"])])
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        str(row["depth"]) if row["trained"] else f"{row['depth']} (untrained)",
+        f"{row['wer']:.1%}",
+        f"{row['cer']:.1%}",
+        row["path"],
+        f"{row['params_stored'] / 1e6:.2f} M",
+        f"{row['params_unrolled'] / 1e6:.2f} M",
+        f"{1 - row['params_stored'] / row['params_unrolled']:.1%}",
+        f"{row['macs_per_audio_second'] / 1e6:,.0f}",
+        f"{row['rtfx']:.0f}",
+    ]
+
+
+SHOWN = ("wer", "params_stored", "bytes_stored", "macs_per_audio_second", "rtfx")
+"""Columns of result rows that `row_list` shows anyway."""
+
+
+def row_list(rows: Sequence[Row], more: Sequence[str] = ()) -> None:
+    """Result rows of many runs in one table, with some columns more."""
+    columns = ["run", "test set", "depth", "WER", "stored", "MB", "MMACs/s", "RTFx", *more]
+    print_table("", columns, [[*_line(row), *(cell(row[name]) for name in more)] for row in rows])
+
+
+def _line(row: Row) -> list[str]:
+    way = "" if row["decoding"] == "ctc" else f", {row['decoding']}"
+    return [
+        row["run_id"],
+        f"{row['corpus']} {row['split']}{way}",
+        str(row["depth"]) if row["trained"] else f"{row['depth']} (untrained)",
+        f"{row['wer']:.2%}",
+        f"{row['params_stored'] / 1e6:.2f} M",
+        f"{row['bytes_stored'] / 1e6:,.1f}",
+        f"{row['macs_per_audio_second'] / 1e6:,.0f}",
+        f"{row['rtfx']:.0f}",
+    ]
+
+
+def comparison_table(run_a: str, run_b: str, pairs: Sequence[Row]) -> None:
+    """Pairs of depths, a table for each test set."""
+    columns = ["depth A", "depth B", "WER A", "WER B", "A - B", "95 % interval", "p (MAPSSWE)", "different"]
+    if "margin" in pairs[0]:
+        columns.append(f"A - B <= {100 * pairs[0]['margin']:g} %")
+    for place in sorted({(pair["corpus"], pair["split"], pair["decoding"]) for pair in pairs}):
+        here = [pair for pair in pairs if (pair["corpus"], pair["split"], pair["decoding"]) == place]
+        names = [_first_of(each) for each in (run_a, run_b, place[0])]
+        title = f"A = {names[0]}, B = {names[1]}, {names[2]} {place[1]}: {here[0]['num_words']:,} words"
+        if "num_speakers" in here[0]:
+            title += f", {here[0]['num_speakers']} speakers"
+        print_table(title, columns, [_pair(pair) for pair in here])
+
+
+def _first_of(names: str) -> str:
+    """Names joined by commas, in short."""
+    first, *others = names.split(",")
+    return f"{first} and {len(others)} more" if others else first
+
+
+def _pair(pair: Row) -> list[str]:
+    return [
+        str(pair["depth_a"]),
+        str(pair["depth_b"]),
+        f"{pair['wer_a']:.2%}",
+        f"{pair['wer_b']:.2%}",
+        f"{pair['difference']:+.2%}",
+        f"{pair['low']:+.2%} to {pair['high']:+.2%}",
+        f"{pair['p_value']:.3f}" if pair["p_value"] >= 0.001 else "< 0.001",
+        cell(pair["significant"]),
+        *([cell(pair["within_margin"])] if "margin" in pair else []),
+    ]
+
+
+def cell(value: Any) -> str:
+    """Any value in short."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)

@@ -1,0 +1,1 @@
+"""The configuration: fields with descriptions, recipes, overrides. No torch."""

@@ -1,0 +1,115 @@
+"""From what people write (recipe files, `key=value`) to a valid spec, or one clear line about what is wrong."""
+
+import copy
+import difflib
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from foldray.config.spec import RunSpec
+from foldray.errors import UserError
+
+
+def build_spec(values: dict[str, Any], origin: str) -> RunSpec:
+    """Validate a mapping. Raises UserError with the dotted path of the first wrong field."""
+    try:
+        return RunSpec.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _explain(dict(first), origin) from None
+
+
+def _explain(error: dict[str, Any], origin: str) -> UserError:
+    # Of a field that takes several types, pydantic names the type it tried last.
+    parts = [str(part) for part in error["loc"] if part != "int" and not str(part).startswith("tuple[")]
+    where = ".".join(parts) or origin
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return UserError(where, f"unknown field{_suggest(error['loc'])}")
+    if error["type"] == "missing":
+        return UserError(where, f"missing in {origin}; add it, or give {where}=… on the command line")
+    if error["type"] == "value_error" and not error["loc"]:
+        field, _, message = message.partition(": ")
+        return UserError(field, message)
+    if error["type"] == "value_error" and where == "fold":
+        field, _, message = message.partition(": ")
+        return UserError(f"fold.{field}", message)
+    if error["type"] == "value_error":
+        return UserError(where, message)
+    if error["type"] == "tuple_type":
+        return UserError(where, f"give a list in brackets, such as [{error['input']}]")
+    return UserError(where, f"{message[0].lower()}{message[1:]} (got {error['input']!r})")
+
+
+def _suggest(location: tuple[str | int, ...]) -> str:
+    section: Any = RunSpec
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        section = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+        if section is None:
+            return ""
+    names = list(section.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), names, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known here: {', '.join(names)}"
+
+
+def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A copy of `values` with dotted `key=value` pairs (YAML values) set in it. Raises UserError."""
+    merged = copy.deepcopy(values)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(override, "an override is key=value, such as optim.lr=3e-4")
+        *sections, name = key.split(".")
+        target = merged
+        for section in sections:
+            if not isinstance(target.setdefault(section, {}), dict):
+                raise UserError(key, f"'{section}' is a value, not a section")
+            target = target[section]
+        target[name] = _parse_value(key, text)
+    return merged
+
+
+def override_spec(spec: RunSpec, overrides: list[str]) -> RunSpec:
+    """Another spec with `key=value` pairs set in it. Raises UserError."""
+    return build_spec(apply_overrides(spec.model_dump(mode="json"), overrides), "the spec")
+
+
+def _parse_value(key: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(key, f"'{text}' is not a YAML value; quote it") from None
+    return _with_numbers(value)
+
+
+def _with_numbers(value: Any) -> Any:
+    """YAML 1.1 reads 3e-4 as text; people mean the number."""
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, str) and "e" in value.lower() and value[:1] in "-+.0123456789":
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return number if math.isfinite(number) else value
+    return value
+
+
+def read_spec_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file. Raises UserError naming the file."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(str(path), f"not readable as YAML or JSON ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(values, dict):
+        raise UserError(str(path), "holds no mapping of spec fields")
+    checked = _with_numbers(values)
+    assert isinstance(checked, dict)
+    return checked

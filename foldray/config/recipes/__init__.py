@@ -1,0 +1,51 @@
+"""Shipped recipes: specs by name, each one YAML file beside this module."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from foldray.config.load import apply_overrides, build_spec, read_spec_file
+from foldray.config.spec import RunSpec
+from foldray.errors import UserError
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes, sorted."""
+    files = resources.files(__name__).iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def load_recipe(recipe: str, overrides: list[str] | None = None) -> RunSpec:
+    """The spec of a shipped name or of a YAML/JSON file, with overrides applied.
+
+    A file may start from another recipe: `extends: NAME`. Raises UserError.
+    """
+    return build_spec(apply_overrides(_values(recipe), overrides or []), recipe)
+
+
+def _values(recipe: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if recipe in recipe_names():
+        shipped = yaml.safe_load(resources.files(__name__).joinpath(f"{recipe}.yaml").read_text())
+        base = shipped.pop("extends", None)
+        return {**(_merge(_values(base), shipped) if base else shipped), "name": recipe}
+    path = Path(recipe)
+    if not path.is_file():
+        raise UserError(recipe, f"no such recipe or file; shipped recipes: {', '.join(recipe_names())}")
+    values = read_spec_file(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return {"name": path.stem, **values}
+    if path.resolve() in seen:
+        raise UserError(recipe, "extends itself")
+    start = str(base) if str(base) in recipe_names() else str(path.parent / str(base))
+    return _merge({**_values(start, (*seen, path.resolve())), "name": path.stem}, values)
+
+
+def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in values.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,175 @@
+"""The spec: the complete, immutable description of one run, and the only configuration there is."""
+
+import hashlib
+import json
+import os
+from typing import Any, Literal, get_origin
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from foldray import storage
+from foldray.config.augment import AugmentSpec
+from foldray.config.corpus import CorpusSpec
+from foldray.config.model import FoldSpec, LossSpec, ModelSpec
+from foldray.config.search import SearchSpec
+from foldray.config.section import Section, without_secret
+from foldray.config.training import BatchSpec, CheckpointSpec, OptimSpec, ScaleSpec, Tracker, ValidSpec
+
+NOT_HASHED = ("about", "storage", "scale", "checkpoint", "corpus", "tracking", "search")
+"""Sections that no result depends on; the corpus is hashed by what is in it."""
+
+RUN = "run:"
+VALIDATION_SPLITS = {"valid", "dev", "validation"}
+
+DEFAULTS_VERSION = 5
+"""Raise it with every change to the default of a field that results depend on, to the weights that training begins
+with, or to the order of an epoch."""
+
+
+class StorageSpec(Section):
+    """Where everything worth keeping goes."""
+
+    @field_validator("root")
+    @classmethod
+    def _has_no_secret(cls, root: str) -> str:
+        return without_secret(root)
+
+    root: str = Field(
+        default_factory=lambda: os.environ.get("FOLDRAY_STORE", "./foldray-store"),
+        validate_default=True,
+        description="The store: a folder or s3://bucket/prefix. Default: $FOLDRAY_STORE or ./foldray-store.",
+    )
+
+
+class RunSpec(Section):
+    """Everything that decides what a run computes, and where."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]*$",
+        description="Name of the recipe or run: lower case, digits, '-', '_' and '.'.",
+    )
+    about: str = Field("", description="One line for `foldray recipes`.")
+    corpus: CorpusSpec
+    storage: StorageSpec = Field(default_factory=StorageSpec)
+    model: ModelSpec
+    fold: FoldSpec
+    loss: LossSpec = LossSpec()
+    optim: OptimSpec
+    batch: BatchSpec = BatchSpec()
+    augment: AugmentSpec = AugmentSpec()
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Autocast precision of training; 'auto' is bfloat16 where the device multiplies it natively.",
+    )
+    valid: ValidSpec = ValidSpec()
+    scale: ScaleSpec = ScaleSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    tracking: tuple[Tracker, ...] = Field(
+        (),
+        description="Where metrics go besides the store: tensorboard, mlflow, wandb (extras of those names), each "
+        "set up by its own environment variables.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
+    search: SearchSpec | None = Field(None, description="What `foldray tune` varies.")
+
+    @model_validator(mode="after")
+    def _every_utterance_fits(self) -> "RunSpec":
+        if self.batch.max_duration < self.corpus.max_seconds:
+            raise ValueError(
+                f"batch.max_duration: {self.batch.max_duration:g} s would not hold an utterance of corpus.max_seconds "
+                f"({self.corpus.max_seconds:g}); raise the one or lower the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _validates_a_depth(self) -> "RunSpec":
+        if self.valid.depth is not None and self.valid.depth not in self.fold.depths:
+            trained = ", ".join(map(str, self.fold.depths))
+            raise ValueError(f"valid.depth: {self.valid.depth} is not trained; say one of {trained}")
+        named = {split.partition("=")[0] for split in self.corpus.splits}
+        for field, asked in (("patience", self.valid.patience), ("final", self.valid.final == "best")):
+            if asked and not named & VALIDATION_SPLITS:
+                raise ValueError(f"valid.{field}: needs a validation split; add valid to corpus.splits")
+        if self.valid.final == "best" and self.optim.average > 1:
+            raise ValueError("valid.final: best is one checkpoint; set optim.average=1, or valid.final=last")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_seed(self) -> "RunSpec":
+        method = self.model.seed_layers
+        if method != "stepwise" and not self.model.checkpoint:
+            raise ValueError(f"model.seed_layers: {method} needs a model.checkpoint to make the seed of")
+        if method == "svd" and not self.fold.private_parts().lora_rank:
+            raise ValueError("model.seed_layers: svd puts what the mean leaves out into LoRA; add lora to fold.private")
+        if self.fold.private_parts().statistics and self.model.checkpoint and method != "svd":
+            raise ValueError(
+                "fold.private: statistics of a checkpoint never move, so those of all uses would stay the same; leave "
+                "them out, or take model.seed_layers=svd"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_searched(self) -> "RunSpec":
+        if not self.search:
+            return self
+        for name in (*self.search.space, *self.search.start):
+            if name.partition(".")[0] in NOT_HASHED:
+                raise ValueError(f"search: {name} is shared by all trials, or changes none of them")
+            if not _is_field(name):
+                raise ValueError(f"search: {name} is no field of a spec")
+        if self.search.objectives and not {split.partition("=")[0] for split in self.corpus.splits} & VALIDATION_SPLITS:
+            raise ValueError("search: trials are ranked by a validation split; add valid to corpus.splits")
+        return self
+
+    def found_model(self) -> ModelSpec:
+        """`model`; a checkpoint `run:RUN_ID`, the seed of a run in this store, as the URI where it lies."""
+        if not (self.model.checkpoint or "").startswith(RUN):
+            return self.model
+        run_id = str(self.model.checkpoint).removeprefix(RUN)
+        uri = storage.join(storage.absolute(self.storage.root), "runs", run_id, "model")
+        return self.model.model_copy(update={"checkpoint": uri})
+
+    def spec_hash(self, corpus_id: str, vocabulary: str) -> str:
+        """Ten hex digits over every field that results depend on, the prepared corpus's identity and its units' digest.
+
+        Fields at their defaults are left out, so that a field added later changes no run's name.
+        """
+        kept = self.model_dump(mode="json", exclude=set(NOT_HASHED), exclude_defaults=True)
+        facts: dict[str, Any] = {"corpus_id": corpus_id, "vocabulary": vocabulary, "defaults": DEFAULTS_VERSION}
+        if self.optim.average > 1:
+            facts["average_every"] = self.checkpoint.every_steps
+        return hashlib.sha256(json.dumps({**kept, **facts}, sort_keys=True).encode()).hexdigest()[:10]
+
+    def search_hash(self, corpus_id: str, vocabulary: str) -> str:
+        """Ten hex digits over what is searched and how; neither how long nor how much at once."""
+        assert self.search
+        asked = self.search.model_dump(mode="json", exclude={"trials", "concurrent"})
+        facts = json.dumps([self.spec_hash(corpus_id, vocabulary), asked], sort_keys=True)
+        return hashlib.sha256(facts.encode()).hexdigest()[:10]
+
+    def other_results(self, other: "RunSpec") -> str | None:
+        """The first field in which two specs differ and that results depend on; None where there is none."""
+        for name in type(self).model_fields:
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs and (name == "corpus" or name not in NOT_HASHED):
+                fields = type(ours).model_fields if isinstance(ours, BaseModel) else {}
+                inner = [field for field in fields if getattr(ours, field) != getattr(theirs, field)]
+                return ".".join([name, *inner[:1]])
+        if self.optim.average > 1 and self.checkpoint.every_steps != other.checkpoint.every_steps:
+            return "checkpoint.every_steps"
+        return None
+
+    def run_id(self, corpus_id: str, vocabulary: str) -> str:
+        """Name and hash: the same spec on the same corpus resumes its run, another can never overwrite it."""
+        return f"{self.name}-{self.spec_hash(corpus_id, vocabulary)}"
+
+
+def _is_field(name: str) -> bool:
+    """Whether a dotted name leads to a value: a field, or an entry of one that is a mapping."""
+    first, *inner = name.split(".")
+    kind = RunSpec.model_fields[first].annotation if first in RunSpec.model_fields else None
+    while inner and isinstance(kind, type) and issubclass(kind, BaseModel):
+        field = kind.model_fields.get(inner.pop(0))
+        kind = field.annotation if field else None
+    is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
+    return kind is not None and not is_section and (not inner or get_origin(kind) is dict)

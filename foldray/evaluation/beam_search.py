@@ -1,0 +1,154 @@
+"""Beam search over CTC, attention and both, for the hybrid Conformer (`foldray.models.conformer`)."""
+
+import heapq
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_outputs import BaseModelOutput
+
+from foldray.models.conformer import ConformerForSpeech, check_one_depth
+
+Hypothesis = tuple[list[int], float]
+"""Token ids without blanks, and their log-probability."""
+
+IGNORED = -100
+
+# --- CTC -------------------------------------------------------------------------------------------
+
+Prefixes = dict[tuple[int, ...], tuple[float, float]]
+"""Log-probabilities of each prefix: of the alignments that end in blank, and of those that end in its last token."""
+
+
+def ctc_nbest(log_probs_TV: Tensor, beam: int, blank: int = 0) -> list[Hypothesis]:
+    """The `beam` most probable token sequences of one utterance, best first, with log P(tokens | audio).
+
+    log_probs_TV: (T, V), natural logarithms, valid frames only. Prefix beam search (arXiv 1408.2873,
+    algorithm 1, without a language model): a score sums all alignments that stayed in the beam, so it
+    is exact where the beam was never full. Fewer than `beam` come back where fewer are possible.
+    """
+    # Of a prefix's extensions only the best `beam` can stay; blank and a repeat are none.
+    top_TK = log_probs_TV.topk(min(beam + 2, log_probs_TV.shape[1])).indices.tolist()
+    prefixes: Prefixes = {(): (0.0, -math.inf)}
+    for frame_V, top_K in zip(log_probs_TV.double().tolist(), top_TK, strict=True):
+        kept = _keep(prefixes, frame_V, blank)
+        floor = min(_log_add(*scores) for scores in kept.values()) if len(kept) == beam else -math.inf
+        candidates = kept | _extend(prefixes, frame_V, [token for token in top_K if token != blank], floor)
+        prefixes = dict(heapq.nlargest(beam, candidates.items(), key=lambda entry: _log_add(*entry[1])))
+    scored = [(list(prefix), _log_add(*scores)) for prefix, scores in prefixes.items()]
+    return [(tokens, score) for tokens, score in scored if score > -math.inf]
+
+
+def _keep(prefixes: Prefixes, frame_V: list[float], blank: int) -> Prefixes:
+    """The same prefixes after one more frame: blank, their last token again, or grown out of a shorter one of them."""
+    kept: Prefixes = {}
+    for prefix, (in_blank, in_token) in prefixes.items():
+        token = -math.inf
+        if prefix:
+            arriving = _before(prefixes, prefix[:-1], prefix[-1]) if prefix[:-1] in prefixes else -math.inf
+            token = _log_add(in_token, arriving) + frame_V[prefix[-1]]
+        kept[prefix] = (_log_add(in_blank, in_token) + frame_V[blank], token)
+    return kept
+
+
+def _extend(prefixes: Prefixes, frame_V: list[float], tokens: list[int], floor: float) -> Prefixes:
+    """New prefixes that score above `floor`, one of `tokens` (most probable first) longer."""
+    longer: Prefixes = {}
+    for prefix, scores in prefixes.items():
+        ended = _log_add(*scores)
+        for token in tokens:
+            if ended + frame_V[token] <= floor:
+                break
+            score = _before(prefixes, prefix, token) + frame_V[token]
+            if score > floor and (*prefix, token) not in prefixes:
+                longer[*prefix, token] = (-math.inf, score)
+    return longer
+
+
+def _before(prefixes: Prefixes, prefix: tuple[int, ...], token: int) -> float:
+    """Log-probability of a prefix that `token` can follow: without a blank between them two equal tokens are one."""
+    in_blank, in_token = prefixes[prefix]
+    return in_blank if prefix[-1:] == (token,) else _log_add(in_blank, in_token)
+
+
+def _log_add(a: float, b: float) -> float:
+    """log(exp(a) + exp(b)); numpy's is several times slower on single numbers."""
+    low, high = (a, b) if a < b else (b, a)
+    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
+
+
+# --- Attention -------------------------------------------------------------------------------------
+
+
+def attention_decode(
+    model: ConformerForSpeech, inputs: dict[str, Tensor], max_length: int, num_beams: int
+) -> list[list[int]]:
+    """Tokens of each utterance by the decoder alone; greedy with one beam.
+
+    inputs: `input_features` (B, T, F) and `attention_mask` (B, T). max_length: tokens at most, the
+    end not counted. Raises ValueError for more tokens than the decoder has positions and for a
+    folded model that runs several depths.
+    """
+    if max_length > model.config.max_target_positions:
+        raise ValueError(f"max_length {max_length}: the decoder has {model.config.max_target_positions} positions")
+    pad, end = model.config.pad_token_id, model.config.eos_token_id
+    stock: Any = model
+    # Blank is no word of the decoder, and it would count as padding in the positions that follow it.
+    sequences = stock.generate(
+        **inputs, max_new_tokens=max_length + 1, num_beams=num_beams, do_sample=False, suppress_tokens=[pad]
+    )
+    return [[token for token in tokens if token not in (pad, end)] for tokens in sequences.tolist()]
+
+
+# --- Both ------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def rescore(
+    model: ConformerForSpeech,
+    inputs: dict[str, Tensor],
+    nbest: Sequence[Sequence[Hypothesis]],
+    ctc_weight: float,
+    hidden_BTD: Tensor | None = None,
+) -> list[list[int]]:
+    """The hypothesis of each utterance with the best ctc_weight * CTC + (1 - ctc_weight) * attention score.
+
+    inputs: `input_features` (B, T, F) and `attention_mask` (B, T). nbest: one or more hypotheses for
+    each utterance, as `ctc_nbest` gives them. Scores are log-probabilities of whole sentences, for the
+    decoder with the end token: joint decoding by rescoring (Hori et al. 2017, aclanthology.org/P17-1048)
+    with the hypotheses from the CTC head (arXiv 2012.05481). hidden_BTD: what the encoder made of the
+    inputs, where that is known. Raises ValueError for a folded model
+    that runs several depths.
+    """
+    hidden_BTD = model.encoder(**inputs).last_hidden_state if hidden_BTD is None else hidden_BTD
+    check_one_depth(hidden_BTD, len(nbest))
+    mask_BT = inputs.get("attention_mask")
+    best = []
+    for b, hypotheses in enumerate(nbest):
+        tokens_N = [tokens for tokens, _ in hypotheses]
+        attention_N = _attention_scores(model, hidden_BTD[b], None if mask_BT is None else mask_BT[b], tokens_N)
+        ctc_N = torch.tensor([score for _, score in hypotheses])
+        joint_N = ctc_weight * ctc_N + (1 - ctc_weight) * attention_N.cpu()
+        best.append(tokens_N[int(joint_N.argmax())])
+    return best
+
+
+def _attention_scores(
+    model: ConformerForSpeech, hidden_TD: Tensor, mask_T: Tensor | None, tokens_N: list[list[int]]
+) -> Tensor:
+    """(N,) log-probabilities that the decoder gives to whole sentences over one utterance."""
+    end = model.config.eos_token_id
+    count = len(tokens_N)
+    rows = [torch.tensor([end, *tokens, end], device=hidden_TD.device) for tokens in tokens_N]
+    ids_NU = pad_sequence([row[:-1] for row in rows], batch_first=True, padding_value=model.config.pad_token_id)
+    targets_NU = pad_sequence([row[1:] for row in rows], batch_first=True, padding_value=IGNORED)
+    logits_NUV = model(
+        decoder_input_ids=ids_NU,
+        encoder_outputs=BaseModelOutput(last_hidden_state=hidden_TD.expand(count, -1, -1)),
+        attention_mask=None if mask_T is None else mask_T.expand(count, -1),
+    ).logits.float()
+    return -F.cross_entropy(logits_NUV.mT, targets_NU, ignore_index=IGNORED, reduction="none").sum(1)

@@ -1,0 +1,1 @@
+"""Stock models in, folded models out: fold, unroll, families, checkpoints, costs."""

@@ -1,0 +1,126 @@
+"""From a stock checkpoint of any depth to a folded model, and how far that is from where it came."""
+
+import copy
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from foldray import storage
+from foldray.config.model import ModelSpec
+from foldray.errors import UserError
+from foldray.folding.batchnorm import settle
+from foldray.folding.plan import FoldPlan
+from foldray.folding.private import PRIVATE_FILE
+from foldray.models.families import FAMILIES, Family, family_of, family_of_config
+from foldray.models.fold import encoder_config, fold, stack_of
+from foldray.models.seed_layers import Method, fit_private, seed_blocks
+from foldray.models.stock import load_stock
+from foldray.models.stock_config import (
+    check_plan,
+    checkpoint_config,
+    find_checkpoint,
+    fold_errors,
+    is_hub_name,
+    read_config,
+    with_units,
+)
+from foldray.models.tokenizer import Units
+
+
+def fold_checkpoint(checkpoint: str | Path, plan: FoldPlan, method: Method = "stepwise") -> PreTrainedModel:
+    """A folded model out of a stock checkpoint in a local folder, a bucket or on the hub, in evaluation mode.
+
+    The family is the checkpoint's own. Its head stays; a checkpoint without one, as pretraining
+    leaves it, gets a random one and a warning. method: how its layers become the seed (see
+    `foldray.models.seed_layers`). Raises UserError for a class that can't be folded, for weights that
+    lack a key or have one too many, and for a plan that does not fit.
+    """
+    place = find_checkpoint(str(checkpoint))
+    if not is_hub_name(place) and storage.exists(storage.join(place, PRIVATE_FILE)):
+        raise UserError(place, "is a foldable model with private parts, which would be lost; open it with load_model")
+    config = read_config(place)
+    family = family_of_config(config)
+    if family is None:
+        raise UserError(str(checkpoint), f"is a {config.model_type}, which foldray does not fold")
+    model, fresh = load_stock(family, place, config, seed=0)
+    if any(key.startswith(family.head) for key in fresh):
+        warnings.warn(f"{checkpoint} has no head of {family.model}; it starts at random", stacklevel=2)
+    folded, _ = _fold_deeper(model, family, plan, method)
+    nn.Module.eval(folded)
+    return folded
+
+
+def load_folded(
+    spec: ModelSpec, checkpoint: str, plan: FoldPlan, units: Units, seed: int
+) -> tuple[PreTrainedModel, list[nn.Module], list[str]]:
+    """A folded model out of a stock checkpoint, the checkpoint's own layers, and the keys that start anew.
+
+    Only a head of other units may start anew; any other missing, surplus or misshapen key
+    raises UserError. `checkpoint`: as `find_checkpoint` gives it.
+    """
+    family = FAMILIES[spec.family]
+    config = with_units(checkpoint_config(spec, checkpoint), len(units))
+    model, fresh = load_stock(family, checkpoint, config, seed, units)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # private low-rank parts begin at random: the same in every process
+        folded, sources = _fold_deeper(model, family, plan, spec.seed_layers)
+    return folded, sources, fresh
+
+
+def _fold_deeper(
+    model: PreTrainedModel, family: Family, plan: FoldPlan, method: Method
+) -> tuple[PreTrainedModel, list[nn.Module]]:
+    encoder: Any = model.get_submodule(family.encoder)
+    sources = list(encoder.layers)
+    check_plan(len(sources), plan, method)
+    encoder.layers = nn.ModuleList(seed_blocks(sources, plan, method))
+    setattr(encoder_config(model), family.depth_field, plan.num_layers)
+    # fold() turns blocks of the sources into private ones where they are the seed's own.
+    kept = copy.deepcopy(sources) if plan.num_layers < len(sources) else []
+    with fold_errors():
+        fold(model, plan)
+    if method == "svd":
+        fit_private(stack_of(model), kept or sources)
+    return model, [settle(block) for block in kept]
+
+
+@torch.no_grad()
+def initial_distances(
+    model: PreTrainedModel, sources: Sequence[nn.Module], inputs: dict[str, Tensor], frames_B: Tensor
+) -> dict[int, float]:
+    """How far each depth begins from the model whose layers `sources` are.
+
+    The Euclidean distance of the encoder's output over valid frames, relative to its length there:
+    0 is the same function, above 1 nothing of it is left. inputs: of the stock model, one batch.
+    """
+    encoder: Any = model.get_submodule(family_of(model).encoder)
+    folded, was_training = encoder.layers, model.training
+    model.eval()
+    try:
+        ours_PBTD = _encoded(model, encoder, inputs).unflatten(0, (len(folded.run_depths), -1))
+        encoder.layers = nn.ModuleList(sources)
+        theirs_BTD = _encoded(model, encoder, inputs)
+    finally:
+        encoder.layers = folded
+        model.train(was_training)
+    valid_BT = torch.arange(theirs_BTD.shape[1], device=frames_B.device) < frames_B[:, None]
+    wanted = theirs_BTD[valid_BT]
+    return {
+        depth: float((ours_BTD[valid_BT] - wanted).norm() / wanted.norm())
+        for depth, ours_BTD in zip(folded.run_depths, ours_PBTD, strict=True)
+    }
+
+
+def _encoded(model: PreTrainedModel, encoder: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    heard: list[Tensor] = []
+    hook = encoder.register_forward_hook(lambda _module, _args, output: heard.append(output.last_hidden_state))
+    try:
+        model(**inputs)
+    finally:
+        hook.remove()
+    return heard[0]

@@ -1,0 +1,44 @@
+"""What stands around the weights: the stock feature extractor and tokenizer of a model."""
+
+import importlib
+import json
+from pathlib import Path
+
+from torch import nn
+
+from foldray import storage
+from foldray.models.families import family_of, transformers_class
+from foldray.models.features import build_extractor
+from foldray.models.tokenizer import END, PAD, UNKNOWN, Units, tokenizer_units
+
+VOCABULARY_FILE, SUBWORDS_FILE = "vocab.json", "subwords.json"
+
+
+def save_processor(model: nn.Module, units: Units, folder: Path) -> None:
+    """The stock feature extractor and tokenizer beside the weights, so that stock code runs the model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    build_extractor(model).save_pretrained(folder)
+    end = END if family_of(model).kind != "ctc" else None
+    tokens = {"unk_token": UNKNOWN, "pad_token": PAD, "bos_token": end, "eos_token": end}
+    if units.tokenizer is not None:
+        tokenizer = importlib.import_module("tokenizers").Tokenizer.from_str(units.tokenizer)
+        transformers_class("ParakeetTokenizer")(tokenizer_object=tokenizer, **tokens).save_pretrained(folder)
+        (folder / SUBWORDS_FILE).write_bytes(units.tokenizer.encode())  # without a decoder's end token
+        return
+    vocab = folder / VOCABULARY_FILE
+    vocabulary = [*units.vocabulary, *([end] if end else [])]
+    vocab.write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}, ensure_ascii=False))
+    transformers_class("Wav2Vec2CTCTokenizer")(str(vocab), **tokens).save_pretrained(folder)
+
+
+def has_units(uri: str) -> bool:
+    """Whether a saved model says what it writes in."""
+    return any(storage.exists(storage.join(uri, name)) for name in (SUBWORDS_FILE, VOCABULARY_FILE))
+
+
+def read_units(uri: str) -> Units:
+    """What a saved model writes in."""
+    if storage.exists(storage.join(uri, SUBWORDS_FILE)):
+        return tokenizer_units(storage.read_bytes(storage.join(uri, SUBWORDS_FILE)).decode())
+    ids: dict[str, int] = storage.read_json(storage.join(uri, VOCABULARY_FILE))
+    return Units([token for token in sorted(ids, key=lambda token: ids[token]) if token != END])

@@ -1,0 +1,139 @@
+"""Stock checkpoints: written with random weights, or read with a strict report."""
+
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from foldray import storage
+from foldray.config.model import ModelSpec
+from foldray.errors import UserError, one_line
+from foldray.models.families import FAMILIES, Family, family_of, transformers_class
+from foldray.models.features import keep_extractor
+from foldray.models.processor import SUBWORDS_FILE, VOCABULARY_FILE, read_units, save_processor
+from foldray.models.stock_config import is_hub_name, stock_config
+from foldray.models.tokenizer import Units
+
+BLANKS = 2 / 3
+"""Share of frames in which the CTC head of a model from scratch expects blank. Where a head by chance likes the word
+boundary more, the model learns to say that one between labels: a bad optimum that holds it on CTC's plateau for
+hundreds of steps, as three of five initial weights did on AN4 (docs/DESIGN.md, Training)."""
+
+
+def write_random_checkpoint(spec: ModelSpec, num_layers: int, units: Units, seed: int, folder: Path) -> None:
+    """A complete stock checkpoint with random weights: model, feature extractor and tokenizer."""
+    config = stock_config(spec, num_layers, len(units))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers_class(FAMILIES[spec.family].model)(config)
+        initialise(model)
+    model.save_pretrained(folder)
+    save_processor(model, units, folder)
+
+
+def initialise(model: PreTrainedModel) -> None:
+    """Weights to train from: torch's own initialisation of linear and convolution layers, a CTC head that expects
+    blanks, in place.
+
+    transformers draws with a standard deviation of 0.02 whatever the width, which starves narrow
+    models: on AN4 at width 96, 36 % WER after 60 epochs against 35 % after 25 with torch's.
+    """
+    for module in model.modules():
+        parametrised = hasattr(module, "parametrizations")
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and not parametrised:
+            module.reset_parameters()
+    family = family_of(model)
+    if family.kind != "attention":
+        head: Any = model.ctc_head if hasattr(model, "ctc_head") else model.lm_head
+        with torch.no_grad():
+            head.bias[0] = math.log((len(head.bias) - 1) * BLANKS / (1 - BLANKS))
+
+
+def load_stock(
+    family: Family, checkpoint: str, config: Any, seed: int, units: Units | None = None
+) -> tuple[PreTrainedModel, list[str]]:
+    """A stock model, and the keys of its head (and mask vector) that start anew; others missing or surplus raise.
+
+    units: what the model is to write; a head that was made for other units starts anew.
+    """
+    opened = nullcontext(checkpoint) if is_hub_name(checkpoint) else storage.local_folder(checkpoint)
+    with opened as source, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # a head that starts anew starts the same in every process
+        model, report = from_pretrained(family, str(source), config, checkpoint)
+        keep_extractor(model, family, str(source))
+        fresh = _check_report(family, report, checkpoint)
+        same_size = not any(key.startswith(family.head) for key in fresh)
+        if units and same_size and _written_in(str(source)) not in (None, units):
+            fresh = [*fresh, *_renew_head(model, family)]
+    return model, fresh
+
+
+def _written_in(source: str) -> Units | None:
+    """The units that a checkpoint's tokenizer says, where it is one of foldray's or of wav2vec 2.0's kind."""
+    file = cached_file(source, SUBWORDS_FILE, **QUIET) or cached_file(source, VOCABULARY_FILE, **QUIET)
+    try:
+        return read_units(str(Path(file).parent)) if file else None
+    except TypeError:  # a vocabulary for each of several languages
+        return None
+
+
+QUIET: dict[str, Any] = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+    "_raise_exceptions_for_gated_repo": False,
+}
+
+
+def _renew_head(model: Any, family: Family) -> list[str]:
+    for name, module in model.named_modules():
+        if f"{name}." in family.head:
+            module.reset_parameters()
+    return [key for key in model.state_dict() if key.startswith(family.head)]
+
+
+def from_pretrained(
+    family: Family,
+    folder: str,
+    config: Any,
+    origin: str,
+    where: str = "model.checkpoint",
+    state: dict[str, Tensor] | None = None,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A float32 model from safetensors in a local folder or a hub repository, and its load report.
+
+    origin: where the folder was copied from; state: weights instead of those in the folder. Raises UserError.
+    """
+    try:
+        model, report = transformers_class(family.model).from_pretrained(
+            None if state is not None else folder,
+            state_dict=state,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise UserError(where, f"{origin} does not load: {one_line(error)}") from None
+    return model, report
+
+
+def _check_report(family: Family, report: dict[str, Any], checkpoint: str) -> list[str]:
+    """Names of the head's keys that start anew; anything else in the load report raises UserError."""
+    misshapen = {str(entry[0]) for entry in report["mismatched_keys"]}
+    missing = {str(key) for key in report["missing_keys"]} | misshapen
+    surplus = {str(key) for key in report["unexpected_keys"] if not str(key).startswith(family.surplus)}
+    head = {key for key in missing if key.startswith(family.head)}
+    # The mask vector is only used in training and has no weights worth keeping.
+    masks = {key for key in missing if key.endswith("masked_spec_embed")}
+    for kind, keys in (("missing or misshapen", missing - head - masks), ("surplus", surplus)):
+        if keys:
+            shown = ", ".join(sorted(keys)[:3])
+            raise UserError("model.checkpoint", f"{checkpoint} has {len(keys)} {kind} keys, such as {shown}")
+    return sorted(head | masks)

@@ -1,0 +1,164 @@
+"""What a spec and a checkpoint say of a model, checked before any weight is loaded."""
+
+import difflib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, overload
+
+from foldray import storage
+from foldray.config.model import ModelSpec
+from foldray.errors import UserError, one_line
+from foldray.folding.plan import FoldPlan
+from foldray.models.families import FAMILIES, Family, family_of_config, transformers_class
+from foldray.models.seed_layers import Method, check_seed
+
+# --- Configurations --------------------------------------------------------------------------------
+
+
+def stock_config(spec: ModelSpec, num_layers: int, num_units: int) -> Any:
+    """The transformers configuration of the seed, from the family's defaults and `model.config`.
+
+    Raises UserError naming the field that transformers does not know or refuses.
+    """
+    family = FAMILIES[spec.family]
+    config_class = transformers_class(family.config)
+    fields = _place(family, spec.config, config_class())
+    (fields.get("encoder_config", fields))[family.depth_field] = num_layers
+    fields |= _tokens(family, num_units)
+    try:
+        return config_class(**fields)
+    except Exception as error:
+        raise UserError("model.config", f"transformers refuses it: {one_line(error)}") from None
+
+
+def _tokens(family: Family, num_units: int) -> dict[str, int]:
+    """Blank comes first; behind a decoder's units stands one token more, which starts and ends a sentence."""
+    if family.kind == "ctc":
+        return {"vocab_size": num_units, "pad_token_id": 0}
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "decoder_start_token_id"), num_units)
+    return {"vocab_size": num_units + 1, "pad_token_id": 0, **ends}
+
+
+_SETTLED = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+
+
+def _place(family: Family, fields: dict[str, Any], like: Any) -> dict[str, Any]:
+    """Fields where the configuration has them; in a nested one the encoder's go inside, a decoder's beside it.
+
+    Raises UserError for a field that is unknown, or that counts the blocks.
+    """
+    inner = _known(like.encoder_config) if family.nested else []
+    outer = _known(like) if not family.nested or family.kind == "hybrid" else []
+    for name in fields:
+        if name == family.depth_field:
+            raise UserError(f"model.config.{name}", "say fold.num_layers instead")
+        if name in _SETTLED:
+            raise UserError(f"model.config.{name}", "is settled by foldray; leave it out")
+        if name not in (*inner, *outer):
+            close = difflib.get_close_matches(name, [*inner, *outer], n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise UserError(f"model.config.{name}", f"{type(like).__name__} has no such field{hint}")
+    placed: dict[str, Any] = {name: value for name, value in fields.items() if name in outer}
+    if family.nested:
+        placed["encoder_config"] = {name: value for name, value in fields.items() if name in inner}
+    return placed
+
+
+def _known(config: Any) -> list[str]:
+    return [name for name in vars(config) if not name.startswith("_") and name != "encoder_config"]
+
+
+@overload
+def find_checkpoint(checkpoint: str) -> str: ...
+@overload
+def find_checkpoint(checkpoint: None) -> None: ...
+def find_checkpoint(checkpoint: str | None) -> str | None:
+    """Where a checkpoint is: an absolute folder, a URI or a hub name. Raises UserError for a folder not there."""
+    if not checkpoint or "://" in checkpoint:
+        return checkpoint
+    local = Path(checkpoint).expanduser()
+    if local.is_dir():
+        return str(local.absolute())
+    if checkpoint.startswith(("/", ".", "~")):
+        raise UserError("model.checkpoint", f"{checkpoint} is not there; give a folder, a URI or a hub name")
+    return checkpoint
+
+
+def is_hub_name(checkpoint: str) -> bool:
+    """Whether `find_checkpoint` left it to the hub."""
+    return "://" not in checkpoint and not checkpoint.startswith("/")
+
+
+def checkpoint_config(spec: ModelSpec, checkpoint: str) -> Any:
+    """The configuration of a stock checkpoint with the fields of `model.config` set in it. Raises UserError."""
+    family = FAMILIES[spec.family]
+    config = read_config(checkpoint)
+    if type(config).__name__ != family.config:
+        raise UserError("model.checkpoint", f"{checkpoint} is a {config.model_type}, not model.family={family.name}")
+    fields = _place(family, spec.config, config)
+    for name, value in fields.pop("encoder_config", {}).items():
+        setattr(config.encoder_config, name, value)
+    for name, value in fields.items():
+        setattr(config, name, value)
+    return config
+
+
+def read_config(checkpoint: str) -> Any:
+    """The configuration of a stock checkpoint, as it is. Raises UserError."""
+    try:
+        with tempfile.TemporaryDirectory() as copied:
+            source = checkpoint
+            if "://" in checkpoint:
+                source = copied
+                Path(copied, "config.json").write_bytes(storage.read_bytes(storage.join(checkpoint, "config.json")))
+            return transformers_class("AutoConfig").from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        nowhere = " is no folder here, and as a hub name it" if is_hub_name(checkpoint) else ""
+        raise UserError("model.checkpoint", f"{checkpoint}{nowhere} does not open: {one_line(error)}") from None
+
+
+def with_units(config: Any, num_units: int) -> Any:
+    """The same configuration for a model that writes so many units."""
+    family = family_of_config(config)
+    assert family is not None
+    return type(config)(**{**config.to_dict(), **_tokens(family, num_units)})
+
+
+# --- Checks ----------------------------------------------------------------------------------------
+
+
+def check_plan(available: int, plan: FoldPlan, method: Method) -> None:
+    """Raise UserError if a checkpoint of so many layers has no seed for a plan."""
+    try:
+        check_seed(available, plan, method)
+    except ValueError as error:
+        raise UserError("fold.num_layers" if available < plan.num_layers else "model.seed_layers", str(error)) from None
+
+
+@contextmanager
+def fold_errors() -> Iterator[None]:
+    """Make one line that names the field of what a plan asks of a model in vain."""
+    try:
+        yield
+    except ValueError as error:
+        field, _, problem = str(error).partition(": ")
+        raise UserError(f"fold.{field}", problem) from None
+
+
+def check_model(spec: ModelSpec, plan: FoldPlan) -> None:
+    """Raise UserError for what can't be trained: a family without CTC, a configuration transformers refuses, a
+    checkpoint that does not open. Loads no weights.
+    """
+    if FAMILIES[spec.family].kind == "attention":
+        name = FAMILIES[spec.family].model
+        raise UserError(
+            "model.family", f"{spec.family} has no CTC, which foldray trains; fold {name} with fold_checkpoint"
+        )
+    stock_config(spec, plan.num_layers, num_units=1)
+    checkpoint = find_checkpoint(spec.checkpoint)
+    if checkpoint:
+        config = checkpoint_config(spec, checkpoint)
+        available = getattr(getattr(config, "encoder_config", config), FAMILIES[spec.family].depth_field)
+        check_plan(available, plan, spec.seed_layers)

@@ -1,0 +1,75 @@
+"""Runs and trials of a store as tables, from the files that describe them."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from foldray import storage
+from foldray.errors import UserError, one_line
+from foldray.folding.plan import FOLD_FILE
+from foldray.results.reader import READERS
+from foldray.results.searches import read_searches
+
+Row = dict[str, Any]
+
+
+def runs_table(root: str) -> pa.Table:
+    """A row for each run: what it is, whether it is finished, and its whole spec as JSON."""
+    runs = storage.join(root, "runs")
+    with ThreadPoolExecutor(READERS) as pool:
+        return pa.Table.from_pylist(list(filter(None, pool.map(partial(_run, runs), storage.list_folders(runs)))), RUNS)
+
+
+RUNS = pa.schema(
+    [("run_id", pa.string()), ("recipe", pa.string()), ("family", pa.string()), ("num_layers", pa.int64()),
+     ("depths", pa.list_(pa.int64())), ("order", pa.string()), ("private", pa.string()), ("alpha", pa.float64()),
+     ("beta", pa.float64()), ("lr", pa.float64()), ("seed", pa.int64()), ("corpus", pa.string()),
+     ("finished", pa.bool_()), ("created", pa.string()), ("git_commit", pa.string()), ("spec", pa.string())]
+)  # fmt: skip
+"""The columns of `runs`."""
+
+
+def _run(runs: str, run_id: str) -> Row | None:
+    run = storage.join(runs, run_id)
+    try:
+        spec = storage.read_json(storage.join(run, "spec.json"))
+        facts = storage.read_json(storage.join(run, "run.json"))
+    except FileNotFoundError:  # it has hardly begun
+        return None
+    except ValueError as error:
+        raise UserError(f"{run}", f"its spec.json or run.json is damaged ({one_line(error)})") from None
+    # A spec of another version may lack a field.
+    fold, loss, optim, model = (spec.get(name) or {} for name in ("fold", "loss", "optim", "model"))
+    return {
+        "run_id": run_id, "recipe": spec.get("name"), "family": model.get("family"),
+        "num_layers": fold.get("num_layers"), "depths": fold.get("depths"), "order": fold.get("order"),
+        "private": fold.get("private"), "alpha": loss.get("alpha"), "beta": loss.get("beta"), "lr": optim.get("lr"),
+        "seed": spec.get("seed"), "corpus": facts.get("corpus_id"),
+        "finished": storage.exists(storage.join(run, "model", FOLD_FILE)), "created": facts.get("created"),
+        "git_commit": facts.get("git_commit"), "spec": json.dumps(spec),
+    }  # fmt: skip
+
+
+def trials_table(root: str) -> pa.Table:
+    """A row for each trial of each search: what was drawn, how it stands, what it reached; `objectives` as JSON."""
+    rows = [
+        {
+            "search_id": search.search_id, "trial": trial.name, "kind": trial.kind, "run_id": trial.run_id,
+            "state": trial.state, "step": trial.step, "progress": trial.progress, "loss": trial.loss,
+            "objectives": json.dumps(trial.objectives), "overrides": trial.overrides, "error": trial.error,
+        }
+        for search in read_searches(root)
+        for trial in search.trials
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, TRIALS)
+
+
+TRIALS = pa.schema(
+    [("search_id", pa.string()), ("trial", pa.string()), ("kind", pa.string()), ("run_id", pa.string()),
+     ("state", pa.string()), ("step", pa.int64()), ("progress", pa.float64()), ("loss", pa.float64()),
+     ("objectives", pa.string()), ("overrides", pa.list_(pa.string())), ("error", pa.string())]
+)  # fmt: skip
+"""The columns of `trials`."""

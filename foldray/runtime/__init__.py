@@ -1,0 +1,1 @@
+"""The process: joining Ray, the terminal, optional packages."""

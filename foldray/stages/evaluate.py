@@ -1,0 +1,99 @@
+"""The stages that score or use a trained model: evaluate, the main job `run`, transcribe."""
+
+import dataclasses
+from typing import Any
+
+from foldray import storage
+from foldray.config.corpus import BUILTIN_CORPUS, CorpusSpec
+from foldray.config.spec import RunSpec
+from foldray.data.manifest import read_manifest
+from foldray.errors import UserError, one_line
+from foldray.evaluation.provenance import FoundModel, find_model, read_run_spec, trained_by, weights_digest
+from foldray.results.reader import newest_rows, read_rows
+from foldray.results.rows import write_rows
+from foldray.runtime.terminal import counting
+from foldray.stages.prepare import prepare_corpus
+
+
+def evaluate_stage(
+    model: str,
+    store: str,
+    data: str | None = None,
+    depths: tuple[int, ...] = (),
+    split: str = "test",
+    decoding: str = "ctc",
+) -> dict[str, Any]:
+    """Score a model at every depth and append the rows: run_id and rows."""
+    found = find_model(model, store)
+    folder = _scoring_corpus(found, data, split)
+    rows = _evaluate(found, folder, depths, split, decoding)
+    return {"run_id": rows[0]["run_id"], "rows": rows}
+
+
+def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
+    """The prepared corpus to score on: named, prepared now from a raw one, or that of the run it came from."""
+    run = trained_by(found)
+    if data is None:
+        if run is None:
+            raise UserError("--data", f"say which corpus to score {found.uri} on")
+        return storage.join(found.store, "corpora", storage.read_json(storage.join(run, "run.json"))["corpus_id"])
+    if storage.exists(storage.join(storage.absolute(data), "manifest.json")):
+        return storage.absolute(data)
+    known = storage.join(found.store, "corpora", data)
+    if storage.exists(storage.join(known, "manifest.json")):
+        return known
+    if data != BUILTIN_CORPUS and not storage.is_folder(storage.absolute(data)):
+        raise UserError("--data", f"{data} is neither a prepared corpus nor a folder with one")
+    # Text must be normalised as the model learned it.
+    like = read_run_spec(run).corpus if run else CorpusSpec(path=data)
+    fields = {"path": data, "layout": "auto", "audio_root": None, "splits": (split,), "max_quarantine": 1.0}
+    # Scoring compares words, so that it needs no units, and may have no 'train' to learn them from; and it leaves out
+    # no text for being long.
+    fields |= {"cross_validate": None, "units": "characters", "vocab_size": None, "frame_seconds": 1e-3}
+    try:
+        corpus = CorpusSpec.model_validate({**like.model_dump(), **fields})
+    except ValueError as error:
+        raise UserError("--data", f"{data} can't be scored: {one_line(error)}") from None
+    return prepare_corpus(corpus, found.store)[0]
+
+
+def _evaluate(
+    found: FoundModel, corpus: str, depths: tuple[int, ...], split: str, decoding: Any
+) -> list[dict[str, Any]]:
+    from foldray.evaluation.decode import DECODINGS, check_decoding
+    from foldray.evaluation.result_rows import result_rows
+    from foldray.evaluation.score import score_depths
+    from foldray.models.fold import stack_of
+    from foldray.models.processor import read_units
+    from foldray.models.save_load import load_model
+
+    manifest = read_manifest(corpus)
+    if decoding not in DECODINGS:
+        raise UserError("--decoding", f"'{decoding}' is none of {', '.join(DECODINGS)}")
+    model = load_model(found.uri)
+    check_decoding(model, decoding)
+    if found.run is None:  # two folders called `model` are not the same one
+        found = dataclasses.replace(found, name=f"{found.name}-{weights_digest(model)}")
+    with counting("scoring") as on_progress:
+        chosen = depths or stack_of(model).plan.depths
+        units = read_units(found.uri)
+        place = (corpus, manifest, split, chosen)
+        scores = score_depths(model, units, *place, decoding=decoding, on_progress=on_progress)
+    rows, hypotheses = result_rows(found, model, manifest, split, decoding, scores)
+    write_rows(found.store, rows, hypotheses)
+    return [row.model_dump() for row in rows]
+
+
+def score_run(spec: RunSpec, run: str, step: int, split: str = "test") -> list[dict[str, Any]]:
+    """The rows of every trained depth of a finished run on its own corpus, scored now if they are not there."""
+    found = find_model(run, spec.storage.root)
+    corpus = storage.read_json(storage.join(run, "run.json"))["corpus_id"]
+    place = (step, corpus, split, "ctc")
+    rows = [
+        row
+        for row in newest_rows(read_rows(found.store, found.name))
+        if (row["step"], row["corpus"], row["split"], row["decoding"]) == place
+    ]
+    if not {row["depth"] for row in rows} >= set(spec.fold.depths):
+        rows = evaluate_stage(run, spec.storage.root, split=split)["rows"]
+    return sorted(rows, key=lambda row: int(row["depth"]))

@@ -1,0 +1,106 @@
+"""Models to deploy: a fold as it is or with weights of one byte, or one depth of it as a stock or an ONNX model."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from foldray import storage
+from foldray.errors import UserError
+from foldray.evaluation.provenance import EXPORT_FILE, FoundModel, find_model, provenance, run_id_of
+from foldray.folding.plan import FOLD_FILE
+from foldray.folding.private import PRIVATE_FILE
+from foldray.models.fold import stack_of, unroll
+from foldray.models.int8 import to_int8
+from foldray.models.onnx import ONNX_FILE, write_onnx
+from foldray.models.processor import has_units, read_units, save_processor
+from foldray.models.save_load import INT8_FILE, STOCK_FILE, load_model, save_model, stored_precision
+from foldray.runtime.extras import check_extra
+
+FORMATS = ("seed", "unrolled", "onnx", "int8")
+ONE_DEPTH = ("unrolled", "onnx")
+
+
+def export_model(model: str, store: str, kind: str, out: str, depth: int | None = None) -> dict[str, Any]:
+    """Write a model into a new folder (or bucket prefix): `model`, `format`, `depths`, `files`, and their `bytes`.
+
+    seed: the fold, which stock transformers opens as its shallowest depth. unrolled: one depth, the deepest by
+    default, as a stock model. onnx: the CTC logits of one depth (see `foldray.models.onnx`). int8: the
+    fold, matrices and convolutions as one byte a weight. `export.json` says which training it came from. Raises
+    UserError for a folder that holds something else, an invalid depth, or `--depth` where it does not apply.
+    """
+    if kind not in FORMATS:
+        raise UserError("--format", f"'{kind}' is none of {', '.join(FORMATS)}")
+    if depth is not None and kind not in ONE_DEPTH:
+        raise UserError("--depth", f"{kind} holds every depth; leave it out, or take --format unrolled or onnx")
+    if kind == "onnx":
+        check_extra("onnx", "onnx", "onnxscript", where="--format", what="onnx")
+    place = storage.absolute(out)
+    if storage.exists(place) and not storage.is_folder(place):
+        raise UserError("--out", f"{out} is a file; name a new folder")
+    mark = "config.json" if kind in ONE_DEPTH else FOLD_FILE
+    if storage.list_folders(place) or storage.exists(storage.join(place, mark)) or _exported(place) not in ("", kind):
+        raise _not_empty(out)  # before a model is loaded
+    found = find_model(model, store)
+    if kind == "int8" and stored_precision(found.uri) == "int8":
+        raise UserError(model, "has weights of one byte already")
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        depths = _write(found, folder, kind, depth)
+        files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        _check_place(place, out, files.keys() - {mark})
+        storage.upload(folder, place, last=mark)
+    return {"model": place, "format": kind, "depths": depths, "files": files, "bytes": sum(files.values())}
+
+
+def _check_place(place: str, out: str, expected: set[str]) -> None:
+    """Refuse a folder with anything but what an export that was cut off left there. Raises UserError."""
+    if storage.list_folders(place) or set(storage.list_files(place)) - expected:
+        raise _not_empty(out)
+    storage.check_writable(place, "--out")
+
+
+def _exported(place: str) -> str:
+    """The format of an export, whole or cut off, that lies there; "" for none."""
+    file = storage.join(place, EXPORT_FILE)
+    return str(storage.read_json(file).get("format")) if storage.exists(file) else ""
+
+
+def _not_empty(out: str) -> UserError:
+    return UserError("--out", f"{out} is not empty; name a new folder")
+
+
+def _write(found: FoundModel, folder: Path, kind: str, depth: int | None) -> list[int]:
+    folded = load_model(found.uri)
+    units = read_units(found.uri) if has_units(found.uri) else None
+    plan = stack_of(folded).plan
+    if kind in ONE_DEPTH:
+        depths = [plan.depths[-1] if depth is None else depth]
+        stock = unroll(folded, depths[0])
+        if kind == "onnx":
+            write_onnx(stock, folder / ONNX_FILE)
+            stock.config.save_pretrained(folder)
+        else:
+            stock.save_pretrained(folder)
+        if units:
+            save_processor(stock, units, folder)
+    else:
+        depths = list(plan.depths)
+        save_model(folded, folder, units)
+        if kind == "int8":
+            _shrink(folder)
+    came_from = {"run_id": run_id_of(found), "format": kind, "depths": depths, **provenance(found)}
+    (folder / EXPORT_FILE).write_text(json.dumps(came_from, indent=1) + "\n")
+    return depths
+
+
+def _shrink(folder: Path) -> None:
+    """Put one file of int8 weights in the place of a model folder's weights and private parts."""
+    # What was saved, not the state dict: that names tied weights twice.
+    weights = [file for file in (folder / STOCK_FILE, folder / PRIVATE_FILE) if file.exists()]
+    small = to_int8({name: tensor for file in weights for name, tensor in load_file(file).items()})
+    save_file({name: tensor.contiguous() for name, tensor in small.items()}, folder / INT8_FILE)
+    for file in weights:
+        file.unlink()

@@ -1,0 +1,13 @@
+"""The stage `run`."""
+
+from typing import Any
+
+from foldray.config.spec import RunSpec
+from foldray.stages.evaluate import score_run
+from foldray.stages.train import train_stage
+
+
+def run_stage(spec: RunSpec, split: str = "test") -> dict[str, Any]:
+    """Prepare, train, evaluate, report; whatever is there already is kept. Returns run_id, rows, report."""
+    trained = train_stage(spec)
+    return {"run_id": trained["run_id"], "rows": score_run(spec, trained["run"], trained["step"], split)}
