@@ -10,7 +10,7 @@ import typer
 from benchmarks import BENCHMARKS, run_benchmark
 from foldray.cli.exits import run_command
 from foldray.cli.results import Json
-from foldray.runtime.terminal import counting, emit, output, print_table
+from foldray.runtime.terminal import counting, output, print_json, print_table
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -50,7 +50,7 @@ def bench(
         if not as_json:
             benchmark_tables(measured[-1])
     if as_json:
-        emit({"benchmarks": measured} if name == "all" else measured[0])
+        print_json({"benchmarks": measured} if name == "all" else measured[0])
 
 
 def benchmark_tables(measured: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from foldray.errors import UserError, one_line
-from foldray.runtime.terminal import emit, only_answers, say
+from foldray.runtime.terminal import only_answers, print_json, print_status
 
 
 def run_command(app: typer.Typer, arguments: Sequence[str] | None = None, program: str = "foldray") -> None:
@@ -38,7 +38,7 @@ def _run(app: typer.Typer, given: list[str], program: str) -> None:
         # Typer carries its own copy of click, so its usage errors have no public base class.
         if not hasattr(error, "format_message"):
             if "--json" in given:
-                emit({"error": f"{type(error).__name__}: {error}", "where": program})
+                print_json({"error": f"{type(error).__name__}: {error}", "where": program})
             raise
         known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
         hint = f"{program} {given[0]} --help" if given and given[0] in known else f"{program} --help"
@@ -56,13 +56,13 @@ INTERRUPTED = 130
 
 def _stopped(given: Sequence[str], program: str) -> None:
     if "--json" in given:
-        emit({"error": "interrupted", "where": program})
-    say("stopped; run the same command again to go on")
+        print_json({"error": "interrupted", "where": program})
+    print_status("stopped; run the same command again to go on")
     sys.exit(1)
 
 
 def _fail(given: Sequence[str], where: str, problem: str) -> None:
     if "--json" in given:
-        emit({"error": problem, "where": where})
-    say(f"{where}: {problem}")
+        print_json({"error": problem, "where": where})
+    print_status(f"{where}: {problem}")
     sys.exit(2)

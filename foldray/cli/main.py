@@ -12,7 +12,7 @@ from foldray.cli.tables import plan_table, result_table, row_list
 from foldray.config.recipes import load_recipe, recipe_names
 from foldray.config.spec import RunSpec
 from foldray.errors import UserError
-from foldray.runtime.terminal import counting, emit, output, print_table, say
+from foldray.runtime.terminal import counting, output, print_json, print_status, print_table
 
 app = typer.Typer(
     name="foldray",
@@ -45,7 +45,7 @@ def recipes(as_json: Json = False) -> None:
     """
     specs = [load_recipe(name) for name in recipe_names()]
     if as_json:
-        emit({"recipes": [{"name": spec.name, "about": spec.about} for spec in specs]})
+        print_json({"recipes": [{"name": spec.name, "about": spec.about} for spec in specs]})
     else:
         print_table("", ["recipe", "family", "depths", "about"], [_recipe_line(spec) for spec in specs])
 
@@ -79,7 +79,7 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
         "joint": vars(joint_cost(spec.found_model(), spec.fold.plan(), num_units, spec.loss.sampled)),
     }
     if as_json:
-        emit(planned)
+        print_json(planned)
     else:
         plan_table(planned, drawn=spec.loss.sampled is not None)
 
@@ -107,7 +107,7 @@ def prepare(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) 
         "reasons": manifest.reasons,
     }
     if as_json:
-        emit(summary)
+        print_json(summary)
 
 
 @app.command()
@@ -120,7 +120,7 @@ def train(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) ->
 
     trained = train_stage(load_recipe(recipe, overrides))
     if as_json:
-        emit(trained)
+        print_json(trained)
 
 
 @app.command()
@@ -150,7 +150,7 @@ def resume(
         return
     trained = resume_stage(run, overrides or [])
     if as_json:
-        emit(trained)
+        print_json(trained)
 
 
 @app.command()
@@ -176,7 +176,7 @@ def evaluate(
 
     scored = evaluate_stage(model, store, data, _depths(depths), split, decoding)
     if as_json:
-        emit(scored)
+        print_json(scored)
     else:
         result_table(scored["rows"])
 
@@ -200,9 +200,9 @@ def run(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> N
     spec = load_recipe(recipe, overrides)
     result = run_stage(spec)
     page = write_report(spec.storage.root, None)
-    say(f"report    {page}")
+    print_status(f"report    {page}")
     if as_json:
-        emit(result)
+        print_json(result)
     else:
         result_table(result["rows"])
 
@@ -226,10 +226,10 @@ def _tuning() -> Any:
 
 def _show_search(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        emit(result)
+        print_json(result)
     else:
         row_list(sorted(result["rows"], key=lambda row: (row["depth"], row["wer"])))
-        say(f"searched  {result['search']}")
+        print_status(f"searched  {result['search']}")
 
 
 app.command()(results)
@@ -253,7 +253,7 @@ def report(
 
     page = write_report(store, out, filters or ())
     if as_json:
-        emit({"report": page})
+        print_json({"report": page})
     else:
         output.print(page, markup=False, soft_wrap=True)
 
@@ -275,10 +275,10 @@ def transcribe(
 
     texts = transcribe_stage(model, store, files, depth, decoding)
     if as_json:
-        emit({"texts": texts})
+        print_json({"texts": texts})
     for entry in texts:
         if "error" in entry:
-            say(f"{entry['file']}: {entry['error']}")
+            print_status(f"{entry['file']}: {entry['error']}")
         elif not as_json:
             output.print(f"{entry['file']}: {entry['text'] or '(nothing)'}", markup=False, soft_wrap=True)
     if any("error" in entry for entry in texts):
@@ -310,7 +310,7 @@ def export(
 
     exported = export_model(model, store, kind, out, depth)
     if as_json:
-        emit(exported)
+        print_json(exported)
         return
     print_table("", ["file", "bytes"], [[name, f"{size:,}"] for name, size in exported["files"].items()])
     output.print(f"{exported['model']}: depth {', '.join(map(str, exported['depths']))}", markup=False, soft_wrap=True)
@@ -344,13 +344,13 @@ def doctor(
             checks.append(check)
             on_progress(len(checks), len(checks) + 1)
     if as_json:
-        emit({"ok": all(check.ok for check in checks), "checks": [vars(check) for check in checks]})
+        print_json({"ok": all(check.ok for check in checks), "checks": [vars(check) for check in checks]})
     else:
         rows = [[check.name, check.where, "ok" if check.ok else "MEND", check.found] for check in checks]
         print_table("", ["check", "node", "", "found"], rows)
         for check in checks:
             if not check.ok:
-                say(f"{check.name}{f' on {check.where}' if check.where else ''}: {check.mend}")
+                print_status(f"{check.name}{f' on {check.where}' if check.where else ''}: {check.mend}")
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ import typer
 
 from foldray.cli.tables import SHOWN, cell, comparison_table, row_list
 from foldray.errors import UserError
-from foldray.runtime.terminal import emit, print_table, say
+from foldray.runtime.terminal import print_json, print_status, print_table
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; everything else on stderr.")]
 TERMINAL_ROWS = 100
@@ -70,7 +70,7 @@ def results(
         rows, total = queries.list_rows(store, given, sort or "-created", most)
         _show(store, {"rows": rows, "total": total}, as_json, lambda: row_list(rows, more))
         if len(rows) < total and not as_json:
-            say(f"{len(rows):,} of {total:,} rows; --limit shows more, filters such as depth=6 fewer")
+            print_status(f"{len(rows):,} of {total:,} rows; --limit shows more, filters such as depth=6 fewer")
     elif query == "pareto":
         weighed = (of or "wer,bytes").split(",")
         rows = queries.pareto(store, weighed, given, dominated=dominated)
@@ -107,8 +107,8 @@ def _check_options(query: str, options: dict[str, Any]) -> None:
 
 def _show(store: str, answer: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
     if as_json:
-        emit(answer)
+        print_json(answer)
     elif any(answer.values()):
         show()
     else:
-        say(f"nothing in {store} answers that; `foldray run quickstart` makes results")
+        print_status(f"nothing in {store} answers that; `foldray run quickstart` makes results")

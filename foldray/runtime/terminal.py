@@ -20,7 +20,7 @@ errors = Console(stderr=True, highlight=False)
 output = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
-def say(text: str) -> None:
+def print_status(text: str) -> None:
     """One line on stderr."""
     errors.print(text, soft_wrap=True, markup=False)
 
@@ -28,7 +28,7 @@ def say(text: str) -> None:
 _answers: ContextVar[TextIO | None] = ContextVar("answers", default=None)
 
 
-def emit(value: dict[str, Any]) -> None:
+def print_json(value: dict[str, Any]) -> None:
     """The answer of a command with --json: one object on stdout."""
     (_answers.get() or sys.stdout).write(json.dumps(value) + "\n")
 
@@ -66,7 +66,7 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
             progress.update(task, completed=done, total=total)
             if not errors.is_terminal and time.monotonic() - said >= LINE_SECONDS:
                 said = time.monotonic()
-                say(f"{what:9} {done}/{total}")
+                print_status(f"{what:9} {done}/{total}")
 
         yield show
 
@@ -87,12 +87,12 @@ def training_bar() -> Iterator[Callable[[dict[str, Any]], None]]:
         def show(record: dict[str, Any]) -> None:
             if "progress" not in record:
                 wers = "  ".join(f"{depth}: {wer:.1%}" for depth, wer in record["valid_wer"].items())
-                say(f"validated step {record['step']}  WER by depth  {wers}")
+                print_status(f"validated step {record['step']}  WER by depth  {wers}")
                 return
             text = tracker.describe(record)
             progress.update(task, completed=record["progress"], description=text)
             if not errors.is_terminal and tracker.line_due():
-                say(f"training {record['progress']:4.0%}  {text}")
+                print_status(f"training {record['progress']:4.0%}  {text}")
 
         yield show
         progress.update(task, completed=1.0)

@@ -6,7 +6,7 @@ from foldray.config.spec import RunSpec
 from foldray.data.corpora import Corpus, find_corpus
 from foldray.data.manifest import QUARANTINE_FILE, Manifest, read_quarantine
 from foldray.errors import UserError
-from foldray.runtime.terminal import counting, say
+from foldray.runtime.terminal import counting, print_status
 
 
 def prepare_stage(spec: RunSpec) -> tuple[str, Manifest]:
@@ -29,7 +29,9 @@ def prepare_checked(found: Corpus, corpus: CorpusSpec, root: str, cpus: float = 
     from foldray.data.prepare import prepare, prepared_folder
 
     builtin = corpus.path == BUILTIN_CORPUS
-    say(f"corpus    {'the built-in voices (eSpeak NG)' if builtin else f'{corpus.path}, read as {found.layout}'}")
+    print_status(
+        f"corpus    {'the built-in voices (eSpeak NG)' if builtin else f'{corpus.path}, read as {found.layout}'}"
+    )
     try:
         with counting("preparing") as on_progress:
             folder, manifest = prepare(found, corpus, root, cpus=cpus, on_progress=on_progress)
@@ -46,7 +48,7 @@ def prepare_checked(found: Corpus, corpus: CorpusSpec, root: str, cpus: float = 
     kept = f"{manifest.utterances_out} of {manifest.utterances_in} utterances, {manifest.hours * 60:.1f} min"
     splits = ", ".join(f"{split} {count}" for split, count in manifest.rows_by_split.items())
     aside = f"{manifest.quarantined} quarantined{f' ({reasons})' if reasons else ''}"
-    say(f"prepared  {kept} ({splits}), {aside}: {folder}")
+    print_status(f"prepared  {kept} ({splits}), {aside}: {folder}")
     return folder, manifest
 
 
@@ -54,9 +56,9 @@ def _show_quarantine(folder: str) -> None:
     """The first few entries of the quarantine, so that nobody needs to open a table to see what is wrong."""
     entries = read_quarantine(folder)
     for entry in entries[:SHOWN]:
-        say(f"set aside {entry['source']}: {entry['reason']} ({entry['detail']})")
+        print_status(f"set aside {entry['source']}: {entry['reason']} ({entry['detail']})")
     if len(entries) > SHOWN:
-        say(f"set aside {len(entries) - SHOWN} more: {storage.join(folder, QUARANTINE_FILE)}")
+        print_status(f"set aside {len(entries) - SHOWN} more: {storage.join(folder, QUARANTINE_FILE)}")
 
 
 SHOWN = 5

@@ -11,7 +11,7 @@ from foldray.data.corpora import Corpus
 from foldray.data.manifest import MANIFEST_FILE, Manifest, read_index, read_manifest
 from foldray.errors import UserError
 from foldray.evaluation.provenance import read_run_spec
-from foldray.runtime.terminal import say, training_bar
+from foldray.runtime.terminal import print_status, training_bar
 from foldray.stages.prepare import checked_corpus, prepare_checked
 
 
@@ -57,7 +57,7 @@ def _check_validation(spec: RunSpec, manifest: Manifest) -> None:
     for field, asked in (("patience", spec.valid.patience), ("final", spec.valid.final == "best")):
         if asked:
             raise UserError(f"valid.{field}", "needs a validation split; corpus.splits with 'valid' in it carves one")
-    say("note      there is no validation split; corpus.splits with 'valid' in it carves one")
+    print_status("note      there is no validation split; corpus.splits with 'valid' in it carves one")
 
 
 def _train(spec: RunSpec, corpus: str, run: str) -> dict[str, Any]:
@@ -67,15 +67,15 @@ def _train(spec: RunSpec, corpus: str, run: str) -> dict[str, Any]:
     if not is_finished(run):
         least, most = spec.scale.least_workers, spec.scale.most_workers
         workers = f"{most} workers" if least == most else f"{least} to {most} workers"
-        say(f"training  {run}, {workers}{_newest(run, ', going on from')}")
+        print_status(f"training  {run}, {workers}{_newest(run, ', going on from')}")
     try:
         with training_bar() as on_record:
             trained = train(spec, corpus, run, on_record=on_record)
     except KeyboardInterrupt:
-        say(f"training  interrupted{_newest(run, ', newest checkpoint:') or ', no checkpoint yet'}")
+        print_status(f"training  interrupted{_newest(run, ', newest checkpoint:') or ', no checkpoint yet'}")
         raise
     _say_distances(trained.run)
-    say(f"trained   {trained.step} steps{_resumed(trained.step, trained.resumed_from_step)}: {trained.run}")
+    print_status(f"trained   {trained.step} steps{_resumed(trained.step, trained.resumed_from_step)}: {trained.run}")
     return {
         "run_id": trained.run_id,
         "run": trained.run,
@@ -142,7 +142,7 @@ def _say_unlearnable(model: Any, corpus: str, manifest: Manifest) -> None:
     if count:
         frame = lengths[-1] / SAMPLE_RATE / max(1, int(frames.max()))
         mend = f"corpus.frame_seconds={frame:.2g} would set them aside"
-        say(
+        print_status(
             f"note      {count} of {len(index)} training utterances have more labels than frames and teach nothing; "
             f"{mend}"
         )
@@ -155,7 +155,7 @@ def _say_distances(run: str) -> None:
     if storage.exists(file):
         seed = storage.read_json(file)
         listed = ", ".join(f"{distance:.2f} at depth {depth}" for depth, distance in seed["distances"].items())
-        say(f"seed      {seed['method']}, began at a relative distance of {listed} from {seed['checkpoint']}")
+        print_status(f"seed      {seed['method']}, began at a relative distance of {listed} from {seed['checkpoint']}")
 
 
 def _newest(run: str, words: str) -> str:

@@ -14,7 +14,7 @@ from foldray.config.spec import RunSpec
 from foldray.errors import UserError
 from foldray.results.metrics import Record
 from foldray.runtime.ray import start_ray
-from foldray.runtime.terminal import say
+from foldray.runtime.terminal import print_status
 from foldray.training.context import TrainJob, dump_job
 from foldray.training.fencing import Attempt, claim_submission
 from foldray.training.ray_worker import here, train_as_worker
@@ -132,7 +132,7 @@ def _listen(messages: Any, stop: threading.Event, on_record: Callable[[Record], 
         else:
             for record in records:
                 if "note" in record:
-                    say(f"note      {record['note']}")
+                    print_status(f"note      {record['note']}")
                 else:
                     on_record(record)
 

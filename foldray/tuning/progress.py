@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foldray.results.searches import TrialRecord, figure
-from foldray.runtime.terminal import errors, say
+from foldray.runtime.terminal import errors, print_status
 
 
 class Progress:
@@ -28,7 +28,7 @@ class Progress:
             self._live.update(self._table())
         elif record.kind != "start":
             fields = " ".join(record.overrides)
-            say(f"{record.name:13} {record.state:8} {record.progress:4.0%}  {_scores(record)}  {fields}")
+            print_status(f"{record.name:13} {record.state:8} {record.progress:4.0%}  {_scores(record)}  {fields}")
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")

@@ -25,7 +25,7 @@ from foldray.errors import UserError, one_line
 from foldray.results.reader import newest_rows, read_rows
 from foldray.results.searches import TrialRecord, read_records, write_record
 from foldray.runtime.ray import start_ray
-from foldray.runtime.terminal import say
+from foldray.runtime.terminal import print_status
 from foldray.stages.prepare import prepare_stage
 from foldray.stages.train import train_prepared
 from foldray.training.fencing import Attempt, check_newest, claim_submission, newest_attempt
@@ -93,7 +93,7 @@ def _search(spec: RunSpec, corpus: str, search: str) -> dict[str, Any]:
     known = {record.name: record for record in read_records(search)}
     done = sum(record.state in ENDED for record in known.values())
     going_on = f", {done} of them done before" if done else ""
-    say(f"search    {search}, {spec.search.trials} trials{going_on}")
+    print_status(f"search    {search}, {spec.search.trials} trials{going_on}")
     _start_ray(spec)
     place = Place(corpus, search, claim_submission(search))
     base = _from_start(spec, corpus, search)
@@ -114,7 +114,7 @@ def _search(spec: RunSpec, corpus: str, search: str) -> dict[str, Any]:
     ]
     for record in records:
         if record.state == "failed":
-            say(f"failed    {record.name} ({' '.join(record.overrides)}): {record.error}")
+            print_status(f"failed    {record.name} ({' '.join(record.overrides)}): {record.error}")
     return {
         "search_id": storage.split(search)[1],
         "search": search,
