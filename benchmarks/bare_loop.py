@@ -34,7 +34,7 @@ from foldray.folding.loss import StepCounts, joint_loss
 from foldray.models.features import build_extractor, output_frames
 from foldray.models.from_checkpoint import load_folded
 from foldray.models.stock import write_random_checkpoint
-from foldray.models.tokenizer import Units
+from foldray.models.tokenizer import Tokenizer
 from foldray.results.metrics import Record
 from foldray.training.cursor import plan_of
 from foldray.training.schedule import moving_share
@@ -47,8 +47,8 @@ Loaded = tuple[dict[str, Tensor], Tensor, Tensor, Tensor]
 def run_bare(spec: RunSpec, corpus: str, folder: str, *, ahead: bool = False) -> list[Record]:
     """Train from the very weights that ours begins with, in `spec.scale.workers` processes: each step's `seconds`,
     `ctc` by depth and `grad_norm`. ahead: a DataLoader decodes; folder: an empty one."""
-    workers, units = spec.scale.most_workers, read_manifest(corpus).units
-    write_random_checkpoint(spec.model, spec.fold.num_layers, units, spec.seed, Path(folder, INIT))
+    workers, tokenizer = spec.scale.most_workers, read_manifest(corpus).tokenizer
+    write_random_checkpoint(spec.model, spec.fold.num_layers, tokenizer, spec.seed, Path(folder, INIT))
     processes: Any = torch.multiprocessing  # it does not export its own spawn
     processes.spawn(_train, (spec, corpus, folder, ahead), nprocs=workers)
     told: list[Record] = json.loads(Path(folder, TOLD_FILE).read_text())
@@ -65,10 +65,10 @@ def planned_steps(spec: RunSpec, index: SplitIndex) -> list[list[MicroBatch]]:
 class _Batches(Dataset[Loaded]):
     """Inputs, frames, labels and their lengths of micro-batches, from FLAC in memory."""
 
-    def __init__(self, index: SplitIndex, batches: list[MicroBatch], model: Any, units: Units) -> None:
+    def __init__(self, index: SplitIndex, batches: list[MicroBatch], model: Any, tokenizer: Tokenizer) -> None:
         read = RowReader(index)
         self._rows = {int(position): read(int(position)) for batch in batches for position in batch}
-        self._batches, self._model, self._units = batches, model, units
+        self._batches, self._model, self._tokenizer = batches, model, tokenizer
         self._extractor = build_extractor(model)
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class _Batches(Dataset[Loaded]):
         )
         inputs = {name: made[name] for name in ("input_features", "attention_mask")}
         frames_B = torch.tensor(output_frames(self._model, [len(samples_T) for samples_T in heard]))
-        labels = [torch.tensor(self._units.encode(row["text"])) for row in rows]
+        labels = [torch.tensor(self._tokenizer.encode(row["text"])) for row in rows]
         return inputs, frames_B, pad_sequence(labels, batch_first=True), torch.tensor([len(label) for label in labels])
 
 
@@ -99,14 +99,14 @@ def _train(rank: int, spec: RunSpec, corpus: str, folder: str, ahead: bool) -> N
     torch.set_flush_denormal(True)  # as ours
     workers, manifest = spec.scale.most_workers, read_manifest(corpus)
     index = read_index(corpus, manifest, "train")
-    model: Any = load_folded(spec.model, f"{folder}/{INIT}", spec.fold.plan(), manifest.units, spec.seed)[0].train()
+    model: Any = load_folded(spec.model, f"{folder}/{INIT}", spec.fold.plan(), manifest.tokenizer, spec.seed)[0].train()
     renorm = Renorm(model, torch.device("cpu"))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     steps = planned_steps(spec, index)
     counts = [_counts(model, index, step) for step in steps]
     # Where a step has nothing for this process, it runs the first batch at weight zero.
     mine = [[(batch, 1.0) for batch in step[rank::workers]] or [(step[0], 0.0)] for step in steps]
-    batches = _Batches(index, [batch for step in mine for batch, _ in step], model, manifest.units)
+    batches = _Batches(index, [batch for step in mine for batch, _ in step], model, manifest.tokenizer)
     inline = map(batches.__getitem__, range(len(batches)))
     loaded = iter(DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4)) if ahead else inline
     if workers > 1:

@@ -126,10 +126,10 @@ def _loader(corpus: str) -> tuple[Any, Any]:
     torch.set_num_threads(1)
     spec = load_recipe("an4").model
     manifest = read_manifest(corpus)
-    config = stock_config(spec, 1, len(manifest.units))
+    config = stock_config(spec, 1, len(manifest.tokenizer))
     model = transformers_class(FAMILIES[spec.family].model)(config)
     index = read_index(corpus, manifest, "train")
-    return BatchLoader(index, model, manifest.units, None, 0), index
+    return BatchLoader(index, model, manifest.tokenizer, None, 0), index
 
 
 def _plan(index: Any) -> Any:
@@ -164,12 +164,12 @@ def _bound(corpus: str) -> dict[str, float]:
     plan = _plan(index)
     loader.load(plan.batch(0), 0)
     planned = [loader.read(plan.batch(number)) for number in range(plan.num_batches)]
-    extractor, units = loader.extractor, loader.units
+    extractor, tokenizer = loader.extractor, loader.tokenizer
     started = time.perf_counter()
     for rows in planned:
         waveforms = [soundfile.read(io.BytesIO(row["audio"]), dtype="float32")[0] for row in rows]
         extractor(waveforms, sampling_rate=16_000, padding=True, return_attention_mask=True, return_tensors="pt")
-        torch.nn.utils.rnn.pad_sequence([torch.tensor(units.encode(row["text"])) for row in rows], batch_first=True)
+        torch.nn.utils.rnn.pad_sequence([torch.tensor(tokenizer.encode(row["text"])) for row in rows], batch_first=True)
     return _result(len(planned), began, started)
 
 

@@ -31,7 +31,7 @@ from foldray.training.context import Worker
 from foldray.training.optimizer import make_optimizer
 
 RECIPE = "an4-fold-6-12"
-UNITS = 28
+VOCAB_SIZE = 28
 BATCH, SECONDS = 6, 2.7
 SPREAD, CLUSTERED = (6, 8, 10, 12), (9, 10, 11, 12)
 
@@ -88,7 +88,9 @@ def small_conformer(plan: FoldPlan) -> PreTrainedModel:
     """The recipe's model, folded."""
     spec = load_recipe(RECIPE).model
     torch.manual_seed(0)
-    model: PreTrainedModel = transformers_class(FAMILIES[spec.family].model)(stock_config(spec, plan.num_layers, UNITS))
+    model: PreTrainedModel = transformers_class(FAMILIES[spec.family].model)(
+        stock_config(spec, plan.num_layers, VOCAB_SIZE)
+    )
     initialise(model)
     folded = fold(model, plan)
     folded.train()
@@ -101,7 +103,7 @@ def _step(model: nn.Module, plan: FoldPlan) -> Callable[[], None]:
     features_BTM = torch.randn(BATCH, int(100 * SECONDS), bins, generator=torch.Generator().manual_seed(0))
     mask_BT = torch.ones(features_BTM.shape[:2], dtype=torch.long)
     frames_B = torch.tensor(output_frames(model, [int(SECONDS * SAMPLE_RATE)] * BATCH))
-    labels_BU = torch.arange(1, UNITS - 3).repeat(BATCH, 1)
+    labels_BU = torch.arange(1, VOCAB_SIZE - 3).repeat(BATCH, 1)
     lengths_B = torch.full((BATCH,), labels_BU.shape[1])
     counts = StepCounts(labels_BU.numel(), int(frames_B.sum()))
     renorm = Renorm(model, torch.device("cpu"))

@@ -29,7 +29,7 @@ from foldray.training.context import Surroundings, TrainJob, Worker
 from foldray.training.loop import Trained, train_model
 from foldray.training.schedule import moving_share
 from tests.test_training import assert_same, job_for, weights
-from tests.tiny import UNITS, inputs_for, noise, run, tiny_model
+from tests.tiny import TOKENIZER, inputs_for, noise, run, tiny_model
 
 FRAMES_B = torch.tensor([7, 3, 5])
 
@@ -301,7 +301,7 @@ def test_a_deeper_checkpoints_statistics_become_those_of_the_uses(tmp_path: Path
     stock.save_pretrained(tmp_path)
     plan = FoldPlan(3, (3, 6), private=Private(statistics=True, lora_rank=2))
     model, *_ = load_folded(
-        ModelSpec(family="parakeet", checkpoint=str(tmp_path), seed_layers="svd"), str(tmp_path), plan, UNITS, 0
+        ModelSpec(family="parakeet", checkpoint=str(tmp_path), seed_layers="svd"), str(tmp_path), plan, TOKENIZER, 0
     )
     assert [[float(by.running_mean[0]) for by in norm.holders()] for norm in norms_of(model)] == [
         [0.5, 1], [2.5, 3], [4.5, 5],
@@ -341,6 +341,6 @@ def test_adapters_go_with_pretrained_weights_only(prepared: tuple[str, Manifest]
     job = job_for("wav2vec2-conformer", prepared, tmp_path, steps=1)
     config = {**job.spec.model.config, "add_adapter": True}
     spec = job.spec.model_copy(update={"model": job.spec.model.model_copy(update={"config": config})})
-    write_random_checkpoint(spec.model, 2, prepared[1].units, 0, tmp_path / "adapted")
+    write_random_checkpoint(spec.model, 2, prepared[1].tokenizer, 0, tmp_path / "adapted")
     with pytest.raises(UserError, match=r"model.config.add_adapter: goes with pretrained weights"):
         train_model(TrainJob(spec, job.run, job.corpus, str(tmp_path / "adapted")), Worker())

@@ -26,7 +26,7 @@ from tests.test_cli import call
 from tests.test_cli import finished as finished
 from tests.test_loop_options import with_fields
 from tests.test_training import job_for
-from tests.tiny import CONFIGS, UNITS, inputs_for, noise, run, tiny_model
+from tests.tiny import CONFIGS, TOKENIZER, inputs_for, noise, run, tiny_model
 
 USUAL = ("parakeet", "wav2vec2-stable", "whisper")
 
@@ -46,7 +46,7 @@ def folded(name: str, folder: Path, private: str = "none") -> Any:
                 buffer.add_(0.1 * torch.rand_like(buffer))
     if hasattr(model, "generation_config"):
         model.generation_config.no_repeat_ngram_size = 3
-    save_model(model.eval(), folder, UNITS)
+    save_model(model.eval(), folder, TOKENIZER)
     return model
 
 

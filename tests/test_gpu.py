@@ -224,11 +224,11 @@ def test_a_full_batch_of_each_recipe_fits(name: str, prepared: tuple[str, Manife
     spec = load_recipe(name, ["corpus.path=unused", "optim.epochs=null", "optim.steps=1"])
     spec = spec.model_copy(update={"model": spec.model.model_copy(update={"checkpoint": None})})
     job = TrainJob(spec, str(tmp_path / "run"), prepared[0], str(tmp_path / "init"))
-    units = prepared[1].units
-    write_random_checkpoint(spec.model, spec.fold.num_layers, units, 0, Path(job.init))
-    model = build_model(job, units)[0].to(GPU).train()
+    tokenizer = prepared[1].tokenizer
+    write_random_checkpoint(spec.model, spec.fold.num_layers, tokenizer, 0, Path(job.init))
+    model = build_model(job, tokenizer)[0].to(GPU).train()
     index = read_index(*prepared, "train")
-    loader = BatchLoader(index, model, units, None, 0)
+    loader = BatchLoader(index, model, tokenizer, None, 0)
     rows = loader.read(plan_scoring(index, 1.0)[0][:1])
     seconds = min(spec.corpus.max_seconds, spec.batch.max_duration)
     count = max(1, int(spec.batch.max_duration // seconds))

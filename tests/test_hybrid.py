@@ -14,7 +14,7 @@ from foldray.evaluation.decode import DECODINGS, check_decoding, recognise, tran
 from foldray.evaluation.score import score_depths
 from foldray.models.families import transformers_class
 from foldray.models.fold import set_depths
-from foldray.models.processor import read_units
+from foldray.models.processor import read_tokenizer
 from foldray.training.context import Worker
 from foldray.training.final_model import finish_run
 from foldray.training.loop import train_model
@@ -32,7 +32,7 @@ def test_labels_are_counted_in_units_and_text_comes_back(
     prepared_bpe: tuple[str, Manifest], prepared: tuple[str, Manifest]
 ) -> None:
     corpus, manifest = prepared_bpe
-    assert (len(manifest.units), manifest.units.vocabulary[:2]) == (60, ["<pad>", "<unk>"])
+    assert (len(manifest.tokenizer), manifest.tokenizer.vocabulary[:2]) == (60, ["<pad>", "<unk>"])
     assert manifest.corpus_id != prepared[1].corpus_id
     index = read_index(corpus, manifest, "train")
     spelled = read_index(*prepared, "train")
@@ -54,20 +54,20 @@ def test_a_hybrid_model_is_trained_saved_and_decoded_in_three_ways(
     trained = train_model(job, Worker())
     finish_run(job, trained.final_steps, trained.attempt)
     folder = f"{job.run}/model"
-    assert read_units(folder) == manifest.units
+    assert read_tokenizer(folder) == manifest.tokenizer
     model = load_model(folder, depth=4)
-    loader = BatchLoader(read_index(corpus, manifest, "test"), model, manifest.units, None, 0)
+    loader = BatchLoader(read_index(corpus, manifest, "test"), model, manifest.tokenizer, None, 0)
     batch = loader.load(torch.arange(2).numpy(), 0)
     for text, labels, count in zip(batch.texts, batch.labels_BU, batch.num_labels_B, strict=True):
-        assert manifest.units.decode(labels[:count].tolist()) == text
+        assert manifest.tokenizer.decode(labels[:count].tolist()) == text
     tokenizer = transformers_class("ParakeetTokenizer").from_pretrained(folder)
     with torch.no_grad():
         best_BT = model(**batch.encoder_inputs).ctc_logits.argmax(-1)
-    greedy = recognise(model, batch.encoder_inputs, batch.frames_B, manifest.units, "ctc")
+    greedy = recognise(model, batch.encoder_inputs, batch.frames_B, manifest.tokenizer, "ctc")
     stock = [tokenizer.decode(best[:frames]) for best, frames in zip(best_BT, batch.frames_B, strict=True)]
     assert greedy == [" ".join(text.split()) for text in stock]
     for decoding in DECODINGS:
-        scores = score_depths(model, manifest.units, corpus, manifest, "test", (2, 4), decoding=decoding)  # type: ignore[arg-type]
+        scores = score_depths(model, manifest.tokenizer, corpus, manifest, "test", (2, 4), decoding=decoding)  # type: ignore[arg-type]
         set_depths(model, [4])
         assert [score.depth for score in scores] == [2, 4]
         said = {u.id: u.hypothesis for u in scores[1].utterances}

@@ -164,7 +164,7 @@ def test_each_part_has_its_rate_and_a_frozen_front_stays(prepared: tuple[str, Ma
     job = job_for("wav2vec2-stable", prepared, tmp_path, steps=3)
     rates = ["optim.lr_seed=0", "optim.lr_private=0.5", "optim.freeze_front=true", "optim.weight_decay=0.5"]
     job = with_fields(job, *rates, "fold.private=norms")
-    before = {k: v.clone() for k, v in build_model(job, prepared[1].units)[0].named_parameters()}
+    before = {k: v.clone() for k, v in build_model(job, prepared[1].tokenizer)[0].named_parameters()}
     trained = train_model(job, Worker())
     after = dict(trained.model.named_parameters())
     changed = {part: set() for part in ("front", "seed", "private", "rest")}
@@ -191,7 +191,7 @@ def test_a_moving_average_is_the_model_and_survives_a_kill(prepared: tuple[str, 
 
     import foldray.training.state as state
 
-    built = build_model(plain, prepared[1].units)[0]
+    built = build_model(plain, prepared[1].tokenizer)[0]
     expected.update({key: tensor.clone() for key, tensor in floats(built).items()})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(state, "build_model", lambda *_: (models.append(built), (built, []))[1])
@@ -257,7 +257,7 @@ def test_validation_beside_training_says_what_scoring_says_and_changes_nothing(
     from foldray.evaluation.score import score_depths
 
     model = load_model(whole_checkpoints(job.run)[-1].uri)
-    scores = score_depths(model, prepared[1].units, *prepared, "valid", (2, 3, 4))
+    scores = score_depths(model, prepared[1].tokenizer, *prepared, "valid", (2, 3, 4))
     assert list(scored.values())[-1]["valid_wer"] == pytest.approx({str(s.depth): s.wer for s in scores})
     killed = job_for("parakeet", prepared, tmp_path / "killed", epochs=3)
     killed_at(killed, ends[1], beside(killed))

@@ -29,9 +29,9 @@ def objective(prepared: tuple[str, Manifest], folder: Path, name: str, **loss: A
             "loss": job.spec.loss.model_copy(update=loss),
         }
     )
-    model, _ = build_model(type(job)(spec, job.run, job.corpus, job.init), prepared[1].units)
+    model, _ = build_model(type(job)(spec, job.run, job.corpus, job.init), prepared[1].tokenizer)
     model.eval()
-    loader = BatchLoader(read_index(*prepared, "train"), model, prepared[1].units, None, 0)
+    loader = BatchLoader(read_index(*prepared, "train"), model, prepared[1].tokenizer, None, 0)
     return Objective(spec, model), model, loader.load(torch.tensor([0, 3]).numpy(), 0)
 
 
@@ -84,13 +84,13 @@ def test_the_terms_add_up(progress: float, ramp: float, prepared: tuple[str, Man
 
 def test_targets_of_a_decoder_are_its_inputs_moved_by_one(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     _, model, batch = objective(prepared, tmp_path, "conformer")
-    units = prepared[1].units
+    tokenizer = prepared[1].tokenizer
     assert batch.targets_BU is not None
     for text, given, wanted in zip(batch.texts, batch.inputs["decoder_input_ids"], batch.targets_BU, strict=True):
-        ids = units.encode(text)
-        assert given[: len(ids) + 1].tolist() == [len(units), *ids]
-        assert wanted[: len(ids) + 1].tolist() == [*ids, len(units)]
-    assert model.config.vocab_size == len(units) + 1
+        ids = tokenizer.encode(text)
+        assert given[: len(ids) + 1].tolist() == [len(tokenizer), *ids]
+        assert wanted[: len(ids) + 1].tolist() == [*ids, len(tokenizer)]
+    assert model.config.vocab_size == len(tokenizer) + 1
 
 
 def test_only_the_depths_that_ran_are_trained(prepared: tuple[str, Manifest], tmp_path: Path) -> None:

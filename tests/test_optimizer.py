@@ -32,9 +32,9 @@ def test_muon_has_the_matrices_of_the_blocks_and_nothing_else(
     name: str, prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:
     job = muon_job(name, prepared, tmp_path, "fold.private=norms+lora+film", "fold.lora_rank=4", "optim.lr_seed=0.5")
-    model = build_model(job, prepared[1].units)[0]
+    model = build_model(job, prepared[1].tokenizer)[0]
     index = read_index(*prepared, "train")
-    batch = BatchLoader(index, model, prepared[1].units, None, 0).load(np.arange(2), epoch=0)
+    batch = BatchLoader(index, model, prepared[1].tokenizer, None, 0).load(np.arange(2), epoch=0)
     model(**batch.inputs)  # leaves the last use running, whose weights are made of the seed's and private ones
     optimizer = make_optimizer(model, job.spec.optim, Worker())
     names = {id(parameter): key for key, parameter in model.named_parameters()}
@@ -59,7 +59,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_nothing_else(
 
 def test_one_optimiser_makes_the_steps_of_two(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     job = muon_job("parakeet", prepared, tmp_path, "optim.weight_decay=30")
-    ours, theirs = (build_model(job, prepared[1].units)[0] for _ in range(2))
+    ours, theirs = (build_model(job, prepared[1].tokenizer)[0] for _ in range(2))
     optim = job.spec.optim
     one = make_optimizer(ours, optim, Worker())
     linear = {id(module.weight) for module in theirs.encoder.layers.modules() if isinstance(module, nn.Linear)}

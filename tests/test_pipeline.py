@@ -24,7 +24,7 @@ from foldray.config.recipes import load_recipe
 from foldray.data.manifest import read_manifest, read_quarantine
 from foldray.models.from_checkpoint import load_folded
 from foldray.models.stock import write_random_checkpoint
-from foldray.models.tokenizer import Units
+from foldray.models.tokenizer import Tokenizer
 from foldray.results.metrics import read_metrics
 from foldray.results.reader import read_hypotheses, read_rows
 from foldray.training.fencing import newest_attempt
@@ -266,9 +266,9 @@ def test_a_waveform_model_from_a_stock_checkpoint_on_disk(
     """
     spec = load_recipe("hubert-tiny")
     stock = tmp_path / "stock"
-    units = Units(["<pad>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"])
-    write_random_checkpoint(spec.model, spec.fold.num_layers, units, 7, stock)
-    assert load_folded(spec.model, str(stock), spec.fold.plan(), units, 0)[2] == [], "nothing starts anew"
+    tokenizer = Tokenizer(["<pad>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"])
+    write_random_checkpoint(spec.model, spec.fold.num_layers, tokenizer, 7, stock)
+    assert load_folded(spec.model, str(stock), spec.fold.plan(), tokenizer, 0)[2] == [], "nothing starts anew"
     arguments = [
         "hubert-tiny", f"corpus.path={own_corpus}", f"model.checkpoint={stock}",
         f"storage.root={tmp_path / 'store'}", "optim.steps=40", "optim.lr=2e-3", "checkpoint.every_steps=10",

@@ -15,7 +15,7 @@ from foldray.config.model import ModelSpec
 from foldray.config.recipes import load_recipe, recipe_names
 from foldray.evaluation.score import score_depths
 from foldray.models.fold import stack_of
-from foldray.models.processor import read_units
+from foldray.models.processor import read_tokenizer
 from foldray.models.save_load import load_model
 from foldray.models.stock import write_random_checkpoint
 from foldray.training.checkpoint import whole_checkpoints
@@ -89,7 +89,7 @@ def test_a_recipe_trains_with_a_stand_in(recipe: str, spoken: Path, tmp_path: Pa
 
     init = tmp_path / "init"
     stock = ModelSpec(family=spec.model.family, config=spec.model.config)
-    write_random_checkpoint(stock, layers or spec.fold.num_layers, manifest.units, 0, init)
+    write_random_checkpoint(stock, layers or spec.fold.num_layers, manifest.tokenizer, 0, init)
     model = spec.model.model_copy(update={"checkpoint": str(init) if layers else None})
     spec = spec.model_copy(update={"model": model})
     run = str(tmp_path / "run")
@@ -100,5 +100,5 @@ def test_a_recipe_trains_with_a_stand_in(recipe: str, spoken: Path, tmp_path: Pa
     folded = load_model(saved)
     assert stack_of(folded).plan == spec.fold.plan()
     assert all(torch.isfinite(weight).all() for weight in folded.state_dict().values())
-    scores = score_depths(folded, read_units(saved), corpus, manifest, "test", spec.fold.depths)
+    scores = score_depths(folded, read_tokenizer(saved), corpus, manifest, "test", spec.fold.depths)
     assert [score.depth for score in scores] == list(spec.fold.depths)

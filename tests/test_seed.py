@@ -15,8 +15,8 @@ from foldray.models.from_checkpoint import initial_distances, load_folded
 from foldray.models.save_load import save_model
 from foldray.models.seed_layers import low_rank, seed_blocks, seed_layers, sources_of
 from foldray.models.stock import write_random_checkpoint
-from foldray.models.tokenizer import Units
-from tests.tiny import CONFIGS, UNITS, frames_for, inputs_for, noise, run, tiny_model, tiny_spec
+from foldray.models.tokenizer import Tokenizer
+from tests.tiny import CONFIGS, TOKENIZER, frames_for, inputs_for, noise, run, tiny_model, tiny_spec
 
 pytestmark = pytest.mark.contract
 
@@ -136,7 +136,7 @@ def test_the_checkpoints_own_feature_extractor_is_kept(tmp_path: Path) -> None:
     for normalised in (False, True):
         extractor(do_normalize=normalised, return_attention_mask=True).save_pretrained(folder)
         model = fold_checkpoint(str(folder), FoldPlan(3, (3, 6)))
-        save_model(model, tmp_path / "folded", UNITS)
+        save_model(model, tmp_path / "folded", TOKENIZER)
         for each in (model, load_model(str(tmp_path / "folded"))):
             heard = inputs_for(each, [noise(0.5), noise(0.8, seed=1)])
             assert torch.equal(heard["input_values"][0, :8000], noise(0.5)) == (not normalised)
@@ -148,7 +148,7 @@ def test_the_checkpoints_own_feature_extractor_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if FAMILIES[CONFIGS[name][0]].kind != "attention"])
 def test_from_scratch_a_ctc_head_expects_blanks(name: str, tmp_path: Path) -> None:
-    write_random_checkpoint(tiny_spec(name), 3, UNITS, 1, tmp_path)
+    write_random_checkpoint(tiny_spec(name), 3, TOKENIZER, 1, tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     bias = weights.get("ctc_head.bias", weights.get("lm_head.bias"))
     assert bias is not None
@@ -160,18 +160,18 @@ def test_from_scratch_a_ctc_head_expects_blanks(name: str, tmp_path: Path) -> No
 
 def test_a_head_for_other_units_starts_anew_even_at_the_same_size(tmp_path: Path) -> None:
     spec = tiny_spec("wav2vec2")
-    write_random_checkpoint(spec, 3, UNITS, 1, tmp_path)
+    write_random_checkpoint(spec, 3, TOKENIZER, 1, tmp_path)
     plan = FoldPlan(3, (3, 6))
-    model, _, fresh = load_folded(spec, str(tmp_path), plan, UNITS, 0)
+    model, _, fresh = load_folded(spec, str(tmp_path), plan, TOKENIZER, 0)
     assert fresh == []
     assert torch.equal(model.lm_head.weight, load_file(tmp_path / "model.safetensors")["lm_head.weight"])
-    others = Units([*UNITS.vocabulary[:-1], "Z"])
+    others = Tokenizer([*TOKENIZER.vocabulary[:-1], "Z"])
     renewed, _, fresh = load_folded(spec, str(tmp_path), plan, others, 0)
     assert fresh == ["lm_head.weight", "lm_head.bias"]
     assert not torch.equal(model.lm_head.weight, renewed.lm_head.weight)
     again, *_ = load_folded(spec, str(tmp_path), plan, others, 0)
     assert torch.equal(again.lm_head.weight, renewed.lm_head.weight)
-    _, _, fresh = load_folded(spec, str(tmp_path), plan, Units([*UNITS.vocabulary, "Z"]), 0)
+    _, _, fresh = load_folded(spec, str(tmp_path), plan, Tokenizer([*TOKENIZER.vocabulary, "Z"]), 0)
     assert fresh == ["lm_head.bias", "lm_head.weight"]
 
 

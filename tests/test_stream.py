@@ -23,7 +23,7 @@ Prepared = tuple[str, Manifest]
 
 def loader_for(prepared: Prepared, augment: AugmentSpec | None = None, threads: int = 1) -> BatchLoader:
     index = read_index(*prepared, "train")
-    return BatchLoader(index, tiny_model("parakeet"), prepared[1].units, augment, seed=7, threads=threads)
+    return BatchLoader(index, tiny_model("parakeet"), prepared[1].tokenizer, augment, seed=7, threads=threads)
 
 
 @pytest.fixture

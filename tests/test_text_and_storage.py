@@ -7,7 +7,7 @@ import pytest
 from foldray import storage
 from foldray.data.text import normalise
 from foldray.errors import UserError
-from foldray.models.tokenizer import character_units
+from foldray.models.tokenizer import character_tokenizer
 from foldray.results.metrics import read_metrics, write_metrics
 
 
@@ -33,11 +33,11 @@ def test_normalisation(text: str, profile: str, expected: str) -> None:
 
 
 def test_text_survives_characters() -> None:
-    units = character_units(["CAB A", "DAB'S"])
-    assert units.vocabulary == ["<pad>", "<unk>", "|", "'", "A", "B", "C", "D", "S"]
-    assert units.decode(units.encode("A DAB'S CAB")) == "A DAB'S CAB"
-    assert units.encode("AZ") == [4, 1]
-    assert units.decode([0, 2, 4, 1, 2, 2, 5, 0]) == "A B"
+    tokenizer = character_tokenizer(["CAB A", "DAB'S"])
+    assert tokenizer.vocabulary == ["<pad>", "<unk>", "|", "'", "A", "B", "C", "D", "S"]
+    assert tokenizer.decode(tokenizer.encode("A DAB'S CAB")) == "A DAB'S CAB"
+    assert tokenizer.encode("AZ") == [4, 1]
+    assert tokenizer.decode([0, 2, 4, 1, 2, 2, 5, 0]) == "A B"
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(

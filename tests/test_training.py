@@ -64,7 +64,7 @@ def job_for(
     spec = spec_for(name, per_step, **optim)
     init = folder / "init"
     if not init.exists():
-        write_random_checkpoint(spec.model, spec.fold.num_layers, prepared[1].units, 0, init)
+        write_random_checkpoint(spec.model, spec.fold.num_layers, prepared[1].tokenizer, 0, init)
     return TrainJob(spec, str(folder / "run"), prepared[0], str(init))
 
 
@@ -132,9 +132,9 @@ def test_a_run_killed_after_its_last_checkpoint_takes_no_further_step(
 
 def test_masks_do_not_depend_on_the_batch(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     job = job_for("parakeet", prepared, tmp_path)
-    model = build_model(job, prepared[1].units)[0]
+    model = build_model(job, prepared[1].tokenizer)[0]
     index = read_index(*prepared, "train")
-    loader = BatchLoader(index, model, prepared[1].units, job.spec.augment, 0)
+    loader = BatchLoader(index, model, prepared[1].tokenizer, job.spec.augment, 0)
     order = np.argsort(index.num_samples)
     alone = loader.load(order[:1], epoch=0).inputs
     padded = loader.load(order[[0, -1]], epoch=0).inputs
@@ -143,7 +143,7 @@ def test_masks_do_not_depend_on_the_batch(prepared: tuple[str, Manifest], tmp_pa
     ours, theirs = alone["input_features"][0, :frames], padded["input_features"][0, :frames]
     assert torch.equal(ours == 0, theirs == 0)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)  # the transform itself rounds by batch shape
-    clean = BatchLoader(index, model, prepared[1].units, None, 0).load(order[:1], epoch=0).inputs
+    clean = BatchLoader(index, model, prepared[1].tokenizer, None, 0).load(order[:1], epoch=0).inputs
     assert not torch.equal(alone["input_features"], clean["input_features"])
 
 
@@ -230,7 +230,7 @@ def test_the_finished_model_is_the_trained_one_and_opens_in_stock_transformers(
     model = load_model(f"{job.run}/model")
     trained.model.eval()
     index = read_index(*prepared, "test")
-    batch = BatchLoader(index, model, prepared[1].units, None, 0).load(
+    batch = BatchLoader(index, model, prepared[1].tokenizer, None, 0).load(
         plan_epoch(index, seed=0, epoch=0, max_duration=20, per_step=1).batch(0), 0
     )
     stock, report = transformers_class(type(model).__name__).from_pretrained(
@@ -250,9 +250,9 @@ def test_the_finished_model_is_the_trained_one_and_opens_in_stock_transformers(
 
 def test_batches_are_the_same_whoever_loads_them(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     job = job_for("parakeet", prepared, tmp_path)
-    model = build_model(job, prepared[1].units)[0]
+    model = build_model(job, prepared[1].tokenizer)[0]
     index = read_index(*prepared, "train")
-    loaders = [BatchLoader(index, model, prepared[1].units, job.spec.augment, 0) for _ in range(2)]
+    loaders = [BatchLoader(index, model, prepared[1].tokenizer, job.spec.augment, 0) for _ in range(2)]
     batches = list(plan_epoch(index, seed=0, epoch=0, max_duration=12, per_step=1).share(0, 1))
     ahead = list(loaders[0].ahead(batches, epoch=0))
     for batch, planned in zip(ahead, batches, strict=True):

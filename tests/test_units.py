@@ -24,61 +24,67 @@ from foldray.errors import UserError
 from foldray.evaluation.decode import greedy_texts
 from foldray.models import tokenizer as text
 from foldray.models.families import transformers_class
-from foldray.models.processor import read_units, save_processor
-from foldray.models.tokenizer import END, Units, bpe_units, character_units, unigram_units
+from foldray.models.processor import read_tokenizer, save_processor
+from foldray.models.tokenizer import END, Tokenizer, bpe_tokenizer, character_tokenizer, unigram_tokenizer
 from tests.conftest import prepare_serially
 from tests.tiny import tiny_model
 
 BUILTIN = [utterance.text for utterance in islice(builtin._utterances("train", 0), 900)]
 # The same sentences in letters of another script, vowels as combining marks.
 MARKED = [normalise(line.translate(str.maketrans("AEIOUNRST", "ािुेोनरसत")), "unicode") for line in BUILTIN]
-LEARNERS = pytest.mark.parametrize("learn", [bpe_units, unigram_units])
-Learn = Callable[[list[str], int], Units]
+LEARNERS = pytest.mark.parametrize("learn", [bpe_tokenizer, unigram_tokenizer])
+Learn = Callable[[list[str], int], Tokenizer]
 
 
 @LEARNERS
 @pytest.mark.parametrize(("texts", "size"), [(BUILTIN, 120), (MARKED, 75)], ids=["builtin", "marked"])
 def test_every_transcript_comes_back(learn: Learn, texts: list[str], size: int) -> None:
-    units = learn(texts, size)
-    assert (len(units), units.vocabulary[:2], len(set(units.vocabulary))) == (size, ["<pad>", "<unk>"], size)
-    assert [units.decode(units.encode(line)) for line in texts] == texts
-    assert sum(len(units.encode(line)) for line in texts) < sum(map(len, texts))
-    assert {0, 1} & {i for line in texts for i in units.encode(line)} == set()
+    tokenizer = learn(texts, size)
+    assert (len(tokenizer), tokenizer.vocabulary[:2], len(set(tokenizer.vocabulary))) == (
+        size,
+        ["<pad>", "<unk>"],
+        size,
+    )
+    assert [tokenizer.decode(tokenizer.encode(line)) for line in texts] == texts
+    assert sum(len(tokenizer.encode(line)) for line in texts) < sum(map(len, texts))
+    assert {0, 1} & {i for line in texts for i in tokenizer.encode(line)} == set()
 
 
 @LEARNERS
 def test_what_was_never_seen_is_unknown_and_ends_are_no_text(learn: Learn) -> None:
-    units = learn(BUILTIN, 100)
-    assert units.encode("") == []
-    assert units.decode([]) == ""
-    around = units.encode("THE XÖX LIGHT")
+    tokenizer = learn(BUILTIN, 100)
+    assert tokenizer.encode("") == []
+    assert tokenizer.decode([]) == ""
+    around = tokenizer.encode("THE XÖX LIGHT")
     assert around.count(1) == 1
-    assert units.decode(around) == "THE XX LIGHT"
-    assert units.decode([0, *units.encode("THE LIGHT"), 0, len(units)]) == "THE LIGHT"
+    assert tokenizer.decode(around) == "THE XX LIGHT"
+    assert tokenizer.decode([0, *tokenizer.encode("THE LIGHT"), 0, len(tokenizer)]) == "THE LIGHT"
 
 
 @LEARNERS
 def test_any_order_and_any_process_learns_the_same_bytes(learn: Learn) -> None:
-    units = learn(BUILTIN, 110)
-    assert learn(BUILTIN[::-1], 110) == units
+    tokenizer = learn(BUILTIN, 110)
+    assert learn(BUILTIN[::-1], 110) == tokenizer
     code = f"""
 import json, sys
 from foldray.models.tokenizer import {learn.__name__} as learn
-sys.stdout.write(learn(json.load(sys.stdin), 110).tokenizer)"""
+sys.stdout.write(learn(json.load(sys.stdin), 110).subwords)"""
     there = subprocess.run([sys.executable, "-c", code], input=json.dumps(BUILTIN).encode(), capture_output=True)
-    assert there.stdout.decode() == units.tokenizer, there.stderr.decode()
+    assert there.stdout.decode() == tokenizer.subwords, there.stderr.decode()
 
 
 @LEARNERS
 def test_a_size_is_exact_or_refused_with_the_nearest_one(learn: Learn) -> None:
     with pytest.raises(
-        UserError, match=r"^corpus.vocab_size: 20 are too few for the characters of 'train'; say"
+        UserError, match=r"^corpus.vocab_size: 20 is too few for the characters of 'train'; set it to"
     ) as few:
         learn(BUILTIN, 20)
-    with pytest.raises(UserError, match=r"^corpus.vocab_size: 'train' gives no more than \d+ units; say \d+") as many:
+    with pytest.raises(
+        UserError, match=r"^corpus.vocab_size: 'train' gives at most \d+ sub-words; set it to \d+"
+    ) as many:
         learn(BUILTIN, 5000)
     least = len(set("".join(BUILTIN))) + 2  # the space counts as the word start
-    assert str(few.value).endswith(f"say {least} or more")
+    assert str(few.value).endswith(f"set it to {least} or more")
     most = int(str(many.value).split()[-3])
     for size in {*range(least, most, 7), most}:
         assert len(learn(BUILTIN, size)) == size
@@ -88,9 +94,9 @@ def test_a_size_is_exact_or_refused_with_the_nearest_one(learn: Learn) -> None:
 
 
 def test_unigram_ids_are_those_of_sentencepiece() -> None:
-    units, reference = unigram_units(BUILTIN, 110), text._learn_pieces(sorted(BUILTIN), 110)
-    assert units.vocabulary == [reference.id_to_piece(i) for i in range(110)]
-    assert [units.encode(line) for line in BUILTIN] == [reference.encode(line) for line in BUILTIN]
+    tokenizer, reference = unigram_tokenizer(BUILTIN, 110), text._learn_pieces(sorted(BUILTIN), 110)
+    assert tokenizer.vocabulary == [reference.id_to_piece(i) for i in range(110)]
+    assert [tokenizer.encode(line) for line in BUILTIN] == [reference.encode(line) for line in BUILTIN]
 
 
 # --- Preparation -----------------------------------------------------------------------------------
@@ -109,16 +115,16 @@ def transcripts(folder: str, manifest: Manifest) -> dict[str, tuple[str, str]]:
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_labels_are_counted_in_units_of_train(kind: str, own_corpus: Path, tmp_path: Path) -> None:
     folder, manifest = prepare_serially(spec_for(own_corpus, kind), tmp_path / "store")
-    assert read_manifest(folder).units == manifest.units
+    assert read_manifest(folder).tokenizer == manifest.tokenizer
     assert len(manifest.vocabulary) == 40
     said = transcripts(folder, manifest)
-    learn = {"bpe": bpe_units, "unigram": unigram_units}[kind]
-    assert manifest.units == learn([line for split, line in said.values() if split == "train"], 40)
+    learn = {"bpe": bpe_tokenizer, "unigram": unigram_tokenizer}[kind]
+    assert manifest.tokenizer == learn([line for split, line in said.values() if split == "train"], 40)
     index = pq.read_table(f"{folder}/index.parquet").to_pylist()
     assert len(index) == manifest.utterances_out
     for entry in index:
         line = said[entry["id"]][1]
-        assert entry["num_labels"] == len(manifest.units.encode(line)) <= len(line)
+        assert entry["num_labels"] == len(manifest.tokenizer.encode(line)) <= len(line)
     before = {file: file.stat().st_mtime_ns for file in Path(folder).rglob("*")}
     assert prepare_serially(spec_for(own_corpus, kind), tmp_path / "store") == (folder, manifest)
     assert {file: file.stat().st_mtime_ns for file in Path(folder).rglob("*")} == before
@@ -150,7 +156,7 @@ def test_a_killed_preparation_ends_with_the_same_bytes(
 
 def test_a_size_there_cannot_be_is_refused_before_any_audio_is_read(own_corpus: Path, tmp_path: Path) -> None:
     spec = spec_for(own_corpus, "bpe").model_copy(update={"vocab_size": 5000})
-    with pytest.raises(UserError, match=r"corpus.vocab_size: 'train' gives no more than"):
+    with pytest.raises(UserError, match=r"corpus.vocab_size: 'train' gives at most"):
         prepare_serially(spec, tmp_path)
     assert not list(tmp_path.rglob("*.parquet"))
 
@@ -187,25 +193,27 @@ def test_what_does_not_go_together_gets_one_line(overrides: list[str], message: 
 @pytest.mark.parametrize("name", ["parakeet", "wav2vec2-bert", "wav2vec2", "conformer"])
 @pytest.mark.parametrize("kind", ["characters", "bpe", "unigram"])
 def test_stock_code_reads_the_same_text_from_a_saved_model(kind: str, name: str, tmp_path: Path) -> None:
-    learned = {"bpe": lambda: bpe_units(BUILTIN, 90), "unigram": lambda: unigram_units(BUILTIN, 90)}
-    units = learned.get(kind, lambda: character_units(BUILTIN))()
+    learned = {"bpe": lambda: bpe_tokenizer(BUILTIN, 90), "unigram": lambda: unigram_tokenizer(BUILTIN, 90)}
+    tokenizer = learned.get(kind, lambda: character_tokenizer(BUILTIN))()
     model: Any = tiny_model(name)
     model.config.save_pretrained(tmp_path)
-    save_processor(model, units, tmp_path)
-    assert read_units(str(tmp_path)) == units
+    save_processor(model, tokenizer, tmp_path)
+    assert read_tokenizer(str(tmp_path)) == tokenizer
     stock = transformers_class("AutoTokenizer").from_pretrained(tmp_path)
     assert (stock.pad_token_id, stock.unk_token_id) == (0, 1)
     if name == "conformer":
-        assert stock.convert_tokens_to_ids(END) == stock.eos_token_id == len(units)
+        assert stock.convert_tokens_to_ids(END) == stock.eos_token_id == len(tokenizer)
     generator = torch.Generator().manual_seed(0)
-    ids_BT = torch.randint(1, len(units), (40, 30), generator=generator)
+    ids_BT = torch.randint(1, len(tokenizer), (40, 30), generator=generator)
     ids_BT[ids_BT == 1] = 0  # no model writes <unk>: what it learned from has none
     ids_BT[torch.rand(ids_BT.shape, generator=generator) < 0.3] = 0
-    logits_BTV = torch.nn.functional.one_hot(ids_BT, len(units)).float()
-    ours = greedy_texts(logits_BTV, torch.full((40,), 30), units)
+    logits_BTV = torch.nn.functional.one_hot(ids_BT, len(tokenizer)).float()
+    ours = greedy_texts(logits_BTV, torch.full((40,), 30), tokenizer)
     theirs = stock.batch_decode(logits_BTV.argmax(-1))
     # The stock character tokenizer keeps a second space where a word is empty.
     assert [" ".join(line.split()) for line in theirs] == ours if kind == "characters" else theirs == ours
     if kind != "characters":
-        assert stock(BUILTIN[:50], add_special_tokens=False).input_ids == [units.encode(line) for line in BUILTIN[:50]]
+        assert stock(BUILTIN[:50], add_special_tokens=False).input_ids == [
+            tokenizer.encode(line) for line in BUILTIN[:50]
+        ]
         assert stock.batch_decode(ids_BT, skip_special_tokens=True) == ours

@@ -10,9 +10,9 @@ from foldray.config.model import ModelSpec
 from foldray.models.families import FAMILIES, family_of, transformers_class
 from foldray.models.features import build_extractor, extract_features, output_frames, whole_frames
 from foldray.models.stock_config import stock_config
-from foldray.models.tokenizer import Units
+from foldray.models.tokenizer import Tokenizer
 
-UNITS = Units(["<pad>", "<unk>", "|", *"ABCDEF"])
+TOKENIZER = Tokenizer(["<pad>", "<unk>", "|", *"ABCDEF"])
 
 _WAVEFORM = {
     "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "conv_dim": [16, 16, 16],
@@ -75,7 +75,7 @@ def tiny_spec(name: str) -> ModelSpec:
 def tiny_model(name: str, num_layers: int = 3) -> PreTrainedModel:
     spec = tiny_spec(name)
     torch.manual_seed(0)
-    model = transformers_class(FAMILIES[spec.family].model)(stock_config(spec, num_layers, len(UNITS)))
+    model = transformers_class(FAMILIES[spec.family].model)(stock_config(spec, num_layers, len(TOKENIZER)))
     return model.eval()
 
 

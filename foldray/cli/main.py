@@ -64,8 +64,8 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
     spec = load_recipe(recipe, overrides)
     from foldray.models.costs import bytes_at_precisions, joint_cost, plan_costs
 
-    num_units = spec.corpus.vocab_size or PLAN_UNITS
-    costs = plan_costs(spec.found_model(), spec.fold.plan(), num_units)
+    vocab_size = spec.corpus.vocab_size or PLAN_VOCAB_SIZE
+    costs = plan_costs(spec.found_model(), spec.fold.plan(), vocab_size)
     deepest = costs[-1]
     planned = {
         "num_layers": spec.fold.num_layers,
@@ -74,9 +74,9 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
         "params_stored": deepest.params_stored,
         "params_private": max(cost.params_private for cost in costs),
         "params_unrolled": deepest.params_unrolled,
-        "bytes": bytes_at_precisions(spec.found_model(), spec.fold.plan(), num_units),
+        "bytes": bytes_at_precisions(spec.found_model(), spec.fold.plan(), vocab_size),
         "saved_percent": round(100 * (1 - deepest.params_stored / deepest.params_unrolled), 2),
-        "joint": vars(joint_cost(spec.found_model(), spec.fold.plan(), num_units, spec.loss.sampled)),
+        "joint": vars(joint_cost(spec.found_model(), spec.fold.plan(), vocab_size, spec.loss.sampled)),
     }
     if as_json:
         print_json(planned)
@@ -84,7 +84,7 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
         plan_table(planned, drawn=spec.loss.sampled is not None)
 
 
-PLAN_UNITS = 32
+PLAN_VOCAB_SIZE = 32
 """Tokens assumed before a corpus is known: English characters, as in wav2vec 2.0's own heads."""
 
 

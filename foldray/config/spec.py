@@ -130,7 +130,7 @@ class RunSpec(Section):
         return self.model.model_copy(update={"checkpoint": uri})
 
     def spec_hash(self, corpus_id: str, vocabulary: str) -> str:
-        """Ten hex digits over every field that results depend on, the prepared corpus's identity and its units' digest.
+        """Ten hex digits over every field that results depend on, the prepared corpus's identity and tokenizer.
 
         Fields at their defaults are left out, so that a field added later changes no run's name.
         """

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from foldray import storage
 from foldray.errors import UserError
-from foldray.models.tokenizer import Units
+from foldray.models.tokenizer import Tokenizer
 
 MANIFEST_FILE, INDEX_FILE, QUARANTINE_FILE = "manifest.json", "index.parquet", "quarantine.parquet"
 
@@ -68,7 +68,7 @@ class Shard(BaseModel):
 class Manifest(BaseModel):
     """Written last, so a corpus folder that has one is whole."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, validate_by_name=True, serialize_by_alias=True)
     schema_version: int = 1
     corpus_id: str
     source: str
@@ -79,7 +79,7 @@ class Manifest(BaseModel):
     reasons: dict[str, int]
     hours: float
     vocabulary: list[str]
-    tokenizer: str | None = None  # JSON, for sub-words
+    subwords: str | None = Field(None, alias="tokenizer")  # JSON of the `tokenizers` library
     shards: list[Shard]
 
     @property
@@ -91,9 +91,9 @@ class Manifest(BaseModel):
         return rows
 
     @property
-    def units(self) -> Units:
-        """What the transcripts are written in."""
-        return Units(self.vocabulary, self.tokenizer)
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the transcripts."""
+        return Tokenizer(self.vocabulary, self.subwords)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from foldray.data.shard_plan import plan_shards, screen
 from foldray.data.splits import needed_splits
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
-from foldray.models.tokenizer import Units, bpe_units, character_units, unigram_units
+from foldray.models.tokenizer import Tokenizer, bpe_tokenizer, character_tokenizer, unigram_tokenizer
 from foldray.runtime.ray import start_ray
 
 
@@ -85,15 +85,15 @@ def missing_files(folder: str, manifest: Manifest) -> list[str]:
 # --- Before decoding -------------------------------------------------------------------------------
 
 
-def _learn_subwords(utterances: list[Utterance], spec: CorpusSpec) -> Units | None:
-    """Sub-word units from the transcripts of 'train'; None for characters, or without any 'train'.
+def _learn_subwords(utterances: list[Utterance], spec: CorpusSpec) -> Tokenizer | None:
+    """A sub-word tokenizer learned from the transcripts of 'train'; None for characters, or without any 'train'.
 
     They are learned before decoding, so that a size there can't be is refused in seconds, not hours.
     """
     train = [utterance.text for utterance in utterances if utterance.split == "train" and utterance.text]
     if spec.vocab_size is None or not train:
         return None
-    return (bpe_units if spec.units == "bpe" else unigram_units)(train, spec.vocab_size)
+    return (bpe_tokenizer if spec.units == "bpe" else unigram_tokenizer)(train, spec.vocab_size)
 
 
 # --- All shards -------------------------------------------------------------------------------------
@@ -184,10 +184,10 @@ def _describe(
     spec: CorpusSpec,
     written: list[WrittenShard],
     quarantine: list[dict[str, str]],
-    subwords: Units | None,
+    subwords: Tokenizer | None,
 ) -> Manifest:
     shards = [each.shard for each in written]
-    units = subwords or character_units(each.characters for each in written if each.shard.split == "train")
+    tokenizer = subwords or character_tokenizer(each.characters for each in written if each.shard.split == "train")
     return Manifest(
         corpus_id=corpus.corpus_id,
         source=spec.path,
@@ -197,8 +197,8 @@ def _describe(
         quarantined=len(quarantine),
         reasons=dict(Counter(entry["reason"] for entry in quarantine).most_common()),
         hours=round(sum(shard.seconds for shard in shards) / 3600, 4),
-        vocabulary=units.vocabulary,
-        tokenizer=units.tokenizer,
+        vocabulary=tokenizer.vocabulary,
+        subwords=tokenizer.subwords,
         shards=shards,
     )
 

@@ -18,7 +18,7 @@ from foldray.data.audio import BadAudioError, decode, encode_flac
 from foldray.data.manifest import INDEX_SCHEMA, SHARD_SCHEMA, Shard
 from foldray.data.utterance import Utterance
 from foldray.errors import one_line
-from foldray.models.tokenizer import Units, tokenizer_units
+from foldray.models.tokenizer import Tokenizer, tokenizer_from_json
 
 _SUMMARY_KEY = b"foldray.summary"
 
@@ -28,7 +28,7 @@ class ShardTask:
     """All that the task which writes one shard needs to know.
 
     home: the corpus folder, which sources are told from, so that the same corpus elsewhere gives the same bytes;
-    tokenizer: JSON of the sub-words, None for characters.
+    subwords: JSON of the sub-word tokenizer, None for characters.
     """
 
     file: str
@@ -36,7 +36,7 @@ class ShardTask:
     utterances: list[Utterance]
     spec: CorpusSpec
     home: str = ""
-    tokenizer: str | None = None
+    subwords: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ def _row_groups(task: ShardTask) -> tuple[list[list[dict[str, Any]]], list[dict[
     groups: list[list[dict[str, Any]]] = [[]]
     quarantine = []
     seconds = 0.0
-    units = _units(task.tokenizer)
+    tokenizer = _tokenizer(task.subwords)
     for utterance in task.utterances:
         try:
-            row = _read_utterance(utterance, task, units)
+            row = _read_utterance(utterance, task, tokenizer)
         except BadAudioError as bad:
             quarantine.append(quarantine_entry(utterance, bad.reason, bad.detail, task.home))
             continue
@@ -101,7 +101,7 @@ def _row_groups(task: ShardTask) -> tuple[list[list[dict[str, Any]]], list[dict[
     return [group for group in groups if group], quarantine
 
 
-def _read_utterance(utterance: Utterance, task: ShardTask, units: Units | None) -> dict[str, Any]:
+def _read_utterance(utterance: Utterance, task: ShardTask, tokenizer: Tokenizer | None) -> dict[str, Any]:
     spec = task.spec
     try:
         samples_T = _read_audio(utterance, spec.max_seconds)
@@ -114,7 +114,7 @@ def _read_utterance(utterance: Utterance, task: ShardTask, units: Units | None) 
         raise BadAudioError("too_short", f"{seconds:.2f} s, under corpus.min_seconds={spec.min_seconds:g}")
     if seconds > spec.max_seconds:
         raise BadAudioError("too_long", f"{seconds:.2f} s, over corpus.max_seconds={spec.max_seconds:g}")
-    labels, repeats = count_labels(utterance.text or "", units)
+    labels, repeats = count_labels(utterance.text or "", tokenizer)
     frames = int(len(samples_T) / round(spec.frame_seconds * SAMPLE_RATE))
     # Only of what is trained on: a test set is scored whole.
     if labels + repeats > frames and task.split in ("train", "valid"):
@@ -164,13 +164,13 @@ def _source_row_group(uri: str, number: int) -> pa.ChunkedArray:
 
 
 @functools.lru_cache(maxsize=1)
-def _units(tokenizer: str | None) -> Units | None:
-    return tokenizer_units(tokenizer) if tokenizer else None
+def _tokenizer(subwords: str | None) -> Tokenizer | None:
+    return tokenizer_from_json(subwords) if subwords else None
 
 
-def count_labels(text: str, units: Units | None) -> tuple[int, int]:
-    """Labels of a text, and how many equal the one before; without units every character is a label."""
-    ids: Any = units.encode(text) if units else text
+def count_labels(text: str, tokenizer: Tokenizer | None) -> tuple[int, int]:
+    """Labels of a text, and how many equal the one before; without a tokenizer every character is a label."""
+    ids: Any = tokenizer.encode(text) if tokenizer else text
     return len(ids), sum(a == b for a, b in itertools.pairwise(ids))
 
 
@@ -190,8 +190,8 @@ def _describe(task: ShardTask, data: bytes) -> WrittenShard:
     )
     groups = [_group_range(file.metadata.row_group(i)) for i in range(file.metadata.num_row_groups)]
     rows = np.array([group["rows"] for group in groups], dtype=np.int64)
-    units = _units(task.tokenizer)
-    labels = np.array([count_labels(text, units) for text in texts], dtype=np.int32).reshape(-1, 2)
+    tokenizer = _tokenizer(task.subwords)
+    labels = np.array([count_labels(text, tokenizer) for text in texts], dtype=np.int32).reshape(-1, 2)
     columns = {
         "id": table["id"],
         "split": pa.array([task.split] * table.num_rows, pa.string()),

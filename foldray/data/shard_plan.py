@@ -10,7 +10,7 @@ from foldray.data.corpora import Corpus
 from foldray.data.shard import ShardTask, quarantine_entry
 from foldray.data.text import normalise
 from foldray.data.utterance import Utterance
-from foldray.models.tokenizer import Units
+from foldray.models.tokenizer import Tokenizer
 
 BUCKETS = 8
 GUESSED_BYTES_PER_SECOND = 16_000  # FLAC of speech
@@ -49,9 +49,11 @@ def _refusal(utterance: Utterance, text: str, seen: set[str], profile: str) -> t
     return None
 
 
-def plan_shards(utterances: list[Utterance], spec: CorpusSpec, home: str, subwords: Units | None) -> list[ShardTask]:
+def plan_shards(
+    utterances: list[Utterance], spec: CorpusSpec, home: str, tokenizer: Tokenizer | None
+) -> list[ShardTask]:
     """Shards of one split and one duration bucket each, filled in the order of hashes."""
-    tokenizer = subwords.tokenizer if subwords else None
+    model = tokenizer.subwords if tokenizer else None
     by_split: dict[str, list[Utterance]] = defaultdict(list)
     for utterance in utterances:
         by_split[utterance.split].append(utterance)
@@ -60,7 +62,7 @@ def plan_shards(utterances: list[Utterance], spec: CorpusSpec, home: str, subwor
         for bucket, held in enumerate(_buckets(members)):
             for part, chunk in enumerate(_chunks(held, spec.shard_minutes * 60)):
                 file = f"shards/{split}-{bucket:02d}-{part:05d}.parquet"
-                tasks.append(ShardTask(file, split, chunk, spec, home, tokenizer))
+                tasks.append(ShardTask(file, split, chunk, spec, home, model))
     return tasks
 
 

@@ -21,7 +21,7 @@ from foldray.data.manifest import SplitIndex
 from foldray.data.reader import RowReader
 from foldray.models.families import family_of
 from foldray.models.features import build_extractor, extract_features, mel_bins, output_frames, whole_frames
-from foldray.models.tokenizer import Units
+from foldray.models.tokenizer import Tokenizer
 
 AHEAD = 4
 DECODER_INPUTS = "decoder_input_ids"
@@ -65,7 +65,7 @@ class BatchLoader:
         self,
         index: SplitIndex,
         model: PreTrainedModel,
-        units: Units,
+        tokenizer: Tokenizer,
         augment: AugmentSpec | None,
         seed: int,
         threads: int = 1,
@@ -73,7 +73,7 @@ class BatchLoader:
         self._read = RowReader(index)
         self._model = model
         self.extractor = build_extractor(model)
-        self.units = units
+        self.tokenizer = tokenizer
         self._augment = augment
         self._waveforms = WaveformAugmenter(augment) if augment else None
         self._seed = seed
@@ -106,7 +106,7 @@ class BatchLoader:
                 # Stacked windows are masked as the windows they are made of.
                 windows_TF = inputs["input_features"][i, :valid].view(-1, mel_bins(self._model))
                 mask_features(windows_TF, self._augment, rng)
-        labels = [torch.tensor(self.units.encode(row["text"])) for row in rows]
+        labels = [torch.tensor(self.tokenizer.encode(row["text"])) for row in rows]
         targets_BU = None
         if family_of(self._model).kind != "ctc":
             config: Any = self._model.config

@@ -1,4 +1,4 @@
-"""Text: normalisation, and the units (characters or sub-words) that models write it in."""
+"""Text normalisation."""
 
 import re
 import unicodedata

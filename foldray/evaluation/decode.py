@@ -16,9 +16,9 @@ from foldray.evaluation.beam_search import attention_decode, ctc_nbest, rescore
 from foldray.models.families import family_of
 from foldray.models.features import build_extractor, extract_features, output_frames, whole_frames
 from foldray.models.fold import ctc_logits, set_depths, stack_of
-from foldray.models.processor import read_units
+from foldray.models.processor import read_tokenizer
 from foldray.models.save_load import load_model
-from foldray.models.tokenizer import Units
+from foldray.models.tokenizer import Tokenizer
 
 Decoding = Literal["ctc", "attention", "joint"]
 DECODINGS: tuple[str, ...] = get_args(Decoding)
@@ -28,13 +28,13 @@ CTC_WEIGHT = 0.3
 """Share of CTC in the joint score."""
 
 
-def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, units: Units) -> list[str]:
+def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, tokenizer: Tokenizer) -> list[str]:
     """Best token of each valid frame, repeats merged, blanks (token 0) dropped."""
     best_BT = logits_BTV.argmax(-1).cpu()
     texts = []
     for best_T, frames in zip(best_BT, frames_B.tolist(), strict=True):
         merged = torch.unique_consecutive(best_T[:frames])
-        texts.append(units.decode(merged.tolist()))
+        texts.append(tokenizer.decode(merged.tolist()))
     return texts
 
 
@@ -49,7 +49,7 @@ def check_decoding(model: nn.Module, decoding: Decoding) -> None:
 
 @torch.no_grad()
 def recognise(
-    model: Any, inputs: dict[str, Tensor], frames_B: Tensor, units: Units, decoding: Decoding = "ctc"
+    model: Any, inputs: dict[str, Tensor], frames_B: Tensor, tokenizer: Tokenizer, decoding: Decoding = "ctc"
 ) -> list[str]:
     """Text of each utterance of a batch at the one depth that the model is set to.
 
@@ -58,15 +58,15 @@ def recognise(
     """
     if decoding == "attention":
         longest = min(int(frames_B.max()), model.config.max_target_positions - 2)
-        return [units.decode(ids) for ids in attention_decode(model, inputs, longest, BEAM)]
+        return [tokenizer.decode(ids) for ids in attention_decode(model, inputs, longest, BEAM)]
     output = model(**inputs)
     logits_BTV = ctc_logits(output)
     if decoding == "ctc":
-        return greedy_texts(logits_BTV, frames_B, units)
+        return greedy_texts(logits_BTV, frames_B, tokenizer)
     log_probs_BTV = logits_BTV.float().log_softmax(-1).cpu()
     nbest = [ctc_nbest(log_probs_BTV[b, :frames], BEAM) for b, frames in enumerate(frames_B.tolist())]
     hidden = output.encoder_last_hidden_state
-    return [units.decode(ids) for ids in rescore(model, inputs, nbest, CTC_WEIGHT, hidden)]
+    return [tokenizer.decode(ids) for ids in rescore(model, inputs, nbest, CTC_WEIGHT, hidden)]
 
 
 def transcribe(
@@ -80,7 +80,7 @@ def transcribe(
     model = load_model(model_folder)
     check_decoding(model, decoding)
     set_depths(model, [stack_of(model).plan.depths[-1] if depth is None else depth])
-    units = read_units(model_folder)
+    tokenizer = read_tokenizer(model_folder)
     extractor = build_extractor(model)
     entries = []
     for file in files:
@@ -91,7 +91,7 @@ def transcribe(
             continue
         inputs = extract_features(model, extractor, [waveform_T])
         frames_B = torch.tensor(output_frames(model, [len(waveform_T)]))
-        entries.append({"file": file, "text": recognise(model, inputs, frames_B, units, decoding)[0]})
+        entries.append({"file": file, "text": recognise(model, inputs, frames_B, tokenizer, decoding)[0]})
     return entries
 
 

@@ -18,7 +18,7 @@ from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import Batch, BatchLoader
 from foldray.evaluation.decode import Decoding, recognise
 from foldray.models.fold import set_depths
-from foldray.models.tokenizer import Units
+from foldray.models.tokenizer import Tokenizer
 from foldray.results.alignment import align_words
 
 MAX_DURATION = 60.0
@@ -54,7 +54,7 @@ class DepthScore:
 
 def score_depths(
     model: PreTrainedModel,
-    units: Units,
+    tokenizer: Tokenizer,
     corpus: str,
     manifest: Manifest,
     split: str,
@@ -70,11 +70,11 @@ def score_depths(
     depths = tuple(sorted(set(depths)))
     set_depths(model, depths)  # all of them have a path, or none is scored
     index = read_index(corpus, manifest, split)
-    loader = BatchLoader(index, model, units, None, seed=0)
+    loader = BatchLoader(index, model, tokenizer, None, seed=0)
     batches = plan_scoring(index, MAX_DURATION)
     set_depths(model, depths[:1])
     rows = loader.read(batches[-1])
-    _listen(model, loader, rows, units, decoding)  # untimed: the first call of anything is slow
+    _listen(model, loader, rows, tokenizer, decoding)  # untimed: the first call of anything is slow
     scores = []
     for number, depth in enumerate(depths):
         set_depths(model, [depth])
@@ -85,7 +85,7 @@ def score_depths(
         for done, planned in enumerate(batches):
             rows = loader.read(planned)
             began = time.perf_counter()
-            batch, heard = _listen(model, loader, rows, units, decoding)
+            batch, heard = _listen(model, loader, rows, tokenizer, decoding)
             seconds += time.perf_counter() - began
             audio += batch.seconds
             speakers = {row["id"]: row["speaker"] for row in rows}
@@ -99,11 +99,11 @@ def score_depths(
 
 
 def _listen(
-    model: PreTrainedModel, loader: BatchLoader, rows: list[dict[str, Any]], units: Units, decoding: Decoding
+    model: PreTrainedModel, loader: BatchLoader, rows: list[dict[str, Any]], tokenizer: Tokenizer, decoding: Decoding
 ) -> tuple[Batch, list[str]]:
     """What RTFx times: decoding, features, model and search; reading from storage is left out."""
     batch = loader.make(rows, epoch=0).to(model.device)
-    return batch, recognise(model, batch.encoder_inputs, batch.frames_B, units, decoding)
+    return batch, recognise(model, batch.encoder_inputs, batch.frames_B, tokenizer, decoding)
 
 
 def _score(depth: int, utterances: list[ScoredUtterance], rtfx: float) -> DepthScore:

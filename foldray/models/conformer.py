@@ -63,7 +63,7 @@ class ConformerConfig(PreTrainedConfig):
     """Shape of the whole model; the defaults are the paper's.
 
     encoder_config: the encoder, as a configuration or a dictionary of its fields; its `hidden_size`
-    is the decoder's too. vocab_size: all units, blank and start/end token included, for both heads.
+    is the decoder's too. vocab_size: all tokens, blank and start/end token included, for both heads.
     Token 0 is the CTC blank and the padding; the last one starts and ends a sentence, as in ESPnet,
     so `bos_token_id`, `eos_token_id` and `decoder_start_token_id` follow vocab_size and can't be set.
     dropout, attention_dropout, activation_dropout: of the decoder. max_target_positions: the longest

@@ -36,7 +36,7 @@ from foldray.models.stock_config import (
     fold_errors,
     is_hub_name,
     stock_config,
-    with_units,
+    with_vocab_size,
 )
 
 MACS_SECONDS = 10.0
@@ -47,26 +47,26 @@ TOKENS_PER_SECOND = 3
 """Tokens that a decoder writes for a second of audio, about what read English has in sub-words."""
 
 
-def plan_costs(spec: ModelSpec, plan: FoldPlan, num_units: int) -> list[DepthCost]:
+def plan_costs(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> list[DepthCost]:
     """The cost of every depth of a fold that no one has trained yet.
 
     The shape is that of the checkpoint if it lies in a folder or bucket, else the one the spec states.
     """
-    model = fold_on_meta(spec, plan, num_units)
+    model = fold_on_meta(spec, plan, vocab_size)
     try:
         return _costs(model, plan.depths)
     except (RuntimeError, ValueError) as error:
         raise _no_such_shape(error) from None
 
 
-def joint_cost(spec: ModelSpec, plan: FoldPlan, num_units: int, sampled: int | None = None) -> JointCost:
+def joint_cost(spec: ModelSpec, plan: FoldPlan, vocab_size: int, sampled: int | None = None) -> JointCost:
     """The cost of a training step: what comes before the blocks once, and a prefix that paths share once.
 
     sampled: how many of the depths between seed and deepest a step draws, as `loss.sampled`; its MACs are then the
     mean of all draws, its bytes those of the dearest (of MOST_DRAWS at random, where there are more). Two draws are
     counted, the others by their number of blocks.
     """
-    model = fold_on_meta(spec, plan, num_units)
+    model = fold_on_meta(spec, plan, vocab_size)
     nn.Module.eval(model)
     inputs = _meta_inputs(model)
 
@@ -97,12 +97,12 @@ def _draws(depths: tuple[int, ...], sampled: int | None) -> list[tuple[int, ...]
     return [(depths[0], *draw, depths[-1]) for draw in draws]
 
 
-def fold_on_meta(spec: ModelSpec, plan: FoldPlan, num_units: int) -> PreTrainedModel:
+def fold_on_meta(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> PreTrainedModel:
     """The folded model of a spec without memory behind its shapes.
 
     Raises UserError, naming the field, for a shape that no model has and a plan that does not fit it.
     """
-    config = _config(spec, plan, num_units)
+    config = _config(spec, plan, vocab_size)
     try:
         with torch.device("meta"):
             model: PreTrainedModel = transformers_class(FAMILIES[spec.family].model)(config)
@@ -116,15 +116,15 @@ def _no_such_shape(error: Exception) -> UserError:
     return UserError("model.config", f"no model has this shape: {type(error).__name__}: {one_line(error)}")
 
 
-def _config(spec: ModelSpec, plan: FoldPlan, num_units: int) -> Any:
+def _config(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> Any:
     checkpoint = find_checkpoint(spec.checkpoint)
     if checkpoint is None or is_hub_name(checkpoint):
-        return stock_config(spec, plan.num_layers, num_units)
+        return stock_config(spec, plan.num_layers, vocab_size)
     config = checkpoint_config(spec, checkpoint)
     encoder, field = getattr(config, "encoder_config", config), FAMILIES[spec.family].depth_field
     check_plan(getattr(encoder, field), plan, spec.seed_layers)
     setattr(encoder, field, plan.num_layers)
-    return with_units(config, num_units)
+    return with_vocab_size(config, vocab_size)
 
 
 def costs_of(model: PreTrainedModel, depths: Sequence[int] = (), precision: str | None = None) -> list[DepthCost]:
@@ -135,9 +135,9 @@ def costs_of(model: PreTrainedModel, depths: Sequence[int] = (), precision: str 
     return _costs(shape, depths or plan.depths, precision)
 
 
-def bytes_at_precisions(spec: ModelSpec, plan: FoldPlan, num_units: int) -> dict[str, int]:
+def bytes_at_precisions(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> dict[str, int]:
     """Bytes of the stored weights at each precision."""
-    model = fold_on_meta(spec, plan, num_units)
+    model = fold_on_meta(spec, plan, vocab_size)
     return {precision: count_bytes(model, precision) for precision in PRECISIONS}
 
 

@@ -27,9 +27,9 @@ from foldray.models.stock_config import (
     fold_errors,
     is_hub_name,
     read_config,
-    with_units,
+    with_vocab_size,
 )
-from foldray.models.tokenizer import Units
+from foldray.models.tokenizer import Tokenizer
 
 
 def fold_checkpoint(checkpoint: str | Path, plan: FoldPlan, method: Method = "stepwise") -> PreTrainedModel:
@@ -56,16 +56,16 @@ def fold_checkpoint(checkpoint: str | Path, plan: FoldPlan, method: Method = "st
 
 
 def load_folded(
-    spec: ModelSpec, checkpoint: str, plan: FoldPlan, units: Units, seed: int
+    spec: ModelSpec, checkpoint: str, plan: FoldPlan, tokenizer: Tokenizer, seed: int
 ) -> tuple[PreTrainedModel, list[nn.Module], list[str]]:
     """A folded model out of a stock checkpoint, the checkpoint's own layers, and the keys that start anew.
 
-    Only a head of other units may start anew; any other missing, surplus or misshapen key
+    Only the head for another tokenizer may be re-initialised; any other missing, surplus or misshapen key
     raises UserError. `checkpoint`: as `find_checkpoint` gives it.
     """
     family = FAMILIES[spec.family]
-    config = with_units(checkpoint_config(spec, checkpoint), len(units))
-    model, fresh = load_stock(family, checkpoint, config, seed, units)
+    config = with_vocab_size(checkpoint_config(spec, checkpoint), len(tokenizer))
+    model, fresh = load_stock(family, checkpoint, config, seed, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # private low-rank parts begin at random: the same in every process
         folded, sources = _fold_deeper(model, family, plan, spec.seed_layers)

@@ -9,36 +9,36 @@ from torch import nn
 from foldray import storage
 from foldray.models.families import family_of, transformers_class
 from foldray.models.features import build_extractor
-from foldray.models.tokenizer import END, PAD, UNKNOWN, Units, tokenizer_units
+from foldray.models.tokenizer import END, PAD, UNKNOWN, Tokenizer, tokenizer_from_json
 
 VOCABULARY_FILE, SUBWORDS_FILE = "vocab.json", "subwords.json"
 
 
-def save_processor(model: nn.Module, units: Units, folder: Path) -> None:
+def save_processor(model: nn.Module, tokenizer: Tokenizer, folder: Path) -> None:
     """The stock feature extractor and tokenizer beside the weights, so that stock code runs the model."""
     folder.mkdir(parents=True, exist_ok=True)
     build_extractor(model).save_pretrained(folder)
     end = END if family_of(model).kind != "ctc" else None
     tokens = {"unk_token": UNKNOWN, "pad_token": PAD, "bos_token": end, "eos_token": end}
-    if units.tokenizer is not None:
-        tokenizer = importlib.import_module("tokenizers").Tokenizer.from_str(units.tokenizer)
-        transformers_class("ParakeetTokenizer")(tokenizer_object=tokenizer, **tokens).save_pretrained(folder)
-        (folder / SUBWORDS_FILE).write_bytes(units.tokenizer.encode())  # without a decoder's end token
+    if tokenizer.subwords is not None:
+        subwords = importlib.import_module("tokenizers").Tokenizer.from_str(tokenizer.subwords)
+        transformers_class("ParakeetTokenizer")(tokenizer_object=subwords, **tokens).save_pretrained(folder)
+        (folder / SUBWORDS_FILE).write_bytes(tokenizer.subwords.encode())  # without a decoder's end token
         return
     vocab = folder / VOCABULARY_FILE
-    vocabulary = [*units.vocabulary, *([end] if end else [])]
+    vocabulary = [*tokenizer.vocabulary, *([end] if end else [])]
     vocab.write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}, ensure_ascii=False))
     transformers_class("Wav2Vec2CTCTokenizer")(str(vocab), **tokens).save_pretrained(folder)
 
 
-def has_units(uri: str) -> bool:
-    """Whether a saved model says what it writes in."""
+def has_tokenizer(uri: str) -> bool:
+    """Whether a model folder has a tokenizer."""
     return any(storage.exists(storage.join(uri, name)) for name in (SUBWORDS_FILE, VOCABULARY_FILE))
 
 
-def read_units(uri: str) -> Units:
-    """What a saved model writes in."""
+def read_tokenizer(uri: str) -> Tokenizer:
+    """Read the tokenizer of a saved model."""
     if storage.exists(storage.join(uri, SUBWORDS_FILE)):
-        return tokenizer_units(storage.read_bytes(storage.join(uri, SUBWORDS_FILE)).decode())
+        return tokenizer_from_json(storage.read_bytes(storage.join(uri, SUBWORDS_FILE)).decode())
     ids: dict[str, int] = storage.read_json(storage.join(uri, VOCABULARY_FILE))
-    return Units([token for token in sorted(ids, key=lambda token: ids[token]) if token != END])
+    return Tokenizer([token for token in sorted(ids, key=lambda token: ids[token]) if token != END])

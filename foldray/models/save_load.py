@@ -20,7 +20,7 @@ from foldray.models.fold import fold, set_depths, stack_of
 from foldray.models.int8 import from_int8
 from foldray.models.processor import save_processor
 from foldray.models.stock import from_pretrained
-from foldray.models.tokenizer import Units
+from foldray.models.tokenizer import Tokenizer
 
 STOCK_FILE = "model.safetensors"
 INT8_FILE = "int8.safetensors"
@@ -108,10 +108,10 @@ def load_private(model: PreTrainedModel, private: dict[str, Tensor], origin: str
     model.load_state_dict(private, strict=False)
 
 
-def save_model(model: PreTrainedModel, folder: str | Path, units: Units | None = None) -> None:
+def save_model(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
     """A folder that stock transformers opens as the seed, with `fold.json` and the private parts beside the weights.
 
-    units: what the model writes in; with them the feature extractor and a stock tokenizer lie there too.
+    tokenizer: where given, the feature extractor and a stock tokenizer are written too.
     Raises ValueError for a model that is not folded.
     """
     folder = Path(folder)
@@ -120,20 +120,20 @@ def save_model(model: PreTrainedModel, folder: str | Path, units: Units | None =
     model.save_pretrained(folder, state_dict=stock)
     if private:
         save_file({name: tensor.contiguous() for name, tensor in private.items()}, folder / PRIVATE_FILE)
-    _describe(model, folder, units)
+    _describe(model, folder, tokenizer)
 
 
-def describe_model(model: PreTrainedModel, units: Units) -> dict[str, bytes]:
+def describe_model(model: PreTrainedModel, tokenizer: Tokenizer) -> dict[str, bytes]:
     """The files of `save_model` except the weights, by name."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         model.config.save_pretrained(folder)
-        _describe(model, folder, units)
+        _describe(model, folder, tokenizer)
         return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-def _describe(model: PreTrainedModel, folder: Path, units: Units | None) -> None:
-    if units:
-        save_processor(model, units, folder)
+def _describe(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer | None) -> None:
+    if tokenizer:
+        save_processor(model, tokenizer, folder)
     plan = asdict(stack_of(model).plan)
     (folder / FOLD_FILE).write_text(json.dumps(plan, indent=1) + "\n")

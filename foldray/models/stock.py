@@ -15,9 +15,9 @@ from foldray.config.model import ModelSpec
 from foldray.errors import UserError, one_line
 from foldray.models.families import FAMILIES, Family, family_of, transformers_class
 from foldray.models.features import keep_extractor
-from foldray.models.processor import SUBWORDS_FILE, VOCABULARY_FILE, read_units, save_processor
+from foldray.models.processor import SUBWORDS_FILE, VOCABULARY_FILE, read_tokenizer, save_processor
 from foldray.models.stock_config import is_hub_name, stock_config
-from foldray.models.tokenizer import Units
+from foldray.models.tokenizer import Tokenizer
 
 BLANKS = 2 / 3
 """Share of frames in which the CTC head of a model from scratch expects blank. Where a head by chance likes the word
@@ -25,15 +25,15 @@ boundary more, the model learns to say that one between labels: a bad optimum th
 hundreds of steps, as three of five initial weights did on AN4 (docs/DESIGN.md, Training)."""
 
 
-def write_random_checkpoint(spec: ModelSpec, num_layers: int, units: Units, seed: int, folder: Path) -> None:
+def write_random_checkpoint(spec: ModelSpec, num_layers: int, tokenizer: Tokenizer, seed: int, folder: Path) -> None:
     """A complete stock checkpoint with random weights: model, feature extractor and tokenizer."""
-    config = stock_config(spec, num_layers, len(units))
+    config = stock_config(spec, num_layers, len(tokenizer))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers_class(FAMILIES[spec.family].model)(config)
         initialise(model)
     model.save_pretrained(folder)
-    save_processor(model, units, folder)
+    save_processor(model, tokenizer, folder)
 
 
 def initialise(model: PreTrainedModel) -> None:
@@ -55,11 +55,11 @@ def initialise(model: PreTrainedModel) -> None:
 
 
 def load_stock(
-    family: Family, checkpoint: str, config: Any, seed: int, units: Units | None = None
+    family: Family, checkpoint: str, config: Any, seed: int, tokenizer: Tokenizer | None = None
 ) -> tuple[PreTrainedModel, list[str]]:
     """A stock model, and the keys of its head (and mask vector) that start anew; others missing or surplus raise.
 
-    units: what the model is to write; a head that was made for other units starts anew.
+    tokenizer: the target; a head that was trained for another tokenizer is re-initialised.
     """
     opened = nullcontext(checkpoint) if is_hub_name(checkpoint) else storage.local_folder(checkpoint)
     with opened as source, torch.random.fork_rng(devices=[]):
@@ -68,16 +68,16 @@ def load_stock(
         keep_extractor(model, family, str(source))
         fresh = _check_report(family, report, checkpoint)
         same_size = not any(key.startswith(family.head) for key in fresh)
-        if units and same_size and _written_in(str(source)) not in (None, units):
+        if tokenizer and same_size and _written_in(str(source)) not in (None, tokenizer):
             fresh = [*fresh, *_renew_head(model, family)]
     return model, fresh
 
 
-def _written_in(source: str) -> Units | None:
-    """The units that a checkpoint's tokenizer says, where it is one of foldray's or of wav2vec 2.0's kind."""
+def _written_in(source: str) -> Tokenizer | None:
+    """A checkpoint's tokenizer, where foldray or wav2vec 2.0 wrote it."""
     file = cached_file(source, SUBWORDS_FILE, **QUIET) or cached_file(source, VOCABULARY_FILE, **QUIET)
     try:
-        return read_units(str(Path(file).parent)) if file else None
+        return read_tokenizer(str(Path(file).parent)) if file else None
     except TypeError:  # a vocabulary for each of several languages
         return None
 

@@ -17,7 +17,7 @@ from foldray.models.seed_layers import Method, check_seed
 # --- Configurations --------------------------------------------------------------------------------
 
 
-def stock_config(spec: ModelSpec, num_layers: int, num_units: int) -> Any:
+def stock_config(spec: ModelSpec, num_layers: int, vocab_size: int) -> Any:
     """The transformers configuration of the seed, from the family's defaults and `model.config`.
 
     Raises UserError naming the field that transformers does not know or refuses.
@@ -26,19 +26,19 @@ def stock_config(spec: ModelSpec, num_layers: int, num_units: int) -> Any:
     config_class = transformers_class(family.config)
     fields = _place(family, spec.config, config_class())
     (fields.get("encoder_config", fields))[family.depth_field] = num_layers
-    fields |= _tokens(family, num_units)
+    fields |= _tokens(family, vocab_size)
     try:
         return config_class(**fields)
     except Exception as error:
         raise UserError("model.config", f"transformers refuses it: {one_line(error)}") from None
 
 
-def _tokens(family: Family, num_units: int) -> dict[str, int]:
-    """Blank comes first; behind a decoder's units stands one token more, which starts and ends a sentence."""
+def _tokens(family: Family, vocab_size: int) -> dict[str, int]:
+    """Blank comes first; a decoder has one more token after the vocabulary, which starts and ends a sentence."""
     if family.kind == "ctc":
-        return {"vocab_size": num_units, "pad_token_id": 0}
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "decoder_start_token_id"), num_units)
-    return {"vocab_size": num_units + 1, "pad_token_id": 0, **ends}
+        return {"vocab_size": vocab_size, "pad_token_id": 0}
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "decoder_start_token_id"), vocab_size)
+    return {"vocab_size": vocab_size + 1, "pad_token_id": 0, **ends}
 
 
 _SETTLED = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
@@ -119,11 +119,11 @@ def read_config(checkpoint: str) -> Any:
         raise UserError("model.checkpoint", f"{checkpoint}{nowhere} does not open: {one_line(error)}") from None
 
 
-def with_units(config: Any, num_units: int) -> Any:
-    """The same configuration for a model that writes so many units."""
+def with_vocab_size(config: Any, vocab_size: int) -> Any:
+    """The same configuration for another vocabulary size."""
     family = family_of_config(config)
     assert family is not None
-    return type(config)(**{**config.to_dict(), **_tokens(family, num_units)})
+    return type(config)(**{**config.to_dict(), **_tokens(family, vocab_size)})
 
 
 # --- Checks ----------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def check_model(spec: ModelSpec, plan: FoldPlan) -> None:
         raise UserError(
             "model.family", f"{spec.family} has no CTC, which foldray trains; fold {name} with fold_checkpoint"
         )
-    stock_config(spec, plan.num_layers, num_units=1)
+    stock_config(spec, plan.num_layers, vocab_size=1)
     checkpoint = find_checkpoint(spec.checkpoint)
     if checkpoint:
         config = checkpoint_config(spec, checkpoint)

@@ -1,4 +1,4 @@
-"""Tokenizers: characters or sub-words, and how they are learned."""
+"""Tokenizers of characters or sub-words, and their training."""
 
 import hashlib
 import io
@@ -14,90 +14,96 @@ PAD, UNKNOWN, WORD_BOUNDARY = "<pad>", "<unk>", "|"
 
 
 END = "<sos/eos>"
-"""Starts and ends a sentence in models with a decoder; they have it as one token more, the last."""
+"""Starts and ends a sentence in models with a decoder, where it is an additional last token."""
 
 
 WORD_START = "\u2581"
-"""What a word of sub-words begins with, as in SentencePiece."""
+"""Prefix of a word's first sub-word, as in SentencePiece."""
 
 
 @dataclass(frozen=True)
-class Units:
-    """What text is written in: tokens by id, with blank (the padding token) and unknown first.
+class Tokenizer:
+    """Text to token ids and back: characters, or sub-words.
 
-    tokenizer: for sub-words, the trained tokenizer of the `tokenizers` library as JSON; None for characters.
+    Attributes:
+        vocabulary: Tokens by id. The CTC blank (the padding token) comes first, the unknown token second.
+        subwords: JSON of the trained tokenizer of the `tokenizers` library; None for characters.
     """
 
     vocabulary: list[str]
-    tokenizer: str | None = None
+    subwords: str | None = None
 
     def __len__(self) -> int:
         return len(self.vocabulary)
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hex digits that name these units: a model is of no use with others."""
-        return hashlib.sha256(json.dumps([self.vocabulary, self.tokenizer]).encode()).hexdigest()[:12]
+        """Twelve hex digits over vocabulary and sub-words; a model works only with the tokenizer of its training."""
+        return hashlib.sha256(json.dumps([self.vocabulary, self.subwords]).encode()).hexdigest()[:12]
 
     @cached_property
     def _ids(self) -> dict[str, int]:
         return {token: i for i, token in enumerate(self.vocabulary)}
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
+    def _subwords(self) -> Any:
+        import tokenizers
 
-        assert self.tokenizer is not None
-        return Tokenizer.from_str(self.tokenizer)
+        assert self.subwords is not None
+        return tokenizers.Tokenizer.from_str(self.subwords)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of normalised text; a character that no token covers becomes `<unk>`.
+        """Convert normalised text to token ids; a character that no token covers becomes `<unk>`.
 
-        Several such characters in a row are one `<unk>` in unigram units, as in SentencePiece.
+        With a unigram model, several such characters in a row become one `<unk>`, as in SentencePiece.
         """
-        if self.tokenizer is not None:
-            ids: list[int] = self._tokenizer.encode(text).ids
+        if self.subwords is not None:
+            ids: list[int] = self._subwords.encode(text).ids
             return ids
         return [self._ids.get(WORD_BOUNDARY if c == " " else c, 1) for c in text]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids without blanks or unknowns, or the end token of a decoder."""
+        """Convert token ids to text; blanks, unknowns and a decoder's end token are dropped."""
         known = [i for i in ids if 1 < i < len(self)]
-        if self.tokenizer is not None:
-            text: str = self._tokenizer.decode(known)
+        if self.subwords is not None:
+            text: str = self._subwords.decode(known)
             return text
         tokens = (self.vocabulary[i] for i in known)
         return " ".join("".join(" " if c == WORD_BOUNDARY else c for c in tokens).split())
 
 
-def character_units(texts: Iterable[str]) -> Units:
-    """Blank, unknown, word boundary, then the characters of the texts in order."""
+def character_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """Build a character tokenizer: blank, unknown, word boundary, then the characters of the texts, sorted."""
     characters = sorted(set().union(*map(set, texts)) - {" "})
-    return Units([PAD, UNKNOWN, WORD_BOUNDARY, *characters])
+    return Tokenizer([PAD, UNKNOWN, WORD_BOUNDARY, *characters])
 
 
-def bpe_units(texts: Iterable[str], size: int) -> Units:
-    """Byte-pair units learned from texts (arXiv 1508.07909): `size` tokens, blank and unknown among them.
+def bpe_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
+    """Learn byte pairs from texts (arXiv 1508.07909): `size` tokens, including blank and unknown.
 
-    The same texts give the same units. Raises UserError naming the nearest size there is, where the
-    texts have more characters or fewer pairs: a size is exact or refused, as with SentencePiece.
+    The same texts give the same tokenizer.
+
+    Raises:
+        UserError: The texts have too many characters or too few pairs for `size`; names the nearest possible size.
+            A size is exact or refused, as in SentencePiece.
     """
     from tokenizers import models, trainers
 
-    tokenizer = _of_words(models.BPE(unk_token=UNKNOWN))
+    subwords = _of_words(models.BPE(unk_token=UNKNOWN))
     trainer: Any = trainers.BpeTrainer(vocab_size=size, special_tokens=[PAD, UNKNOWN], show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return _of_size(tokenizer, size)
+    subwords.train_from_iterator(texts, trainer)
+    return _of_size(subwords, size)
 
 
-def unigram_units(texts: Iterable[str], size: int) -> Units:
-    """Unigram units learned from texts (arXiv 1804.10959): `size` tokens, blank and unknown among them.
+def unigram_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
+    """Learn a unigram model from texts (arXiv 1804.10959): `size` tokens, including blank and unknown.
 
-    The same texts give the same units. Raises UserError naming the nearest size there is.
+    The same texts give the same tokenizer. SentencePiece trains the model, as in ESPnet: the trainer in
+    `tokenizers` sums in the random order of a hash map, so that its scores differ from run to run, and it
+    misses the requested size. `tokenizers` then runs the trained model and gives the same ids.
 
-    SentencePiece learns them, as for ESPnet: the trainer in `tokenizers` sums in the random order of a
-    hash map, so that its scores differ from run to run, and misses the size. What was learned is run
-    by `tokenizers` all the same, to the same ids.
+    Raises:
+        UserError: `size` is not possible for these texts; names the nearest possible size.
     """
     from tokenizers import models
 
@@ -105,9 +111,9 @@ def unigram_units(texts: Iterable[str], size: int) -> Units:
     least = len({WORD_START}.union(*map(set, lines)) - {" "}) + 2
     learned = _learn_pieces(lines, max(size, least))
     pieces = [(learned.id_to_piece(i), learned.get_score(i)) for i in range(len(learned))]
-    tokenizer = _of_words(models.Unigram(pieces, unk_id=1))
-    tokenizer.add_special_tokens([PAD, UNKNOWN])
-    return _of_size(tokenizer, size)
+    subwords = _of_words(models.Unigram(pieces, unk_id=1))
+    subwords.add_special_tokens([PAD, UNKNOWN])
+    return _of_size(subwords, size)
 
 
 def _learn_pieces(lines: list[str], size: int) -> Any:
@@ -137,34 +143,36 @@ def _learn_pieces(lines: list[str], size: int) -> Any:
 
 
 def _of_words(model: Any) -> Any:
-    """A tokenizer whose words begin with `WORD_START`, so that text comes back as it was, with single spaces."""
-    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+    """A `tokenizers` tokenizer whose words begin with `WORD_START`, so that decoding restores the text exactly."""
+    import tokenizers
+    from tokenizers import Regex, decoders, pre_tokenizers
 
-    tokenizer: Any = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(WORD_START)
-    # A model may write a word start twice; stock code that decodes with this file is to give the same text.
-    # (Not by `decoders.Strip`, which panics on an empty text.)
+    subwords: Any = tokenizers.Tokenizer(model)
+    subwords.pre_tokenizer = pre_tokenizers.Metaspace(WORD_START)
+    # A model may emit a word start twice; stock code that decodes with this file must give the same text.
+    # (`decoders.Strip` would panic on an empty text.)
     single = [decoders.Replace(Regex("^ +| +$"), ""), decoders.Replace(Regex(" +"), " ")]
-    tokenizer.decoder = decoders.Sequence([decoders.Metaspace(WORD_START), decoders.Fuse(), *single])
+    subwords.decoder = decoders.Sequence([decoders.Metaspace(WORD_START), decoders.Fuse(), *single])
+    return subwords
+
+
+def _of_size(subwords: Any, size: int) -> Tokenizer:
+    tokenizer = tokenizer_from_json(subwords.to_str())
+    if len(tokenizer) > size:
+        raise UserError(
+            "corpus.vocab_size", f"{size} is too few for the characters of 'train'; set it to {len(tokenizer)} or more"
+        )
+    if len(tokenizer) < size:
+        raise UserError(
+            "corpus.vocab_size",
+            f"'train' gives at most {len(tokenizer)} sub-words; set it to {len(tokenizer)} or fewer",
+        )
     return tokenizer
 
 
-def _of_size(tokenizer: Any, size: int) -> Units:
-    units = tokenizer_units(tokenizer.to_str())
-    if len(units) > size:
-        raise UserError(
-            "corpus.vocab_size", f"{size} are too few for the characters of 'train'; say {len(units)} or more"
-        )
-    if len(units) < size:
-        raise UserError(
-            "corpus.vocab_size", f"'train' gives no more than {len(units)} units; say {len(units)} or fewer"
-        )
-    return units
-
-
-def tokenizer_units(tokenizer: str) -> Units:
-    """The units of a tokenizer's JSON."""
-    vocabulary = json.loads(tokenizer)["model"]["vocab"]
-    if isinstance(vocabulary, dict):  # byte pairs; unigram units are a list of tokens and scores
-        return Units(sorted(vocabulary, key=lambda token: vocabulary[token]), tokenizer)
-    return Units([token for token, _ in vocabulary], tokenizer)
+def tokenizer_from_json(subwords: str) -> Tokenizer:
+    """Build a sub-word tokenizer from the JSON of the `tokenizers` library."""
+    vocabulary = json.loads(subwords)["model"]["vocab"]
+    if isinstance(vocabulary, dict):  # byte pairs; a unigram model has a list of tokens and scores
+        return Tokenizer(sorted(vocabulary, key=lambda token: vocabulary[token]), subwords)
+    return Tokenizer([token for token, _ in vocabulary], subwords)

@@ -47,8 +47,8 @@ def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
     # Text must be normalised as the model learned it.
     like = read_run_spec(run).corpus if run else CorpusSpec(path=data)
     fields = {"path": data, "layout": "auto", "audio_root": None, "splits": (split,), "max_quarantine": 1.0}
-    # Scoring compares words, so that it needs no units, and may have no 'train' to learn them from; and it leaves out
-    # no text for being long.
+    # Scoring compares words, so that it needs no tokenizer, and may have no 'train' to learn one from; and it
+    # drops no long text.
     fields |= {"cross_validate": None, "units": "characters", "vocab_size": None, "frame_seconds": 1e-3}
     try:
         corpus = CorpusSpec.model_validate({**like.model_dump(), **fields})
@@ -64,7 +64,7 @@ def _evaluate(
     from foldray.evaluation.result_rows import result_rows
     from foldray.evaluation.score import score_depths
     from foldray.models.fold import stack_of
-    from foldray.models.processor import read_units
+    from foldray.models.processor import read_tokenizer
     from foldray.models.save_load import load_model
 
     manifest = read_manifest(corpus)
@@ -76,9 +76,9 @@ def _evaluate(
         found = dataclasses.replace(found, name=f"{found.name}-{weights_digest(model)}")
     with counting("scoring") as on_progress:
         chosen = depths or stack_of(model).plan.depths
-        units = read_units(found.uri)
+        tokenizer = read_tokenizer(found.uri)
         place = (corpus, manifest, split, chosen)
-        scores = score_depths(model, units, *place, decoding=decoding, on_progress=on_progress)
+        scores = score_depths(model, tokenizer, *place, decoding=decoding, on_progress=on_progress)
     rows, hypotheses = result_rows(found, model, manifest, split, decoding, scores)
     write_rows(found.store, rows, hypotheses)
     return [row.model_dump() for row in rows]

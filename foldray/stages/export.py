@@ -15,7 +15,7 @@ from foldray.folding.private import PRIVATE_FILE
 from foldray.models.fold import stack_of, unroll
 from foldray.models.int8 import to_int8
 from foldray.models.onnx import ONNX_FILE, write_onnx
-from foldray.models.processor import has_units, read_units, save_processor
+from foldray.models.processor import has_tokenizer, read_tokenizer, save_processor
 from foldray.models.save_load import INT8_FILE, STOCK_FILE, load_model, save_model, stored_precision
 from foldray.runtime.extras import check_extra
 
@@ -74,7 +74,7 @@ def _not_empty(out: str) -> UserError:
 
 def _write(found: FoundModel, folder: Path, kind: str, depth: int | None) -> list[int]:
     folded = load_model(found.uri)
-    units = read_units(found.uri) if has_units(found.uri) else None
+    tokenizer = read_tokenizer(found.uri) if has_tokenizer(found.uri) else None
     plan = stack_of(folded).plan
     if kind in ONE_DEPTH:
         depths = [plan.depths[-1] if depth is None else depth]
@@ -84,11 +84,11 @@ def _write(found: FoundModel, folder: Path, kind: str, depth: int | None) -> lis
             stock.config.save_pretrained(folder)
         else:
             stock.save_pretrained(folder)
-        if units:
-            save_processor(stock, units, folder)
+        if tokenizer:
+            save_processor(stock, tokenizer, folder)
     else:
         depths = list(plan.depths)
-        save_model(folded, folder, units)
+        save_model(folded, folder, tokenizer)
         if kind == "int8":
             _shrink(folder)
     came_from = {"run_id": run_id_of(found), "format": kind, "depths": depths, **provenance(found)}

@@ -30,7 +30,7 @@ def train_stage(spec: RunSpec) -> dict[str, Any]:
         if spec.augment.noise_path:
             Noises(spec.augment.noise_path)
         check_model(spec.found_model(), spec.fold.plan())
-        model = fold_on_meta(spec.found_model(), spec.fold.plan(), num_units=32)
+        model = fold_on_meta(spec.found_model(), spec.fold.plan(), vocab_size=32)
     corpus, _ = prepare_checked(found, spec.corpus, spec.storage.root, cpus_needed(spec))
     return train_prepared(spec, corpus, model)
 
@@ -41,7 +41,7 @@ def train_prepared(spec: RunSpec, corpus: str, model: Any = None) -> dict[str, A
     from foldray.training.launch import describe, run_uri
 
     manifest = read_manifest(corpus)
-    run = run_uri(spec, spec.run_id(manifest.corpus_id, manifest.units.digest))
+    run = run_uri(spec, spec.run_id(manifest.corpus_id, manifest.tokenizer.digest))
     if not is_finished(run):
         if model:
             _say_unlearnable(model, corpus, manifest)
@@ -123,7 +123,7 @@ def _is_trained(spec: RunSpec, corpus: Corpus) -> bool:
     folder = prepared_folder(corpus, spec.storage.root)
     if not storage.exists(storage.join(folder, MANIFEST_FILE)):
         return False
-    return is_finished(run_uri(spec, spec.run_id(corpus.corpus_id, read_manifest(folder).units.digest)))
+    return is_finished(run_uri(spec, spec.run_id(corpus.corpus_id, read_manifest(folder).tokenizer.digest)))
 
 
 def _say_unlearnable(model: Any, corpus: str, manifest: Manifest) -> None:

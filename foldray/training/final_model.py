@@ -39,7 +39,7 @@ def finish_run(job: TrainJob, steps: list[int], attempt: Attempt) -> None:
     if len(uris) > 1:
         model.load_state_dict(mean_weights(uris))
     with tempfile.TemporaryDirectory() as made:
-        save_model(model, made, read_manifest(job.corpus).units)
+        save_model(model, made, read_manifest(job.corpus).tokenizer)
         check_newest(job.run, attempt)
         storage.upload(Path(made), storage.join(job.run, "model"), last=FOLD_FILE)
 

@@ -77,8 +77,8 @@ def _initial_weights(spec: RunSpec, run: str, corpus: str) -> str:
     init = storage.join(run, "init")
     if not storage.exists(storage.join(init, "config.json")):
         with tempfile.TemporaryDirectory() as made:
-            units = read_manifest(corpus).units
-            write_random_checkpoint(spec.model, spec.fold.num_layers, units, spec.seed, Path(made))
+            tokenizer = read_manifest(corpus).tokenizer
+            write_random_checkpoint(spec.model, spec.fold.num_layers, tokenizer, spec.seed, Path(made))
             storage.upload(Path(made), init, last="config.json")
     return init
 
@@ -92,7 +92,7 @@ def describe_run(spec: RunSpec, corpus: str) -> dict[str, Any]:
     return {
         "corpus": corpus,
         "corpus_id": manifest.corpus_id,
-        "spec_hash": spec.spec_hash(manifest.corpus_id, manifest.units.digest),
+        "spec_hash": spec.spec_hash(manifest.corpus_id, manifest.tokenizer.digest),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in packages},
         "git_commit": _git_commit(),

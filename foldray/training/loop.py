@@ -66,7 +66,7 @@ class _Training:
         manifest = read_manifest(job.corpus)
         self.index = read_index(job.corpus, manifest, "train")
         self.attempt, checkpoint = claim(job, worker)
-        self.state = open_state(job, worker, manifest.units, self.index, checkpoint)
+        self.state = open_state(job, worker, manifest.tokenizer, self.index, checkpoint)
         state = self.state
         self.cycle = Cycle(job, worker, state.model, state.optimizer, state.loader, self.index, state.renorm)
         scored = bool(manifest.rows_by_split.get("valid")) and family_of(self.state.model).kind != "attention"

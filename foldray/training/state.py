@@ -13,7 +13,7 @@ from foldray.errors import UserError
 from foldray.folding.batchnorm import Renorm
 from foldray.models.from_checkpoint import initial_distances, load_folded
 from foldray.models.save_load import describe_model
-from foldray.models.tokenizer import Units
+from foldray.models.tokenizer import Tokenizer
 from foldray.training.checkpoint import checkpoint_uri, read_checkpoint, restore_optimizer, whole_checkpoints
 from foldray.training.context import Stopped, TrainJob, Worker
 from foldray.training.cursor import Position, plan_of
@@ -40,16 +40,18 @@ class TrainState:
     renorm: Renorm | None
 
 
-def open_state(job: TrainJob, worker: Worker, units: Units, index: SplitIndex, checkpoint: str | None) -> TrainState:
+def open_state(
+    job: TrainJob, worker: Worker, tokenizer: Tokenizer, index: SplitIndex, checkpoint: str | None
+) -> TrainState:
     """The state of a checkpoint, which needs nothing beside it, or of the run's initial weights."""
     spec = job.spec
     saved = read_checkpoint(checkpoint) if checkpoint else None
-    model, sources = (saved.model, []) if saved else build_model(job, units)
+    model, sources = (saved.model, []) if saved else build_model(job, tokenizer)
     nn.Module.to(model, worker.device)
     if spec.optim.freeze_front:
         freeze_front(model)
-    described = describe_model(model, units)
-    loader = BatchLoader(index, model, units, spec.augment, spec.seed, spec.scale.loader_threads)
+    described = describe_model(model, tokenizer)
+    loader = BatchLoader(index, model, tokenizer, spec.augment, spec.seed, spec.scale.loader_threads)
     if sources and worker.rank == 0:
         batch = loader.load(plan_of(spec, index, 0).batch(0), epoch=0)
         _report_distances(job, worker, model, sources, batch)
@@ -95,10 +97,10 @@ def claim(job: TrainJob, worker: Worker) -> tuple[Attempt, str | None]:
     return Attempt(submission, group), checkpoint_uri(job.run, step, Attempt(*of_checkpoint))
 
 
-def build_model(job: TrainJob, units: Units) -> tuple[PreTrainedModel, list[nn.Module]]:
+def build_model(job: TrainJob, tokenizer: Tokenizer) -> tuple[PreTrainedModel, list[nn.Module]]:
     """The folded model at its initial weights, the same in every process, and a deeper checkpoint's own layers."""
     spec = job.spec
-    model, sources, _ = load_folded(spec.model, job.init, spec.fold.plan(), units, spec.seed)
+    model, sources, _ = load_folded(spec.model, job.init, spec.fold.plan(), tokenizer, spec.seed)
     return model, sources
 
 

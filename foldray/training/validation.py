@@ -34,7 +34,7 @@ def validate_checkpoint(run: str, step: int, uri: str, corpus: str, max_duration
     torch.nn.Module.to(model, torch.device(device))
     manifest = read_manifest(corpus)
     index = read_index(corpus, manifest, "valid")
-    loader = BatchLoader(index, model, manifest.units, None, seed=0)
+    loader = BatchLoader(index, model, manifest.tokenizer, None, seed=0)
     depths = stack_of(model).plan.depths
     loss_P = torch.zeros(len(depths), device=device)
     references: list[str] = []
@@ -46,7 +46,7 @@ def validate_checkpoint(run: str, step: int, uri: str, corpus: str, max_duration
         loss_P += ctc_per_path(log_probs, moved.frames_B, moved.labels_BU, moved.num_labels_B, blank=0)
         references += batch.texts
         for texts, logits_BTV in zip(heard, logits_PBTV, strict=True):
-            texts += greedy_texts(logits_BTV, moved.frames_B, manifest.units)
+            texts += greedy_texts(logits_BTV, moved.frames_B, manifest.tokenizer)
     losses = (loss_P / int(index.num_labels.sum())).tolist()
     record: Record = {
         "step": step,

@@ -34,7 +34,7 @@ def run_trial(
     than tell. Raises UserError for a spec that can't be trained or has no such objective.
     """
     run = run_uri(spec, record.run_id)
-    costs = plan_costs(spec.found_model(), spec.fold.plan(), len(read_manifest(corpus).units))
+    costs = plan_costs(spec.found_model(), spec.fold.plan(), len(read_manifest(corpus).tokenizer))
     for name in objectives:
         _cost_at(name, costs)
     progress: dict[int, float] = {}

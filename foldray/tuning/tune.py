@@ -67,7 +67,7 @@ def tune_stage(spec: RunSpec) -> dict[str, Any]:
     start_spec(spec)
     _start_ray(spec)
     corpus, manifest = prepare_stage(spec)
-    place = (manifest.corpus_id, manifest.units.digest)
+    place = (manifest.corpus_id, manifest.tokenizer.digest)
     search_id = f"{spec.name}-{spec.search_hash(*place)}"
     search = storage.join(storage.absolute(spec.storage.root), "searches", search_id)
     described = {"corpus_id": manifest.corpus_id, "spec": spec.model_dump(mode="json")}
@@ -144,7 +144,7 @@ def _from_start(spec: RunSpec, corpus: str, search: str) -> RunSpec:
 
 def _run_id(spec: RunSpec, corpus: str) -> str:
     manifest = read_manifest(corpus)
-    return spec.run_id(manifest.corpus_id, manifest.units.digest)
+    return spec.run_id(manifest.corpus_id, manifest.tokenizer.digest)
 
 
 # --- Trials ----------------------------------------------------------------------------------------
