@@ -15,7 +15,7 @@ test: $(VENV)/.test  ## every test but the walk and the GPU's; those with Ray by
 fast: $(VENV)/.test  ## the tests without Ray and without the contract suite
 	$(BIN)/python -m pytest -n 2 -m "not ray and not contract and not gpu"
 
-chaos: $(VENV)/.test  ## kills and faults in a run, compared with a quiet one; `python -m tests.chaos` kills twenty times
+chaos: $(VENV)/.test  ## kills and faults in a run, compared with a quiet one; `python -m tests.support.chaos` kills twenty times
 	$(BIN)/python -m pytest -m chaos
 
 walk: $(VENV)/.test  ## from `ray up` to `ray down` on namespace hosts; needs root, iproute2, sshd and rsync

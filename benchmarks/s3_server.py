@@ -24,7 +24,8 @@ BLOCKS = range(20_000, 22_700, 5)
 class S3Server:
     """The server's process, its keys and its ports; after `kill()`, `start()` brings it back with the same data.
 
-    On another host (tests/hosts.py), give its address and its way to begin processes, and `call` what asks the server.
+    On another host (tests/support/hosts.py), give its address and its way to begin processes, and `call` what asks
+    the server.
     """
 
     def __init__(

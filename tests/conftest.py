@@ -8,22 +8,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import shutil
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from foldray.config.corpus import CorpusSpec
-from foldray.data import prepare as preparation
 from foldray.data.builtin import write_builtin_corpus
-from foldray.data.corpora import find_corpus
 from foldray.data.manifest import Manifest
-
-AN4 = Path(__file__).parents[2] / "shared" / "data" / "an4"
-
+from tests.support.corpora import prepare_serially
 
 LONGEST_FIRST = ("pipeline", "chaos", "jobs", "hosts", "tune")
 """Files of tests with Ray: in this order two processes end at about the same time."""
@@ -33,37 +26,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files; the order within a file stays."""
     ranks = {f"test_{name}": rank for rank, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
-
-
-def prepare_serially(spec: CorpusSpec, root: Path) -> tuple[str, Manifest]:
-    """`prepare` with its shard tasks run one after the other in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparation, "_write_shards", _write_serially)
-        return preparation.prepare(find_corpus(spec, str(root)), spec, str(root))
-
-
-def _write_serially(
-    tasks: list[Any], folder: str, _cpus: float, on_progress: Callable[[int, int], None]
-) -> list[dict[str, Any]]:
-    summaries = []
-    for task in tasks:
-        summaries.append(preparation.write_shard(task, folder))
-        on_progress(len(summaries), len(tasks))
-    return summaries
-
-
-def free_port() -> int:
-    """A port of the loopback that nothing listens at."""
-    return free_ports(1)[0]
-
-
-def free_ports(number: int) -> list[int]:
-    """So many different ones."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,272 @@
+"""The command line: one line and exit code 2 for wrong input, one JSON object for machines."""
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from foldray.results.reader import read_hypotheses, read_rows
+from foldray.runtime.terminal import training_bar
+from foldray.training.context import TrainJob
+from tests.support.commands import call
+from tests.support.paths import PROJECT
+from tests.support.ports import free_port
+
+pytest_plugins = ["tests.support.finished_run"]
+
+PIPELINES = PROJECT / "pipelines"
+
+
+WRONG = [
+    (["train", "nosuch"], "nosuch", "no such recipe or file"),
+    (["train", "an4", "optim.lrr=1"], "optim.lrr", "did you mean 'lr'?"),
+    (["train", "an4", "optim.lr=fast"], "optim.lr", "valid number"),
+    (["train", "an4", "fold.depths=[3,2]"], "fold.depths", "ascend"),
+    (["train", "an4", "corpus.path=/nowhere/at/all"], "corpus.path", "is no folder"),
+    (["run", "quickstart", "storage.root=/proc/nowhere"], "storage.root", "cannot write"),
+    (["plan", "quickstart", "model.config.hiden_size=3"], "model.config.hiden_size", "did you mean 'hidden_size'?"),
+    (["plan", "quickstart", "model.config.num_hidden_layers=3"], "model.config.num_hidden_layers", "fold.num_layers"),
+    (["plan", "quickstart", "model.config.hidden_size=wide"], "model.config", "transformers refuses"),
+    (["train", "quickstart", "model.checkpoint=./nowhere"], "model.checkpoint", "./nowhere is not there"),
+    (["plan", "quickstart", "model.config.hidden_size=145"], "model.config", "no model has this shape"),
+    (["run", "quickstart", "storage.root=s3://key:secret@bucket/x"], "storage.root", "AWS environment"),
+    (["run", "an4", "batch.max_duration=3"], "batch.max_duration", "raise the one or lower the other"),
+    (["results", "/nowhere/at/all"], "STORE", "is not there"),
+    (["results", ".", "lss"], "lss", "is not a query"),
+    (["report", "/nowhere/at/all"], "/nowhere/at/all", "has no results"),
+    (["evaluate", "nosuch", "--store", "/nowhere"], "nosuch", "is no finished run and no model folder"),
+    (["train", "an4", "corpus.path=README.md"], "corpus.path", "is no folder"),
+    (["evaluate", "nosuch", "--depths", "a"], "--depths", "not a list of numbers"),
+    (["trainn", "an4"], "foldray", "No such command 'trainn'"),
+    (["plan"], "foldray", "Missing argument"),
+    (["resume", "/nowhere/at/all"], "RUN_URI", "is no run (STORE/runs/RUN_ID with a spec.json)"),
+    (["plan", "an4", "scale.workers=[3,1]"], "scale.workers", "give the least and the most"),
+    (["plan", "an4", "scale.workers=0"], "scale.workers", "at least 1"),
+    (["plan", "an4", "valid.depth=5"], "valid.depth", "say one of 3, 4, 6"),
+    (["plan", "an4", "optim.ema=0.9", "optim.average=3"], "optim", "give one of them"),
+    (["plan", "an4", "optim.warmup=0.7", "optim.hold=0.4"], "optim", "more than the whole run"),
+    (["plan", "an4", "valid.final=best", "optim.average=3"], "valid.final", "best is one checkpoint"),
+    (["plan", "an4", "tracking=[tensorbord]"], "tracking.0", "'tensorboard'"),
+    (["train", "quickstart", "corpus.splits=[train,test]", "valid.patience=3"], "valid.patience", "needs a validation"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "where", "problem"), WRONG, ids=[" ".join(w[0]) for w in WRONG])
+def test_wrong_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], where: str, problem: str
+) -> None:
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
+    code, out, err = call(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"{where}: ")
+    assert problem in err
+    assert len(err.strip().splitlines()) == 1
+    code, out, _ = call(capsys, *arguments, "--json")
+    assert code == 2
+    assert json.loads(out)["where"] == where
+    assert problem in json.loads(out)["error"]
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_cluster_that_is_not_there_is_one_line(
+    spoken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once; Ray itself would be silent for over five minutes and raise then."""
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was asked"))
+    monkeypatch.setattr("foldray.runtime.ray.KNOCK_SECONDS", 0.5)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    code, out, err = call(capsys, "prepare", "an4", f"corpus.path={spoken}", f"storage.root={tmp_path}", "--json")
+    assert code == 2
+    told = json.loads(out)
+    assert (told["where"], told["error"][:26]) == ("RAY_ADDRESS", "no Ray cluster answers at ")
+    assert err.splitlines()[-1].endswith(
+        "start one (`ray start --head`), or unset RAY_ADDRESS to use this machine alone"
+    )
+
+
+def test_plan_and_recipes_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "plan", "wav2vec2-base-8", "--json")
+    value = json.loads(out)
+    assert code == 0
+    assert round(value["saved_percent"], 1) == 30.0
+    assert [d["depth"] for d in value["depths"]] == [8, 10, 12]
+    assert value["depths"][2]["path"] == [0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 7, 7]
+    assert value["joint"]["macs_per_audio_second"] > value["depths"][2]["macs_per_audio_second"]
+    assert value["joint"]["kept_bytes_per_audio_second"] > 1e6
+    assert {"path", "params_stored", "bytes_stored", "macs_per_audio_second"} < set(value["depths"][0])
+    code, out, _ = call(capsys, "recipes", "--json")
+    assert {"quickstart", "an4", "wav2vec2-tiny", "hubert-tiny"} <= {r["name"] for r in json.loads(out)["recipes"]}
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "plan", "prepare", "train", "resume", "evaluate", "run", "results", "report", "transcribe", "export"],
+)
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = call(capsys, *([command, "--help"] if command else ["--help"]))
+    assert code == 0
+    assert "foldray run quickstart" in out if not command else f"Example: foldray {command}" in out
+
+
+@pytest.mark.parametrize("path", sorted(PIPELINES.glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_a_job_entry_point_is_the_command_of_its_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    runpy.run_path(str(path), run_name="__main__")
+    ours = capsys.readouterr().out
+    theirs = call(capsys, path.stem, "--help")[1]
+    # How the program was called stands before the name of its command.
+    first, second = (said.partition(f" {path.stem} ")[2] for said in (ours, theirs))
+    assert first == second != ""
+    assert f"Example: foldray {path.stem}" in ours
+
+
+def test_evaluate_results_report_transcribe(
+    capsys: pytest.CaptureFixture[str], finished: TrainJob, spoken: Path, tmp_path: Path
+) -> None:
+    store = str(tmp_path / "store")
+    code, out, err = call(capsys, "evaluate", "run", "--store", store, "--json")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert [row["depth"] for row in rows] == [2, 3, 4]
+    assert all(row["num_utterances"] == len((spoken / "test.jsonl").read_text().splitlines()) for row in rows)
+    assert all(
+        row["wer"] == (row["substitutions"] + row["deletions"] + row["insertions"]) / row["num_words"] for row in rows
+    )
+    assert rows == read_rows(store)
+    said = read_hypotheses(store, "run")
+    assert len(said) == 3 * rows[0]["num_utterances"]
+    assert sum(h["num_words"] for h in said if h["depth"] == 2) == rows[0]["num_words"]
+    spoken_by = {u["id"]: u["speaker"] for u in map(json.loads, (spoken / "test.jsonl").read_text().splitlines())}
+    assert {h["id"]: h["speaker"] for h in said} == spoken_by
+
+    code, out, _ = call(
+        capsys, "evaluate", finished.run, "--data", str(spoken), "--depths", "2,4", "--store", store, "--json"
+    )
+    again = json.loads(out)["rows"]
+    assert [row["depth"] for row in again] == [2, 4]
+    assert [row["wer"] for row in again] == [rows[0]["wer"], rows[2]["wer"]]
+
+    code, out, _ = call(capsys, "results", store, "ls", "--json")
+    assert len(json.loads(out)["rows"]) == 5
+    code, out, _ = call(capsys, "results", store)
+    assert code == 0
+    assert "voices-" in out
+
+    # Folders of the same name without a run: another model is not the same one, wherever it lies.
+    names = []
+    for place, factor in (("a", 1.0), ("b", 0.5), ("c", 1.0)):
+        folder = shutil.copytree(Path(finished.run, "model"), tmp_path / place / "model")
+        weights = load_file(folder / "model.safetensors")
+        save_file({name: factor * tensor for name, tensor in weights.items()}, folder / "model.safetensors")
+        scored = ("--data", str(spoken), "--depths", "2", "--store", str(tmp_path / "others"), "--json")
+        code, out, err = call(capsys, "evaluate", str(folder), *scored)
+        assert code == 0, err
+        names.append(json.loads(out)["run_id"])
+    assert names[0] == names[2] != names[1]
+    assert json.loads(call(capsys, "results", str(tmp_path / "others"), "--json")[1])["total"] == 2
+
+    code, out, _ = call(capsys, "report", store, "-o", str(tmp_path / "page"))
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert code == 0
+    assert f"{100 * rows[2]['wer']:.1f} %" in page
+    assert page.count('class="example"') == min(10, rows[0]["num_utterances"])
+    assert '<script src="http' not in page
+    assert '<link rel="stylesheet"' not in page
+
+    audio = sorted((spoken / "audio" / "test").glob("*.flac"))[0]
+    code, out, _ = call(capsys, "transcribe", "run", str(audio), "--store", store, "--depth", "2", "--json")
+    heard = {h["id"]: h["hypothesis"] for h in said if h["depth"] == 2}
+    assert json.loads(out)["texts"] == [{"file": str(audio), "text": heard[audio.stem]}]
+    bad = str(spoken / "test.jsonl")
+    code, out, err = call(capsys, "transcribe", "run", bad, str(audio), "--store", store, "--depth", "2", "--json")
+    assert code == 2
+    assert [list(entry) for entry in json.loads(out)["texts"]] == [["file", "error"], ["file", "text"]]
+    assert err == f"{bad}: can't be used (not_audio: the content is JSON, whatever the name says)\n"
+    code, _, err = call(capsys, "transcribe", "run", str(audio), "--store", store, "--depth", "1")
+    assert (code, "depth 1 is shallower than the seed, 2 (trained: 2, 3, 4)" in err) == (2, True)
+    code, out, _ = call(capsys, "evaluate", "run", "--depths", "4,6", "--store", store, "--json")
+    assert [(row["depth"], row["path"], row["trained"]) for row in json.loads(out)["rows"]] == [
+        (4, "0 0 1 1", True), (6, "0 0 0 1 1 1", False),
+    ]  # fmt: skip
+    assert "6 (untrained)" in call(capsys, "results", store)[1]
+    code, _, err = call(capsys, "evaluate", "run", "--decoding", "joint", "--store", store)
+    assert (code, err.splitlines()[-1]) == (2, "--decoding: joint needs a decoder, which ParakeetForCTC lacks; use ctc")
+    code, _, err = call(capsys, "evaluate", "run", "--decoding", "magic", "--store", store)
+    assert (code, err.splitlines()[-1]) == (2, "--decoding: 'magic' is none of ctc, attention, joint")
+
+
+def test_training_progress_says_loss_by_depth_speed_and_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr("foldray.runtime.terminal.time.monotonic", lambda: float(next(clock)))
+    with training_bar() as show:
+        for step, progress in ((1, 0.0), (50, 0.5)):
+            show(
+                {
+                    "step": step,
+                    "progress": progress,
+                    "ctc": {"3": 2.5, "6": 1.25},
+                    "seconds": 2.0,
+                    "audio_seconds": 64.0,
+                }
+            )
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert first.startswith("training   0%  step 1  loss by depth  3: 2.50  6: 1.25  32 audio s/s")
+    assert second.startswith("training  50%  step 50")
+    assert second.endswith("left")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["fold.lora_on=[nope]", "fold.private=lora"], "fold.lora_on: a block has no projection 'nope'; it has "),
+        (["fold.lora_on=[q_proj]"], "fold.lora_on: without LoRA there is nothing to choose; add lora to private"),
+        (
+            ["fold.private=lora", "fold.lora_rank=5000"],
+            "fold.lora_rank: 5000 is no low rank for any",
+        ),
+        (["fold.private=magic"], "fold.private: 'magic' is none of norms, statistics, lora, film"),
+        (["model.config.num_attention_heads=0"], "model.config: no model has this shape: "),
+        (["model.config.hidden_act=nope"], "model.config: no model has this shape: KeyError"),
+        (["model.config.vocab_size=9"], "model.config.vocab_size: is settled by foldray; leave it out"),
+        (["model.family=wavlm", "fold.paths=[[0,1],[1,0,1]]", "fold.depths=[2,3]"], "fold.paths: wavlm's first layer"),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_folds_that_cannot_be_get_one_line_before_anything_starts(
+    overrides: list[str], message: str, command: str, capsys: pytest.CaptureFixture[str], spoken: Path, tmp_path: Path
+) -> None:
+    place = [f"corpus.path={spoken}", f"storage.root={tmp_path / 'store'}"]
+    code, out, err = call(capsys, command, "wav2vec2-tiny", *place, *overrides)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(message)
+    assert "Traceback" not in err
+    assert not (tmp_path / "store" / "corpora").exists()
+
+
+def test_a_family_without_ctc_is_planned_but_not_trained(
+    capsys: pytest.CaptureFixture[str], spoken: Path, tmp_path: Path
+) -> None:
+    code, out, err = call(capsys, "plan", "wav2vec2-base-8", "model={family: whisper}", "--json")
+    assert code == 0, err
+    assert json.loads(out)["saved_percent"] > 10
+    place = [f"corpus.path={spoken}", f"storage.root={tmp_path / 'store'}"]
+    code, _, err = call(capsys, "train", "wav2vec2-base-8", "model={family: whisper}", *place)
+    assert (code, err.startswith("model.family: whisper has no CTC, which foldray trains")) == (2, True)
+
+
+def test_the_readmes_six_lines_fold_a_stock_model(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (PROJECT / "README.md").read_text()
+    block = readme.split("no Ray, no files:\n\n")[1].split("\n\n")[0]
+    lines = [line.removeprefix("    ") for line in block.splitlines()]
+    assert len(lines) == 6
+    exec("\n".join(lines), {})
+    printed = capsys.readouterr().out
+    assert [line.split(" ")[0] for line in printed.splitlines() if line[:1].isdigit()] == ["8", "10", "12"]

@@ -1,0 +1,180 @@
+"""The stages as Ray jobs: a client that has a checkout and a token, a head of its own on loopback, an S3 store whose
+keys come with the job."""
+
+import json
+import re
+import secrets
+import subprocess
+import sys
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from foldray import storage
+from foldray.cli.main import main
+from foldray.results.metrics import read_metrics
+from foldray.results.reader import read_rows
+from foldray.training.checkpoint import whole_checkpoints
+from tests.support.checkout import copy_checkout
+from tests.support.commands import TINY
+from tests.support.hosts import PATIENCE, wait_until
+from tests.support.ray_head import RAY, RayHead
+
+if TYPE_CHECKING:
+    from tests.support.s3_server import S3Server
+
+pytest_plugins = ["tests.support.s3_server"]
+pytestmark = pytest.mark.ray
+
+
+class Head(RayHead):
+    """A Ray head on loopback that asks for a token, and clients of its jobs."""
+
+    def __init__(self, folder: Path, checkout: Path) -> None:
+        self._checkout = checkout
+        self._token = folder / "token"
+        self._token.write_text(secrets.token_hex(32))
+        self._token.chmod(0o600)
+        self._around = {
+            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin", "HOME": str(folder),
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token), "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }  # fmt: skip
+        super().__init__(self._around)
+
+    def client(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """`ray job …` in the checkout; `output` has all that it says."""
+        around = {**self._around, "RAY_API_SERVER_ADDRESS": self.dashboard, **environment}
+        return subprocess.run(
+            [RAY, "job", *arguments], cwd=self._checkout, env=around, timeout=PATIENCE,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+
+    def submit(self, *entry: str, keys: dict[str, str], wait: bool = True) -> str:
+        """The id of a job that runs `python -m …` with the checkout around it."""
+        job = f"job-{uuid.uuid4().hex[:8]}"
+        options = ["--submission-id", job, "--working-dir", ".", "--runtime-env-json", json.dumps({"env_vars": keys})]
+        said = self.client("submit", *options, *([] if wait else ["--no-wait"]), "--", "python", "-m", *entry)
+        if wait:
+            assert (said.returncode == 0) == (self.job(job)["status"] == "SUCCEEDED"), said.stdout
+        return job
+
+    def logs(self, job: str) -> list[str]:
+        """What a job itself said, line by line."""
+        said: str = self.job(f"{job}/logs")["logs"]
+        return said.partition("Running entrypoint for job ")[2].splitlines()[1:]
+
+    def job(self, job: str) -> dict[str, Any]:
+        """What the head knows of a job."""
+        asked = urllib.request.Request(
+            f"{self.dashboard}/api/jobs/{job}", headers={"Authorization": f"Bearer {self._token.read_text()}"}
+        )
+        with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
+            value: dict[str, Any] = json.load(answer)
+            return value
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What a clone has, and beside it what a working copy collects: a .venv and a store."""
+    folder = tmp_path / "checkout"
+    copy_checkout(folder)
+    for name in (".venv/bin/python", "foldray-store/corpora/x"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("not for the cluster")
+    return folder
+
+
+@pytest.fixture
+def head(tmp_path: Path, checkout: Path) -> Iterator[Head]:
+    head = Head(tmp_path, checkout)
+    try:
+        head.start()
+        yield head
+    finally:
+        head.close()
+
+
+def test_stages_as_jobs(
+    head: Head, s3_server: "S3Server", s3_store: str, own_corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training is stopped; another job goes on with it, scores and reports."""
+    keys = s3_server.environment
+    storage.upload(own_corpus, f"{s3_store}/voices")
+    recipe = [
+        "an4",
+        f"corpus.path={s3_store}/voices",
+        f"storage.root={s3_store}",
+        *TINY,
+        "optim.steps=120",
+        "valid.every_steps=1000",
+    ]
+    for environment in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN_PATH": "/nowhere"}):
+        refused = head.client("list", **environment)
+        assert refused.returncode == 1
+        assert "AuthenticationError" in refused.stdout
+
+    wrong = head.submit("pipelines.train", "an5", keys=keys)
+    assert (head.job(wrong)["status"], head.job(wrong)["driver_exit_code"]) == ("FAILED", 2)
+    (line,) = filter(None, head.logs(wrong))
+    assert line.startswith("an5: no such recipe or file")
+    (package,) = head.temporary.glob("session_latest/runtime_resources/working_dir_files/*/")
+    assert {"foldray", "pipelines", "pyproject.toml"} < {entry.name for entry in package.iterdir()}
+    assert not any((package / name).exists() for name in (".venv", "foldray-store"))
+
+    seen = {tuple(line.split()[:2]): line for line in head.logs(head.submit("pipelines.doctor", *recipe, keys=keys))}
+    (node,) = (where for name, where in seen if name == "devices")
+    assert "ok" in seen["audio", node]
+    assert f"{s3_store}: 1 MiB written" in seen["storage", node]
+    assert storage.list_files(s3_store) == []
+
+    stopped = head.submit("pipelines.train", *recipe, keys=keys, wait=False)
+    wait_for_step(head, stopped, s3_store, 8)
+    # The driver hears of a step later than the store has its checkpoint.
+    in_progress = lambda: any("loss by depth" in line for line in head.logs(stopped))  # noqa: E731
+    wait_until(lambda: in_progress() or head.job(stopped)["status"] != "RUNNING", "progress")
+    assert head.client("stop", stopped).returncode == 0
+    assert head.job(stopped)["status"] == "STOPPED"
+    wait_until(lambda: not trains(head), "the end of its workers")
+    said = head.logs(stopped)
+    assert any(line.startswith("prepared  47 of 47 utterances") for line in said)
+    assert any(re.match(r"training .*, 2 workers$", line) for line in said)
+    assert any(re.match(r"training +\d+%  step \d+  loss by depth  3: ", line) for line in said)
+    assert said[-1] == "stopped; run the same command again to go on"
+
+    step = newest_step(s3_store)
+    finished = head.submit("pipelines.run", *recipe, keys=keys)  # trains to the end, scores and reports
+    said = head.logs(finished)
+    assert any(line.endswith(f", 2 workers, going on from step {step}") for line in said)
+    assert any(line.startswith(f"trained   120 steps (resumed from step {step})") for line in said)
+    assert "trained   120 steps" in head.client("logs", finished).stdout
+    (run,) = storage.list_folders(f"{s3_store}/runs")
+    assert [record["step"] for record in read_metrics(f"{s3_store}/runs/{run}")] == list(range(1, 121))
+    rows = sorted(read_rows(s3_store), key=lambda row: row["depth"])
+    assert [row["depth"] for row in rows] == [3, 6]
+    assert run.encode() in storage.read_bytes(f"{s3_store}/report/index.html")
+
+    main(["evaluate", run, "--store", s3_store, "--json"])  # by its id, out of the bucket
+    again = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["depth"], row["wer"]) for row in again] == [(row["depth"], row["wer"]) for row in rows]
+    main(["report", s3_store])
+
+
+def wait_for_step(head: Head, job: str, store: str, step: int) -> None:
+    """Until a job that trains has left a whole checkpoint at or beyond a step."""
+    wait_until(lambda: newest_step(store) >= step or head.job(job)["status"] == "FAILED", f"step {step}")
+    assert head.job(job)["status"] == "RUNNING", head.logs(job)
+
+
+def newest_step(store: str) -> int:
+    """Step of the newest whole checkpoint of a store with one run; 0 without."""
+    runs = storage.list_folders(f"{store}/runs")
+    return max([0, *(found.step for run in runs for found in whole_checkpoints(f"{store}/runs/{run}"))])
+
+
+def trains(head: Head) -> bool:
+    return any("RayTrain" in process or "pipelines" in process for process in head.processes().values())

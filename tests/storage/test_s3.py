@@ -1,0 +1,440 @@
+"""Every verb against a real S3 server: what it leaves there, what it says when refused, and outages it outlives."""
+
+import http.server
+import io
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from foldray import storage
+from foldray.errors import UserError
+from foldray.storage import objects, s3
+
+if TYPE_CHECKING:
+    from tests.support.s3_server import S3Server
+
+pytest_plugins = ["tests.support.s3_server"]
+BUCKET = "foldray-tests"
+
+VERBS: dict[str, Callable[[str], Any]] = {
+    "exists": storage.exists,
+    "is_folder": storage.is_folder,
+    "list_files": storage.list_files,
+    "list_folders": storage.list_folders,
+    "list_tree": storage.list_tree,
+    "file_sizes": lambda uri: storage.file_sizes([uri]),
+    "open_file": storage.open_file,
+    "read_range": lambda uri: storage.read_range(uri, 0, 1),
+    "read_bytes": storage.read_bytes,
+    "write_bytes": lambda uri: storage.write_bytes(uri, b"x"),
+    "remove": storage.remove,
+    "remove_folder": storage.remove_folder,
+}
+
+
+def key(uri: str) -> str:
+    return uri.removeprefix(f"s3://{BUCKET}/")
+
+
+def test_every_verb_and_nothing_but_files_is_left(s3_server: "S3Server", s3_store: str) -> None:
+    names = ["a.txt", "deep/er/b c+d%20.txt", "deep/\u00fc#1.txt", "empty"]
+    for name in names:
+        storage.write_bytes(storage.join(s3_store, name), name.encode() if name != "empty" else b"")
+    assert s3_server.keys(key(s3_store)) == sorted(key(storage.join(s3_store, name)) for name in names)
+
+    assert storage.exists(storage.join(s3_store, "a.txt"))
+    assert storage.exists(storage.join(s3_store, "empty"))
+    assert not storage.exists(storage.join(s3_store, "deep"))
+    assert not storage.exists(storage.join(s3_store, "a"))
+    assert storage.is_folder(s3_store)
+    assert storage.is_folder(storage.join(s3_store, "deep"))
+    assert not storage.is_folder(storage.join(s3_store, "dee"))
+    assert not storage.is_folder(storage.join(s3_store, "a.txt"))
+    assert storage.list_files(s3_store) == ["a.txt", "empty"]
+    assert storage.list_folders(s3_store) == ["deep"]
+    assert storage.list_folders(storage.join(s3_store, "deep")) == ["er"]
+    assert storage.list_tree(s3_store) == {name: 0 if name == "empty" else len(name.encode()) for name in names}
+    uris = [storage.join(s3_store, name) for name in [*names, "missing"]]
+    assert storage.file_sizes(uris) == [5, 20, 13, 0, None]
+    for name in names[:3]:
+        assert storage.read_bytes(storage.join(s3_store, name)) == name.encode()
+    assert storage.read_bytes(storage.join(s3_store, "empty")) == b""
+    assert storage.read_range(storage.join(s3_store, "a.txt"), 2, 2) == b"tx"
+    assert storage.read_range(storage.join(s3_store, "a.txt"), 3, 99) == b"xt"
+    assert storage.read_range(storage.join(s3_store, "a.txt"), 99, 9) == b""
+    assert storage.read_range(storage.join(s3_store, "empty"), 0, 9) == b""
+    storage.write_bytes(storage.join(s3_store, "a.txt"), b"new")
+    assert storage.read_bytes(storage.join(s3_store, "a.txt")) == b"new"
+
+    storage.remove(storage.join(s3_store, "a.txt"))
+    storage.remove(storage.join(s3_store, "a.txt"))
+    storage.remove(storage.join(s3_store, "deep", "er", "b c+d%20.txt"))
+    assert s3_server.keys(key(s3_store)) == [
+        key(storage.join(s3_store, name)) for name in ["deep/\u00fc#1.txt", "empty"]
+    ]
+    storage.remove_folder(storage.join(s3_store, "deep"))
+    storage.remove_folder(storage.join(s3_store, "nowhere"))
+    assert s3_server.keys(key(s3_store)) == [key(storage.join(s3_store, "empty"))]
+    storage.check_writable(s3_store, "storage.root")
+    storage.remove_folder(s3_store)
+    assert s3_server.keys(key(s3_store)) == []
+    assert not storage.is_folder(s3_store)
+
+
+def test_what_is_not_there(s3_store: str) -> None:
+    nowhere = storage.join(s3_store, "nowhere")
+    assert not storage.exists(nowhere)
+    assert not storage.is_folder(nowhere)
+    assert storage.list_files(nowhere) == storage.list_folders(nowhere) == []
+    assert storage.list_tree(nowhere) == {}
+    for verb in (storage.read_bytes, storage.open_file, lambda uri: storage.read_range(uri, 0, 1)):
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            verb(nowhere)
+
+
+def test_empty_directory_objects_are_neither_files_nor_folders(s3_server: "S3Server", s3_store: str) -> None:
+    client, prefix = s3_server.client(), key(s3_store)
+    for marker in (f"{prefix}/hollow/", f"{prefix}/hollow/deeper/", f"{prefix}/full/"):
+        client.put_object(Bucket=BUCKET, Key=marker, Body=b"")
+    storage.write_bytes(storage.join(s3_store, "full", "file"), b"1")
+    hollow = storage.join(s3_store, "hollow")
+    assert not storage.exists(hollow)
+    assert not storage.is_folder(hollow)
+    assert storage.list_files(hollow) == storage.list_folders(hollow) == storage.list_files(s3_store) == []
+    assert storage.list_folders(s3_store) == ["full"]
+    assert storage.list_tree(s3_store) == {"full/file": 1}
+    storage.remove_folder(s3_store)
+    assert s3_server.keys(prefix) == []
+
+
+def test_a_listing_of_many_pages(s3_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{number:02}" for number in range(25)]
+    for name in names:
+        storage.write_bytes(storage.join(s3_store, name), b"1")
+    whole = objects.pages
+    monkeypatch.setattr(objects, "pages", lambda uri, **asked: whole(uri, **{**asked, "MaxKeys": 10}))
+    assert storage.list_files(s3_store) == names
+    assert list(storage.list_tree(s3_store)) == names
+    storage.remove_folder(s3_store)
+    assert storage.list_files(s3_store) == []
+
+
+def test_a_file_of_many_parts_arrives_whole(s3_server: "S3Server", s3_store: str) -> None:
+    data = random.Random(0).randbytes(60 * 2**20)
+    storage.write_bytes(s3_store, data)
+    assert storage.read_bytes(s3_store) == data
+    assert storage.read_range(s3_store, 31 * 2**20, 2**21) == data[31 * 2**20 : 33 * 2**20]
+    assert s3_server.keys(key(s3_store)) == [key(s3_store)]
+    storage.remove(s3_store)
+
+
+def test_a_writer_killed_in_the_middle_leaves_the_old_file(s3_server: "S3Server", s3_store: str) -> None:
+    kept, fresh = storage.join(s3_store, "kept"), storage.join(s3_store, "fresh")
+    storage.write_bytes(kept, b"old")
+    code = (
+        "import sys; from foldray import storage; data = bytes(200 * 2**20); storage.exists(sys.argv[1])\n"
+        "for uri in sys.argv[1:]: print('go', flush=True); storage.write_bytes(uri, data)"
+    )
+    client = s3_server.client()
+    for uri in (kept, fresh):
+        writer = subprocess.Popen([sys.executable, "-c", code, uri], stdout=subprocess.PIPE)
+        assert writer.stdout
+        assert writer.stdout.readline() == b"go\n"
+        begun: list[Any] = []
+        while not begun and writer.poll() is None:
+            begun = client.list_multipart_uploads(Bucket=BUCKET, Prefix=key(uri)).get("Uploads", [])
+        writer.send_signal(signal.SIGKILL)
+        assert (writer.wait(), bool(begun)) == (-signal.SIGKILL, True)
+        writer.stdout.close()
+    assert storage.read_bytes(kept) == b"old"
+    assert not storage.exists(fresh)
+    assert storage.list_tree(s3_store) == {"kept": 3}
+
+
+def test_one_line_for_a_missing_bucket_and_files_are_not_just_missing(s3_server: "S3Server", s3_store: str) -> None:  # noqa: ARG001
+    for name, verb in VERBS.items():
+        with pytest.raises(UserError) as caught:
+            verb("s3://no-such-bucket/store/x")
+        expected = f"storage: there is no bucket no-such-bucket at {s3_server.endpoint}; create it, or "
+        assert str(caught.value).startswith(expected), name
+
+
+REFUSALS = [
+    ({"AWS_ACCESS_KEY_ID": "AKIANOBODY"}, "does not know the access key for {bucket}; mend AWS_ACCESS_KEY_ID"),
+    ({"AWS_SECRET_ACCESS_KEY": "wrong-secret"}, "the secret key for {bucket} at {endpoint} is wrong; mend AWS_SECRET"),
+    ({"AWS_SESSION_TOKEN": "stale-token"}, "mend AWS_ACCESS_KEY_ID or unset AWS_SESSION_TOKEN"),
+    ({"AWS_ACCESS_KEY_ID": ""}, "there are no credentials for {bucket} (Unable to locate credentials); set AWS_ACCESS"),
+    ({"AWS_SECRET_ACCESS_KEY": ""}, "missing: AWS_SECRET_ACCESS_KEY); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    (
+        {"AWS_PROFILE": "nobody"},
+        "there are no credentials for {bucket} (The config profile (nobody) could not be found",
+    ),
+    ({"AWS_ENDPOINT_URL": "127.0.0.1:9"}, "the S3 endpoint '127.0.0.1:9' is no URL; set AWS_ENDPOINT_URL"),
+]
+
+
+@pytest.mark.parametrize(("changed", "expected"), REFUSALS)
+@pytest.mark.parametrize("verb", ["exists", "write_bytes", "list_files"])
+def test_one_line_for_wrong_credentials(
+    verb: str,
+    changed: dict[str, str],
+    expected: str,
+    s3_server: "S3Server",
+    s3_store: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage.exists(s3_store)  # a client with the right keys is there already
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    for name, value in changed.items():
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    began = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        VERBS[verb](s3_store)
+    assert time.monotonic() - began < 3
+    said = str(caught.value)
+    assert said.startswith("storage: ")
+    assert expected.format(bucket=BUCKET, endpoint=s3_server.endpoint) in said
+    assert not any(hidden in said for hidden in (secret, "wrong-secret", "stale-token", "\n"))
+
+
+def test_one_line_for_rights_to_read_only(
+    s3_server: "S3Server", s3_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = storage.join(s3_store, "file")
+    storage.write_bytes(file, b"1")
+    for name, value in s3_server.read_only_environment.items():
+        monkeypatch.setenv(name, value)
+    assert storage.read_bytes(file) == b"1"
+    assert storage.list_tree(s3_store) == {"file": 1}
+    for verb in ("write_bytes", "remove"):
+        with pytest.raises(UserError, match=rf"storage: {s3_server.endpoint} denies access to {file}; use credentials"):
+            VERBS[verb](file)
+    with pytest.raises(UserError, match=r"denies access to .*; use credentials"):
+        storage.remove_folder(s3_store)
+    with pytest.raises(UserError, match=r"storage.root: .* denies access"):
+        storage.check_writable(s3_store, "storage.root")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(UserError, match="denies access"):  # it gets as far as the server without credentials
+        storage.exists(f"{file}?anonymous=true")
+
+
+@pytest.mark.parametrize("bucket", ["Not_A_Bucket!", "x"])
+def test_one_line_for_a_name_that_no_bucket_can_have(bucket: str, s3_store: str) -> None:  # noqa: ARG001
+    with pytest.raises(UserError, match=r"^storage: .* is no name a bucket can have; mend the URI s3://"):
+        storage.write_bytes(f"s3://{bucket}/store/x", b"")
+
+
+def test_endpoint_and_region_may_stand_in_the_uri(
+    s3_server: "S3Server", s3_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = s3_server.endpoint.removeprefix("http://")
+    uri = f"{s3_store}?endpoint_override={host}&scheme=http&region=us-east-1"
+    for name in ("AWS_ENDPOINT_URL", "AWS_REGION"):
+        monkeypatch.delenv(name)
+    file = storage.join(uri, "a", "file")
+    storage.write_bytes(file, b"1")
+    assert storage.list_tree(uri) == {"a/file": 1}
+    assert storage.list_folders(uri) == ["a"]
+    assert storage.read_bytes(file) == b"1"
+    with pytest.raises(UserError, match="unknown options colour"):
+        storage.exists(f"{s3_store}?colour=blue")
+
+
+def test_nobody_listens(s3_store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("FOLDRAY_STORAGE_RETRY_SECONDS", "1")
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"storage: http://127.0.0.1:9 does not answer \(.*\); start it, or mend AWS_E"):
+        storage.read_bytes(s3_store)
+    assert 0.9 < time.monotonic() - began < 6
+    assert [record.message.split(" (")[0] for record in caplog.records] == [
+        f"s3://{BUCKET} at http://127.0.0.1:9 is away"
+    ]
+
+
+@contextmanager
+def outage(server: "S3Server", seconds: float) -> Iterator[threading.Thread]:
+    """The server killed now, and back some seconds later."""
+    server.kill()
+
+    def restart() -> None:
+        time.sleep(seconds)
+        server.start()
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join()
+
+
+def test_an_outage_in_the_middle_of_two_hundred_writes_and_reads(
+    s3_server: "S3Server", s3_store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    done = threading.Semaphore(0)
+
+    def write_and_read(number: int) -> bytes:
+        uri = storage.join(s3_store, f"{number:03}")
+        storage.write_bytes(uri, b"%d" % number * 1000)
+        done.release()
+        return storage.read_bytes(uri)
+
+    with ThreadPoolExecutor(4) as pool:
+        results = [pool.submit(write_and_read, number) for number in range(200)]
+        for _ in range(50):
+            done.acquire()
+        with outage(s3_server, 5):
+            assert not results[-1].done()
+        values = [result.result() for result in results]
+    assert values == [b"%d" % number * 1000 for number in range(200)]
+    assert storage.list_tree(s3_store) == {f"{number:03}": 1000 * len(str(number)) for number in range(200)}
+    assert s3_server.keys(key(s3_store)) == [f"{key(s3_store)}/{number:03}" for number in range(200)]
+    messages = [record.message for record in caplog.records if record.name == "foldray.storage"]
+    said = [message.split(" (")[0].rsplit(" ", 1)[1] for message in messages]
+    assert said in (["away", "back"], ["away", "back"] * 2)  # a server that just began may fall over once more
+    assert all(record.levelno == logging.WARNING for record in caplog.records if record.name == "foldray.storage")
+
+
+def test_a_reader_and_every_verb_outlive_an_outage(s3_server: "S3Server", s3_store: str) -> None:
+    data, big = random.Random(1).randbytes(4 * 2**20), storage.join(s3_store, "tree", "big")
+    storage.write_bytes(big, data)
+    parquet = io.BytesIO()
+    pq.write_table(pa.table({"n": list(range(1000))}), parquet, row_group_size=100)
+    storage.write_bytes(storage.join(s3_store, "rows.parquet"), parquet.getvalue())
+    for name in ("one", "gone/file"):
+        storage.write_bytes(storage.join(s3_store, name), b"1")
+    rows = pq.ParquetFile(storage.open_file(storage.join(s3_store, "rows.parquet")))
+    assert rows.read_row_group(1)["n"].to_pylist() == list(range(100, 200))
+    actions: list[Callable[[], Any]] = [
+        lambda: rows.read_row_group(7)["n"].to_pylist(),
+        lambda: storage.exists(big),
+        lambda: storage.is_folder(storage.join(s3_store, "tree")),
+        lambda: storage.list_files(storage.join(s3_store, "tree")),
+        lambda: storage.list_folders(storage.join(s3_store, "tree")),
+        lambda: storage.file_sizes([big]),
+        lambda: storage.list_tree(storage.join(s3_store, "tree")),
+        lambda: storage.read_range(big, 5, 3),
+        lambda: storage.remove(storage.join(s3_store, "one")),
+        lambda: storage.remove_folder(storage.join(s3_store, "gone")),
+        lambda: storage.write_bytes(storage.join(s3_store, "large"), bytes(40 * 2**20)),
+    ]
+    with ThreadPoolExecutor(len(actions)) as pool, storage.open_file(big) as file:
+        parts = [file.read(100_000)]
+        with outage(s3_server, 2):
+            others = [pool.submit(action) for action in actions]
+            while part := file.read(100_000):
+                parts.append(part)
+        assert b"".join(parts) == data
+        assert file.seek(-10, io.SEEK_END) == len(data) - 10
+        assert file.read() == data[-10:]
+        values = [other.result() for other in others]
+    tree = {"big": len(data)}
+    expected = [list(range(700, 800)), True, True, ["big"], [], [len(data)], tree, data[5:8], None, None, None]
+    assert values == expected
+    assert sorted(storage.list_tree(s3_store)) == ["large", "rows.parquet", "tree/big"]
+
+
+def test_a_server_that_hangs_is_noticed(
+    s3_server: "S3Server", s3_store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(s3, "ANSWER_SECONDS", 1)
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")  # another client than those of other tests
+    storage.write_bytes(s3_store, b"1")
+    s3_server.pause()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            read = pool.submit(storage.read_bytes, s3_store)
+            time.sleep(3.5)
+            assert "is away (Read timeout" in caplog.text
+        finally:
+            s3_server.resume()
+        assert read.result() == b"1"
+
+
+@contextmanager
+def answering(
+    monkeypatch: pytest.MonkeyPatch, status: int, code: str, times: int, said: str = "no"
+) -> Iterator[list[str]]:
+    """A stand-in for what SeaweedFS never says: an S3 that refuses `times` times, then gives an object of two bytes."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            refused = len(asked) <= times
+            body = f"<Error><Code>{code}</Code><Message>{said}</Message></Error>".encode() if refused else b"ok"
+            self.send_response(status if refused else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        try:
+            yield asked
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(503, "SlowDown"), (500, "InternalError"), (502, "BadGateway"), (429, "TooManyRequests"), (400, "RequestTimeout")],
+)
+def test_what_passes_is_waited_for(status: int, code: str, s3_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(monkeypatch, status, code, times=2) as asked:
+        assert storage.read_bytes(s3_store) == b"ok"
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (400, "ExpiredToken", "have expired; renew AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"),
+        (400, "InvalidToken", "refuses the session token for"),
+        (301, "PermanentRedirect", f"bucket {BUCKET} is in another region; set AWS_REGION to it"),
+        (400, "AuthorizationHeaderMalformed", f"bucket {BUCKET} is in another region, eu-west-9; set AWS_REGION to it"),
+        (403, "RequestTimeTooSkewed", "the clock of this machine is too far from"),
+        (501, "NotImplemented", "refused s3://"),
+    ],
+)
+def test_what_is_refused_for_good_is_not_asked_again(
+    status: int, code: str, expected: str, s3_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "the region 'us-east-1' is wrong; expecting 'eu-west-9'" if "Malformed" in code else "no"
+    with answering(monkeypatch, status, code, times=99, said=said) as asked, pytest.raises(UserError) as caught:
+        storage.read_bytes(s3_store)
+    assert expected in caught.value.problem
+    assert len(asked) <= 3  # botocore itself looks for the bucket's region
+
+
+def test_a_forked_or_pickled_worker_makes_its_own_client(s3_store: str) -> None:
+    storage.write_bytes(s3_store, b"1")
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if storage.read_bytes(s3_store) == b"1" else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert storage.read_bytes(s3_store) == b"1"
