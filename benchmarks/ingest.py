@@ -75,9 +75,10 @@ def _repeated(corpus: str, folder: str) -> str:
     import pyarrow.parquet as pq
 
     from foldray.data.manifest import read_manifest
+    from foldray.storage.layout import PreparedCorpus
 
     manifest = read_manifest(corpus)
-    index = pq.read_table(f"{corpus}/index.parquet")
+    index = pq.read_table(PreparedCorpus(corpus).index)
     Path(folder, "shards").mkdir(parents=True)
     shards, tables = [], []
     for copy in range(GROWTH):
@@ -88,9 +89,9 @@ def _repeated(corpus: str, folder: str) -> str:
         number = pa.scalar(copy * len(manifest.shards), pa.int32())
         moved = index.set_column(2, "shard", pc.add(index["shard"], number))
         tables.append(moved.set_column(0, "id", pc.binary_join_element_wise(moved["id"], str(copy), "-")))
-    pq.write_table(pa.concat_tables(tables), f"{folder}/index.parquet")
+    pq.write_table(pa.concat_tables(tables), PreparedCorpus(folder).index)
     grown = manifest.model_copy(update={"shards": shards})
-    Path(folder, "manifest.json").write_text(grown.model_dump_json())
+    Path(PreparedCorpus(folder).manifest).write_text(grown.model_dump_json())
     return folder
 
 

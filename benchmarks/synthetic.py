@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 
 from foldray import storage
 from foldray.config.corpus import SAMPLE_RATE
-from foldray.data.manifest import INDEX_FILE, INDEX_SCHEMA, MANIFEST_FILE, Manifest, Shard
+from foldray.data.manifest import INDEX_SCHEMA, Manifest, Shard
+from foldray.storage.layout import PreparedCorpus
 
 BUCKETS, SHARD_SECONDS, GROUP_SECONDS = 8, 15 * 60, 60
 
@@ -77,7 +78,7 @@ def write_synthetic_corpus(folder: str, count: int) -> float:
         corpus_id="synthetic", source="synthetic", layout="jsonl", utterances_in=count, utterances_out=count,
         quarantined=0, reasons={}, hours=hours, vocabulary=["<pad>", "<unk>", "|"], shards=shards,
     )  # fmt: skip
-    sink = storage.join(folder, INDEX_FILE)
+    sink = PreparedCorpus(folder).index
     pq.write_table(index, sink, compression="zstd")
-    storage.write_json(storage.join(folder, MANIFEST_FILE), manifest.model_dump())
+    storage.write_json(PreparedCorpus(folder).manifest, manifest.model_dump())
     return hours

@@ -16,6 +16,10 @@ class UserError(Exception):
         return f"{self.where}: {self.problem}"
 
 
+class DamagedFileError(UserError):
+    """A file does not contain what was written to it, such as JSON that was cut off."""
+
+
 def one_line(error: BaseException, most: int = 200) -> str:
     """An exception's message on one line of at most so many characters, or its kind where it has none."""
     return " ".join(str(error).split())[:most] or type(error).__name__

@@ -95,10 +95,11 @@ def prepare(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) 
     Example: foldray prepare an4 corpus.path=/data/an4
     """
     from foldray.stages.prepare import prepare_stage
+    from foldray.storage.layout import PreparedCorpus
 
     folder, manifest = prepare_stage(load_recipe(recipe, overrides))
     summary = {
-        "manifest": f"{folder}/manifest.json",
+        "manifest": PreparedCorpus(folder).manifest,
         "utterances_in": manifest.utterances_in,
         "utterances_out": manifest.utterances_out,
         "quarantined": manifest.quarantined,
@@ -140,10 +141,11 @@ def resume(
 
     Example: foldray resume s3://bucket/store/runs/an4-1a2b3c4d5e scale.workers=4
     """
-    from foldray import storage
     from foldray.stages.train import resume_stage
+    from foldray.storage import absolute
+    from foldray.storage.layout import SearchFolder
 
-    if storage.split(storage.split(storage.absolute(run))[0])[1] == "searches":
+    if SearchFolder(absolute(run)).store:
         if overrides:
             raise UserError(overrides[0], "a search goes on as it began; `foldray tune` takes fields")
         _show_search(_tuning().resume_search(run), as_json)

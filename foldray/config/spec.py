@@ -7,13 +7,13 @@ from typing import Any, Literal, get_origin
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from foldray import storage
 from foldray.config.augment import AugmentSpec
 from foldray.config.corpus import CorpusSpec
 from foldray.config.model import FoldSpec, LossSpec, ModelSpec
 from foldray.config.search import SearchSpec
 from foldray.config.section import Section, without_secret
 from foldray.config.training import BatchSpec, CheckpointSpec, OptimSpec, ScaleSpec, Tracker, ValidSpec
+from foldray.storage.layout import Store
 
 NOT_HASHED = ("about", "storage", "scale", "checkpoint", "corpus", "tracking", "search")
 """Sections that no result depends on; the corpus is hashed by what is in it."""
@@ -126,8 +126,12 @@ class RunSpec(Section):
         if not (self.model.checkpoint or "").startswith(RUN):
             return self.model
         run_id = str(self.model.checkpoint).removeprefix(RUN)
-        uri = storage.join(storage.absolute(self.storage.root), "runs", run_id, "model")
-        return self.model.model_copy(update={"checkpoint": uri})
+        return self.model.model_copy(update={"checkpoint": self.store.run(run_id).model.uri})
+
+    @property
+    def store(self) -> Store:
+        """The store that the run is written to."""
+        return Store(self.storage.root)
 
     def spec_hash(self, corpus_id: str, vocabulary: str) -> str:
         """Ten hex digits over every field that results depend on, the prepared corpus's identity and tokenizer.

@@ -18,6 +18,7 @@ from foldray.data.layouts import LAYOUTS, Place
 from foldray.data.splits import carve_valid, cross_validate, sources_of, split_names
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
+from foldray.storage.layout import Store
 
 ARCHIVES = (".gz", ".tgz", ".zip", ".tar", ".bz2", ".xz", ".7z")
 
@@ -101,7 +102,7 @@ def _described(utterance: Utterance, folders: list[str]) -> list[Any]:
 
 def _builtin_folder(root: str) -> str:
     """The spoken corpus foldray makes itself: made once for each version, kept in the store."""
-    folder = storage.join(storage.absolute(root), "sources", f"builtin-{builtin_corpus_id()}")
+    folder = Store(root).source(f"builtin-{builtin_corpus_id()}")
     if storage.exists(storage.join(folder, "test.jsonl")):
         return folder
     with tempfile.TemporaryDirectory() as made:

@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from foldray import storage
 from foldray.errors import UserError
 from foldray.models.tokenizer import Tokenizer
-
-MANIFEST_FILE, INDEX_FILE, QUARANTINE_FILE = "manifest.json", "index.parquet", "quarantine.parquet"
+from foldray.storage.layout import MANIFEST_FILE, PreparedCorpus
 
 SHARD_SCHEMA = pa.schema(
     [
@@ -132,7 +131,7 @@ class SplitIndex:
 
 def read_manifest(corpus: str) -> Manifest:
     """The manifest of a prepared corpus. Raises UserError where there is none."""
-    file = storage.join(corpus, MANIFEST_FILE)
+    file = PreparedCorpus(corpus).manifest
     if not storage.exists(file):
         raise UserError(corpus, f"is no prepared corpus ({MANIFEST_FILE} is missing); run `foldray prepare`")
     return Manifest.model_validate(storage.read_json(file))
@@ -140,7 +139,7 @@ def read_manifest(corpus: str) -> Manifest:
 
 def read_quarantine(corpus: str) -> list[dict[str, str]]:
     """Entries of the quarantine: id, split, source, reason, detail."""
-    data = storage.read_bytes(storage.join(corpus, QUARANTINE_FILE))
+    data = storage.read_bytes(PreparedCorpus(corpus).quarantine)
     entries: list[dict[str, str]] = pq.read_table(pa.BufferReader(data)).to_pylist()
     return entries
 
@@ -148,7 +147,7 @@ def read_quarantine(corpus: str) -> list[dict[str, str]]:
 def read_index(corpus: str, manifest: Manifest, split: str) -> SplitIndex:
     """The index of one split. Raises UserError for a split the corpus lacks."""
     wanted = [name for name in INDEX_SCHEMA.names if name not in ("split", "offset", "bytes")]
-    with storage.open_file(storage.join(corpus, INDEX_FILE)) as file:
+    with storage.open_file(PreparedCorpus(corpus).index) as file:
         table = pq.read_table(file, columns=wanted, filters=[("split", "=", split)])
     if not table.num_rows:
         known = ", ".join(sorted({shard.split for shard in manifest.shards}))

@@ -19,16 +19,7 @@ import pyarrow.parquet as pq
 from foldray import storage
 from foldray.config.corpus import CorpusSpec
 from foldray.data.corpora import Corpus
-from foldray.data.manifest import (
-    INDEX_FILE,
-    INDEX_SCHEMA,
-    MANIFEST_FILE,
-    QUARANTINE_FILE,
-    QUARANTINE_SCHEMA,
-    Manifest,
-    Shard,
-    read_manifest,
-)
+from foldray.data.manifest import INDEX_SCHEMA, QUARANTINE_SCHEMA, Manifest, Shard, read_manifest
 from foldray.data.shard import ShardTask, WrittenShard, write_shard
 from foldray.data.shard_plan import plan_shards, screen
 from foldray.data.splits import needed_splits
@@ -36,6 +27,7 @@ from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 from foldray.models.tokenizer import Tokenizer, bpe_tokenizer, character_tokenizer, unigram_tokenizer
 from foldray.runtime.ray import start_ray
+from foldray.storage.layout import INDEX_FILE, QUARANTINE_FILE, PreparedCorpus, Store
 
 
 def prepare(
@@ -52,8 +44,9 @@ def prepare(
     shards. Raises UserError where more than `spec.max_quarantine` or a whole split is unusable;
     shards and quarantine stay then.
     """
-    folder = prepared_folder(corpus, root)
-    if storage.exists(storage.join(folder, MANIFEST_FILE)):
+    prepared = Store(root).corpus(corpus.corpus_id)
+    folder = prepared.uri
+    if storage.exists(prepared.manifest):
         manifest = read_manifest(folder)
         if not missing_files(folder, manifest):
             return folder, manifest
@@ -63,16 +56,11 @@ def prepare(
     shards = _write_shards(tasks, folder, cpus, on_progress)
     quarantine = refused + [entry for shard in shards for entry in shard.quarantine]
     manifest = _describe(corpus, spec, shards, quarantine, subwords)
-    _write_table(storage.join(folder, QUARANTINE_FILE), pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA))
+    _write_table(prepared.quarantine, pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA))
     _refuse_too_bad(manifest, spec, folder)
-    _write_table(storage.join(folder, INDEX_FILE), _index(shards))
-    storage.write_json(storage.join(folder, MANIFEST_FILE), manifest.model_dump())
+    _write_table(prepared.index, _index(shards))
+    storage.write_json(prepared.manifest, manifest.model_dump())
     return folder, manifest
-
-
-def prepared_folder(corpus: Corpus, root: str) -> str:
-    """Where the prepared form of a corpus is, or will be."""
-    return storage.join(storage.absolute(root), "corpora", corpus.corpus_id)
 
 
 def missing_files(folder: str, manifest: Manifest) -> list[str]:
@@ -222,7 +210,7 @@ def _refuse_too_bad(manifest: Manifest, spec: CorpusSpec, folder: str) -> None:
             "corpus.max_quarantine",
             f"{manifest.quarantined} of {manifest.utterances_in} utterances are unusable ({reasons}), over the "
             f"limit of {spec.max_quarantine:.0%}; see "
-            f"{storage.join(folder, QUARANTINE_FILE)}, {mend} or raise the limit",
+            f"{PreparedCorpus(folder).quarantine}, {mend} or raise the limit",
         )
     for split in sorted(needed_splits(spec)):
         if not any(shard.rows for shard in manifest.shards if shard.split == split):

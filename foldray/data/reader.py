@@ -15,6 +15,7 @@ from foldray import storage
 from foldray.data.epoch import MicroBatch
 from foldray.data.manifest import SplitIndex
 from foldray.errors import UserError, one_line
+from foldray.storage.layout import PreparedCorpus
 
 CACHE_BYTES = 1024 * 2**20
 """Most encoded audio that is kept. A worker that has all lanes needs about eight windows of 1,600 s (epoch.py), some
@@ -98,7 +99,7 @@ def read_row_group(corpus: str, file: str, number: int) -> list[dict[str, Any]]:
 
     Raises UserError naming a shard that is missing or damaged.
     """
-    uri = storage.join(corpus, file)
+    uri = PreparedCorpus(corpus).file(file)
 
     def read() -> list[dict[str, Any]]:
         with storage.open_file(uri) as opened:

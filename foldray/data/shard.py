@@ -19,6 +19,7 @@ from foldray.data.manifest import INDEX_SCHEMA, SHARD_SCHEMA, Shard
 from foldray.data.utterance import Utterance
 from foldray.errors import one_line
 from foldray.models.tokenizer import Tokenizer, tokenizer_from_json
+from foldray.storage.layout import PreparedCorpus
 
 _SUMMARY_KEY = b"foldray.summary"
 
@@ -51,7 +52,7 @@ class WrittenShard:
 
 def write_shard(task: ShardTask, folder: str) -> WrittenShard:
     """Write one shard unless it is there already, whole. The file itself says what the result holds."""
-    file = storage.join(folder, task.file)
+    file = PreparedCorpus(folder).file(task.file)
     if storage.exists(file):
         data = storage.read_bytes(file)
         try:

@@ -11,6 +11,7 @@ from foldray.data.shard import ShardTask, quarantine_entry
 from foldray.data.text import normalise
 from foldray.data.utterance import Utterance
 from foldray.models.tokenizer import Tokenizer
+from foldray.storage.layout import shard_file
 
 BUCKETS = 8
 GUESSED_BYTES_PER_SECOND = 16_000  # FLAC of speech
@@ -61,7 +62,7 @@ def plan_shards(
     for split, members in sorted(by_split.items()):
         for bucket, held in enumerate(_buckets(members)):
             for part, chunk in enumerate(_chunks(held, spec.shard_minutes * 60)):
-                file = f"shards/{split}-{bucket:02d}-{part:05d}.parquet"
+                file = shard_file(split, bucket, part)
                 tasks.append(ShardTask(file, split, chunk, spec, home, model))
     return tasks
 

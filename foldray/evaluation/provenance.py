@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +9,8 @@ from foldray import storage
 from foldray.config.load import build_spec
 from foldray.config.spec import RunSpec
 from foldray.errors import UserError
-from foldray.folding.plan import FOLD_FILE
 from foldray.results.metrics import read_metrics
-
-EXPORT_FILE = "export.json"
-"""In an exported folder: what `provenance` says of the training it came from."""
+from foldray.storage.layout import CheckpointFolder, ModelFolder, Run, Store
 
 
 @dataclass(frozen=True)
@@ -30,28 +26,33 @@ class FoundModel:
 
 def find_model(model: str, store: str) -> FoundModel:
     """The model behind a run id, a run or checkpoint URI, or a folder. Raises UserError listing what there is."""
-    root = storage.absolute(store)
-    for given in (storage.absolute(model), storage.join(root, "runs", model)):
-        run_of_it = given.removesuffix("/model")
-        place = run_of_it if storage.exists(storage.join(run_of_it, "run.json")) else given
-        folder, name = storage.split(place)
-        above, kind = storage.split(folder)
-        if storage.exists(storage.join(place, "model", FOLD_FILE)):
-            home = above if kind == "runs" else root
-            return FoundModel(storage.join(place, "model"), name, home, place)
-        if storage.exists(storage.join(place, FOLD_FILE)):
-            step = re.match(r"step-(\d+)", name)
-            if kind == "checkpoints" and step:
-                place_of_runs, run_id = storage.split(above)
-                return FoundModel(place, run_id, storage.split(place_of_runs)[0], above, int(step[1]))
-            return FoundModel(place, name, root)
-    runs = storage.list_folders(storage.join(root, "runs"))
+    home = Store(store)
+    for uri in (storage.absolute(model), home.run(model).uri):
+        if found := _model_at(uri, home):
+            return found
+    runs = storage.list_folders(home.runs)
     if model in runs:
         raise UserError(
             model, "is not finished; train it with the command that started it, or name one of its checkpoints"
         )
-    done = [run for run in runs if storage.exists(storage.join(root, "runs", run, "model", FOLD_FILE))]
-    raise UserError(model, f"is no finished run and no model folder; finished in {root}: {', '.join(done) or 'none'}")
+    done = ", ".join(run for run in runs if storage.exists(home.run(run).model.fold))
+    raise UserError(
+        model, f"is neither a finished run nor a model folder; finished runs in {home.root}: {done or 'none'}"
+    )
+
+
+def _model_at(uri: str, home: Store) -> FoundModel | None:
+    """The model of a run, checkpoint or folder; rows of one outside any store go to `home`."""
+    run, step = Run.owning(uri), CheckpointFolder(uri).step
+    if step is not None and storage.exists(ModelFolder(uri).fold):
+        return FoundModel(uri, run.run_id, (run.store or home).root, run.uri, step)
+    if not storage.exists(run.facts):  # a folder that happens to be called `model`
+        run = Run(uri)
+    if storage.exists(run.model.fold):
+        return FoundModel(run.model.uri, run.run_id, (run.store or home).root, run.uri)
+    if storage.exists(ModelFolder(uri).fold):
+        return FoundModel(uri, storage.split(uri)[1], home.root)
+    return None
 
 
 def provenance(found: FoundModel) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def provenance(found: FoundModel) -> dict[str, Any]:
         told = _told_by_export(found)
         return {name: told.get(name, blank) for name, blank in blanks.items()}
     spec = read_run_spec(run)
-    facts = storage.read_json(storage.join(run, "run.json"))
+    facts = storage.read_json(Run(run).facts)
     metrics = [record for record in read_metrics(run) if found.step is None or record["step"] <= found.step]
     return {
         "recipe": spec.name,
@@ -83,7 +84,7 @@ def provenance(found: FoundModel) -> dict[str, Any]:
 
 
 def _told_by_export(found: FoundModel) -> dict[str, Any]:
-    file = storage.join(found.uri, EXPORT_FILE)
+    file = ModelFolder(found.uri).export
     told: dict[str, Any] = storage.read_json(file) if storage.exists(file) else {}
     return told
 
@@ -97,13 +98,13 @@ def trained_by(found: FoundModel) -> str | None:
     """The folder of the run that a model, exported or not, came from, where the store has it."""
     if found.run or not (told := _told_by_export(found)):
         return found.run
-    run = storage.join(found.store, "runs", str(told.get("run_id")))
-    return run if storage.exists(storage.join(run, "run.json")) else None
+    run = Store(found.store).run(str(told.get("run_id")))
+    return run.uri if storage.exists(run.facts) else None
 
 
 def read_run_spec(run: str) -> RunSpec:
     """The spec a run was started with."""
-    file = storage.join(run, "spec.json")
+    file = Run(run).spec
     return build_spec(storage.read_json(file), file)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-FOLD_FILE = "fold.json"
 """The file of a saved plan beside the weights."""
 Order = Literal["in_place", "cycle", "group"]
 

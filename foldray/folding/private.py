@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from foldray.folding.plan import Private
 
-PRIVATE_FILE = "private.safetensors"
 """The file of private parts beside a model's weights."""
 USE = "fold_use"
 """Keyword by which the stack tells a block its use. It travels with the call of `forward`, so that

@@ -15,7 +15,6 @@ from foldray.config.model import ModelSpec
 from foldray.errors import UserError
 from foldray.folding.batchnorm import settle
 from foldray.folding.plan import FoldPlan
-from foldray.folding.private import PRIVATE_FILE
 from foldray.models.families import FAMILIES, Family, family_of, family_of_config
 from foldray.models.fold import encoder_config, fold, stack_of
 from foldray.models.seed_layers import Method, fit_private, seed_blocks
@@ -30,6 +29,7 @@ from foldray.models.stock_config import (
     with_vocab_size,
 )
 from foldray.models.tokenizer import Tokenizer
+from foldray.storage.layout import PRIVATE_FILE, ModelFolder
 
 
 def fold_checkpoint(checkpoint: str | Path, plan: FoldPlan, method: Method = "stepwise") -> PreTrainedModel:
@@ -41,7 +41,7 @@ def fold_checkpoint(checkpoint: str | Path, plan: FoldPlan, method: Method = "st
     lack a key or have one too many, and for a plan that does not fit.
     """
     place = find_checkpoint(str(checkpoint))
-    if not is_hub_name(place) and storage.exists(storage.join(place, PRIVATE_FILE)):
+    if not is_hub_name(place) and storage.exists(ModelFolder(place).file(PRIVATE_FILE)):
         raise UserError(place, "is a foldable model with private parts, which would be lost; open it with load_model")
     config = read_config(place)
     family = family_of_config(config)

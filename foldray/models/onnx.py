@@ -15,8 +15,6 @@ from foldray.errors import UserError
 from foldray.models.families import family_of
 from foldray.models.features import build_extractor, extract_features, whole_frames
 
-ONNX_FILE = "model.onnx"
-
 
 def write_onnx(stock: Any, file: Path) -> None:
     """Write the CTC logits (B, T', V) of a stock model as ONNX: any number of utterances, of any length.

@@ -10,8 +10,7 @@ from foldray import storage
 from foldray.models.families import family_of, transformers_class
 from foldray.models.features import build_extractor
 from foldray.models.tokenizer import END, PAD, UNKNOWN, Tokenizer, tokenizer_from_json
-
-VOCABULARY_FILE, SUBWORDS_FILE = "vocab.json", "subwords.json"
+from foldray.storage.layout import SUBWORDS_FILE, VOCABULARY_FILE, ModelFolder
 
 
 def save_processor(model: nn.Module, tokenizer: Tokenizer, folder: Path) -> None:
@@ -33,12 +32,13 @@ def save_processor(model: nn.Module, tokenizer: Tokenizer, folder: Path) -> None
 
 def has_tokenizer(uri: str) -> bool:
     """Whether a model folder has a tokenizer."""
-    return any(storage.exists(storage.join(uri, name)) for name in (SUBWORDS_FILE, VOCABULARY_FILE))
+    return any(storage.exists(ModelFolder(uri).file(name)) for name in (SUBWORDS_FILE, VOCABULARY_FILE))
 
 
 def read_tokenizer(uri: str) -> Tokenizer:
     """Read the tokenizer of a saved model."""
-    if storage.exists(storage.join(uri, SUBWORDS_FILE)):
-        return tokenizer_from_json(storage.read_bytes(storage.join(uri, SUBWORDS_FILE)).decode())
-    ids: dict[str, int] = storage.read_json(storage.join(uri, VOCABULARY_FILE))
+    folder = ModelFolder(uri)
+    if storage.exists(folder.file(SUBWORDS_FILE)):
+        return tokenizer_from_json(storage.read_bytes(folder.file(SUBWORDS_FILE)).decode())
+    ids: dict[str, int] = storage.read_json(folder.file(VOCABULARY_FILE))
     return Tokenizer([token for token in sorted(ids, key=lambda token: ids[token]) if token != END])

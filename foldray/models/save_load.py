@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from foldray import storage
 from foldray.errors import UserError, one_line
-from foldray.folding.plan import FOLD_FILE, FoldPlan, Private
-from foldray.folding.private import PRIVATE_FILE, split_state
+from foldray.folding.plan import FoldPlan, Private
+from foldray.folding.private import split_state
 from foldray.models.families import family_of_config, transformers_class
 from foldray.models.features import keep_extractor
 from foldray.models.fold import fold, set_depths, stack_of
@@ -21,15 +21,7 @@ from foldray.models.int8 import from_int8
 from foldray.models.processor import save_processor
 from foldray.models.stock import from_pretrained
 from foldray.models.tokenizer import Tokenizer
-
-STOCK_FILE = "model.safetensors"
-INT8_FILE = "int8.safetensors"
-"""In place of the weights and the private parts, in an export whose weights are one byte each."""
-OPTIMIZER_FILE = "optimizer.safetensors"
-TRAINED_FILE = "trained.safetensors"
-TRAINING_FILES = (OPTIMIZER_FILE, TRAINED_FILE)
-"""What lies beside the model in a checkpoint: the optimiser's state, and where the model is an average, the weights
-that training goes on with."""
+from foldray.storage.layout import FOLD_FILE, INT8_FILE, PRIVATE_FILE, TRAINING_FILES, ModelFolder
 
 
 def load_model(folder: str | Path, depth: int | None = None) -> PreTrainedModel:
@@ -64,17 +56,18 @@ def load_model(folder: str | Path, depth: int | None = None) -> PreTrainedModel:
 
 def read_plan(uri: str) -> FoldPlan:
     """The plan of a saved foldable model. Raises UserError if there is none."""
-    if not storage.exists(storage.join(uri, FOLD_FILE)):
+    file = ModelFolder(uri).fold
+    if not storage.exists(file):
         if not storage.is_folder(uri):
             raise UserError(uri, "is not there")
         mend = "write one with save_model, or fold a stock checkpoint with fold_checkpoint"
         raise UserError(uri, f"holds no foldable model ({FOLD_FILE} is missing); {mend}")
-    values = storage.read_json(storage.join(uri, FOLD_FILE))
+    values = storage.read_json(file)
     private = values.pop("private", "none")
     try:
         return FoldPlan(**values, private=Private() if private == "none" else Private(**private))
     except (TypeError, ValueError) as error:
-        raise UserError(storage.join(uri, FOLD_FILE), f"is no fold plan ({error})") from None
+        raise UserError(file, f"is no fold plan ({error})") from None
 
 
 def _read_private(folder: Path) -> dict[str, Tensor]:
@@ -90,12 +83,12 @@ def _read_int8(folder: Path, uri: str) -> tuple[dict[str, Tensor] | None, dict[s
     try:
         return split_state(from_int8(load_file(file)))
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{uri}/{INT8_FILE}", f"is damaged ({one_line(error)}); export it anew") from None
+        raise UserError(ModelFolder(uri).file(INT8_FILE), f"is damaged ({one_line(error)}); export it anew") from None
 
 
 def stored_precision(uri: str) -> str:
     """What the weights in a model folder are stored as: float32 or int8."""
-    return "int8" if storage.exists(storage.join(uri, INT8_FILE)) else "float32"
+    return "int8" if storage.exists(ModelFolder(uri).file(INT8_FILE)) else "float32"
 
 
 def load_private(model: PreTrainedModel, private: dict[str, Tensor], origin: str) -> None:

@@ -15,9 +15,10 @@ from foldray.config.model import ModelSpec
 from foldray.errors import UserError, one_line
 from foldray.models.families import FAMILIES, Family, family_of, transformers_class
 from foldray.models.features import keep_extractor
-from foldray.models.processor import SUBWORDS_FILE, VOCABULARY_FILE, read_tokenizer, save_processor
+from foldray.models.processor import read_tokenizer, save_processor
 from foldray.models.stock_config import is_hub_name, stock_config
 from foldray.models.tokenizer import Tokenizer
+from foldray.storage.layout import SUBWORDS_FILE, VOCABULARY_FILE
 
 BLANKS = 2 / 3
 """Share of frames in which the CTC head of a model from scratch expects blank. Where a head by chance likes the word

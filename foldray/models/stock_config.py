@@ -13,6 +13,7 @@ from foldray.errors import UserError, one_line
 from foldray.folding.plan import FoldPlan
 from foldray.models.families import FAMILIES, Family, family_of_config, transformers_class
 from foldray.models.seed_layers import Method, check_seed
+from foldray.storage.layout import CONFIG_FILE, ModelFolder
 
 # --- Configurations --------------------------------------------------------------------------------
 
@@ -112,7 +113,7 @@ def read_config(checkpoint: str) -> Any:
             source = checkpoint
             if "://" in checkpoint:
                 source = copied
-                Path(copied, "config.json").write_bytes(storage.read_bytes(storage.join(checkpoint, "config.json")))
+                Path(copied, CONFIG_FILE).write_bytes(storage.read_bytes(ModelFolder(checkpoint).file(CONFIG_FILE)))
             return transformers_class("AutoConfig").from_pretrained(source, trust_remote_code=False)
     except Exception as error:
         nowhere = " is no folder here, and as a hub name it" if is_hub_name(checkpoint) else ""

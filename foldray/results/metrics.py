@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from foldray import storage
+from foldray.storage.layout import Run
 
 Record = dict[str, Any]
 
@@ -15,18 +16,18 @@ def write_metrics(run: str, attempt: str, records: list[Record]) -> None:
     """One part: records of consecutive steps under `<run>/metrics/<attempt>-<first step>.jsonl`."""
     if records:
         text = "".join(json.dumps(record) + "\n" for record in records)
-        name = f"{attempt}-{records[0]['step']:08d}.jsonl"
-        storage.write_bytes(storage.join(run, "metrics", name), text.encode())
+        storage.write_bytes(Run(run).metrics_part(attempt, records[0]["step"]), text.encode())
 
 
 def read_metrics(run: str) -> list[Record]:
     """Every step once, in order. Where attempts overlap the later one wins, as its weights did."""
     by_step: dict[int, Record] = {}
-    folder = storage.join(run, "metrics")
+    folder = Run(run).metrics
     # Sorted by attempt; validation's parts come last.
     for name in storage.list_files(folder):
-        for line in storage.read_bytes(storage.join(folder, name)).decode().splitlines():
-            record = json.loads(line)
+        part = storage.join(folder, name)
+        for line in storage.read_bytes(part).decode().splitlines():
+            record = storage.parse_json(line, part)
             if not name.startswith(VALIDATION):
                 by_step[record["step"]] = record
             elif record["step"] in by_step:

@@ -21,6 +21,7 @@ from foldray import storage
 from foldray.errors import UserError, one_line
 from foldray.results.alignment import align_words
 from foldray.results.rows import _SINCE_VERSION_2, EVALUATION, SCHEMA_VERSION, SCHEMAS
+from foldray.storage.layout import Store
 
 MANY = 64
 """Files beside the merged ones that are still read one by one."""
@@ -159,7 +160,7 @@ def local_files(store: str, kind: str, run_id: str = "") -> dict[Path, int]:
     A bucket is asked for its listing (a request for a thousand files) and for the files that are not here yet (one
     each): they stay in the user's cache, `$XDG_CACHE_HOME/foldray`.
     """
-    place = storage.join(storage.absolute(store), kind)
+    place = Store(store).tables(kind)
     sizes = storage.list_tree(place)
     names = [name for name in sizes if name.endswith(".parquet") and "/" not in name and _is_of(name, run_id)]
     if storage.is_local(place):
@@ -184,7 +185,7 @@ def _size(file: Path) -> int:
 
 def cache_folder(store: str, kind: str) -> Path:
     """Where what was read of a store is kept; for this process alone where the user's cache can't be written."""
-    place = storage.join(storage.absolute(store), kind)
+    place = Store(store).tables(kind)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
     name = hashlib.sha256(f"{endpoint} {place}".encode()).hexdigest()[:16]
     try:

@@ -15,6 +15,7 @@ from foldray.results.metrics import read_metrics
 from foldray.results.query import list_rows
 from foldray.results.run_section import cost_of, section_of
 from foldray.results.searches import Search, figure, importances, read_searches
+from foldray.storage.layout import Store
 
 Row = dict[str, Any]
 Place = tuple[str, str]
@@ -36,9 +37,7 @@ def write_report(store: str, out: str | None = None, filters: Sequence[str] = ()
             f"that {' '.join(filters)} lets through" if filters else "to report; `foldray run quickstart` makes some"
         )
         raise UserError(store, f"has no results {without}")
-    target = storage.join(
-        storage.absolute(out) if out else storage.join(storage.absolute(store), "report"), "index.html"
-    )
+    target = storage.join(storage.absolute(out) if out else Store(store).report, "index.html")
     storage.write_bytes(target, _page(storage.absolute(store), rows).encode())
     return target
 
@@ -68,7 +67,7 @@ def _page(store: str, rows: list[Row]) -> str:
     }
     folds = {run_id: rows for run_id, rows in scored.items() if rows[0]["kind"] == "fold" and not _is_small(rows)}
     alone = [row for members in here.values() for row in members if row["kind"] == "baseline"]
-    metrics = {run_id: read_metrics(storage.join(store, "runs", run_id)) for run_id in shown}
+    metrics = {run_id: read_metrics(Store(store).run(run_id).uri) for run_id in shown}
     environment = Environment(loader=PackageLoader("foldray.results", "templates"), autoescape=True)
     return environment.get_template("report.html").render(
         p_text=p_text,

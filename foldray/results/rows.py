@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from foldray import storage
+from foldray.storage.layout import Store
 
 SCHEMA_VERSION = 5
 
@@ -104,8 +105,8 @@ SCHEMAS = {"results": _schema(ResultRow), "hypotheses": _schema(Hypothesis)}
 def write_rows(store: str, rows: Sequence[ResultRow], hypotheses: Sequence[Hypothesis]) -> None:
     """Append one evaluation: hypotheses first, so that whoever sees the rows finds them too."""
     name = f"{rows[0].run_id}-{uuid.uuid4().hex[:12]}.parquet"
-    _write(storage.join(store, "hypotheses", name), SCHEMAS["hypotheses"], hypotheses)
-    _write(storage.join(store, "results", name), SCHEMAS["results"], rows)
+    _write(storage.join(Store(store).hypotheses, name), SCHEMAS["hypotheses"], hypotheses)
+    _write(storage.join(Store(store).results, name), SCHEMAS["results"], rows)
 
 
 def _write(uri: str, schema: pa.Schema, records: Sequence[BaseModel]) -> None:

@@ -9,6 +9,7 @@ from foldray.results import plots
 from foldray.results.alignment import aligned_words
 from foldray.results.comparison import Said
 from foldray.results.metrics import Record
+from foldray.storage.layout import Store
 
 Row = dict[str, Any]
 
@@ -42,8 +43,8 @@ def _once(rows: list[Row]) -> list[Row]:
 
 def section_of(store: str, run_id: str, rows: list[Row], metrics: list[Record], said: Said) -> dict[str, Any]:
     """What the template shows of a run. rows: with the comparison made of each; said: by depth and utterance."""
-    run = storage.join(store, "runs", run_id)
-    facts = _read(storage.join(run, "run.json"))
+    run = Store(store).run(run_id)
+    facts = _read(run.facts)
     row = rows[-1]
     return {
         "run_id": run_id,
@@ -61,7 +62,7 @@ def section_of(store: str, run_id: str, rows: list[Row], metrics: list[Record], 
             **{f"run.{name}": value for name, value in facts.items() if name not in ("versions", "git_commit")},
             **json.loads(row["versions"] or "{}"),
         },
-        "spec": json.dumps(_read(storage.join(run, "spec.json")), indent=1),
+        "spec": json.dumps(_read(run.spec), indent=1),
     }
 
 

@@ -2,25 +2,24 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from foldray import storage
-from foldray.errors import UserError, one_line
-from foldray.folding.plan import FOLD_FILE
 from foldray.results.reader import READERS
 from foldray.results.searches import read_searches
+from foldray.storage.layout import Run, Store
 
 Row = dict[str, Any]
 
 
 def runs_table(root: str) -> pa.Table:
     """A row for each run: what it is, whether it is finished, and its whole spec as JSON."""
-    runs = storage.join(root, "runs")
+    store = Store(root)
+    runs = [store.run(run_id) for run_id in storage.list_folders(store.runs)]
     with ThreadPoolExecutor(READERS) as pool:
-        return pa.Table.from_pylist(list(filter(None, pool.map(partial(_run, runs), storage.list_folders(runs)))), RUNS)
+        return pa.Table.from_pylist(list(filter(None, pool.map(_run, runs))), RUNS)
 
 
 RUNS = pa.schema(
@@ -32,23 +31,20 @@ RUNS = pa.schema(
 """The columns of `runs`."""
 
 
-def _run(runs: str, run_id: str) -> Row | None:
-    run = storage.join(runs, run_id)
+def _run(run: Run) -> Row | None:
     try:
-        spec = storage.read_json(storage.join(run, "spec.json"))
-        facts = storage.read_json(storage.join(run, "run.json"))
+        spec = storage.read_json(run.spec)
+        facts = storage.read_json(run.facts)
     except FileNotFoundError:  # it has hardly begun
         return None
-    except ValueError as error:
-        raise UserError(f"{run}", f"its spec.json or run.json is damaged ({one_line(error)})") from None
     # A spec of another version may lack a field.
     fold, loss, optim, model = (spec.get(name) or {} for name in ("fold", "loss", "optim", "model"))
     return {
-        "run_id": run_id, "recipe": spec.get("name"), "family": model.get("family"),
+        "run_id": run.run_id, "recipe": spec.get("name"), "family": model.get("family"),
         "num_layers": fold.get("num_layers"), "depths": fold.get("depths"), "order": fold.get("order"),
         "private": fold.get("private"), "alpha": loss.get("alpha"), "beta": loss.get("beta"), "lr": optim.get("lr"),
         "seed": spec.get("seed"), "corpus": facts.get("corpus_id"),
-        "finished": storage.exists(storage.join(run, "model", FOLD_FILE)), "created": facts.get("created"),
+        "finished": storage.exists(run.model.fold), "created": facts.get("created"),
         "git_commit": facts.get("git_commit"), "spec": json.dumps(spec),
     }  # fmt: skip
 

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from foldray import storage
-from foldray.errors import UserError, one_line
+from foldray.errors import DamagedFileError, UserError, one_line
+from foldray.storage.layout import SearchFolder, Store
 
 State = Literal["running", "finished", "stopped", "failed"]
 
@@ -39,12 +40,12 @@ class TrialRecord:
 
 def write_record(search: str, record: TrialRecord) -> None:
     """Set a trial's record, whole."""
-    storage.write_json(storage.join(search, "trials", f"{record.name}.json"), asdict(record))
+    storage.write_json(SearchFolder(search).trial(record.name), asdict(record))
 
 
 def read_records(search: str) -> list[TrialRecord]:
     """All trials, those of the space first, by number."""
-    folder = storage.join(search, "trials")
+    folder = SearchFolder(search).trials
     records = [_record(storage.join(folder, name)) for name in storage.list_files(folder)]
     return sorted(records, key=lambda record: (KINDS.index(record.kind), record.number))
 
@@ -65,10 +66,13 @@ def _record(file: str) -> TrialRecord:
 def _naming(file: str) -> Iterator[None]:
     try:
         yield
+    except DamagedFileError as error:
+        problem = error.problem
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            file, f"is damaged ({one_line(error)}); without its search's folder the others are read"
-        ) from None
+        problem = f"is damaged ({one_line(error)})"
+    else:
+        return
+    raise UserError(file, f"{problem}; remove the search's folder to read the others")
 
 
 @dataclass(frozen=True)
@@ -83,16 +87,16 @@ class Search:
 
 def read_searches(store: str) -> list[Search]:
     """The searches of a store, by id."""
-    folder = storage.join(storage.absolute(store), "searches")
     found = []
-    for search_id in storage.list_folders(folder):
-        file = storage.join(folder, search_id, "search.json")
+    for search_id in storage.list_folders(Store(store).searches):
+        folder = Store(store).search(search_id)
+        file = folder.description
         if not storage.exists(file):  # not of foldray
             continue
         with _naming(file):
             asked = storage.read_json(file)["spec"]["search"]
             objectives, space = tuple(asked["objectives"]), dict(asked["space"])
-        found.append(Search(search_id, objectives, space, read_records(storage.join(folder, search_id))))
+        found.append(Search(search_id, objectives, space, read_records(folder.uri)))
     return found
 
 

@@ -13,6 +13,7 @@ from foldray.results.reader import newest_rows, read_rows
 from foldray.results.rows import write_rows
 from foldray.runtime.terminal import counting
 from foldray.stages.prepare import prepare_corpus
+from foldray.storage.layout import PreparedCorpus, Run, Store
 
 
 def evaluate_stage(
@@ -32,16 +33,14 @@ def evaluate_stage(
 
 def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
     """The prepared corpus to score on: named, prepared now from a raw one, or that of the run it came from."""
-    run = trained_by(found)
+    run, store = trained_by(found), Store(found.store)
     if data is None:
         if run is None:
             raise UserError("--data", f"say which corpus to score {found.uri} on")
-        return storage.join(found.store, "corpora", storage.read_json(storage.join(run, "run.json"))["corpus_id"])
-    if storage.exists(storage.join(storage.absolute(data), "manifest.json")):
-        return storage.absolute(data)
-    known = storage.join(found.store, "corpora", data)
-    if storage.exists(storage.join(known, "manifest.json")):
-        return known
+        return store.corpus(storage.read_json(Run(run).facts)["corpus_id"]).uri
+    for prepared in (PreparedCorpus(storage.absolute(data)), store.corpus(data)):
+        if storage.exists(prepared.manifest):
+            return prepared.uri
     if data != BUILTIN_CORPUS and not storage.is_folder(storage.absolute(data)):
         raise UserError("--data", f"{data} is neither a prepared corpus nor a folder with one")
     # Text must be normalised as the model learned it.
@@ -87,7 +86,7 @@ def _evaluate(
 def score_run(spec: RunSpec, run: str, step: int, split: str = "test") -> list[dict[str, Any]]:
     """The rows of every trained depth of a finished run on its own corpus, scored now if they are not there."""
     found = find_model(run, spec.storage.root)
-    corpus = storage.read_json(storage.join(run, "run.json"))["corpus_id"]
+    corpus = storage.read_json(Run(run).facts)["corpus_id"]
     place = (step, corpus, split, "ctc")
     rows = [
         row

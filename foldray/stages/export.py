@@ -9,15 +9,23 @@ from safetensors.torch import load_file, save_file
 
 from foldray import storage
 from foldray.errors import UserError
-from foldray.evaluation.provenance import EXPORT_FILE, FoundModel, find_model, provenance, run_id_of
-from foldray.folding.plan import FOLD_FILE
-from foldray.folding.private import PRIVATE_FILE
+from foldray.evaluation.provenance import FoundModel, find_model, provenance, run_id_of
 from foldray.models.fold import stack_of, unroll
 from foldray.models.int8 import to_int8
-from foldray.models.onnx import ONNX_FILE, write_onnx
+from foldray.models.onnx import write_onnx
 from foldray.models.processor import has_tokenizer, read_tokenizer, save_processor
-from foldray.models.save_load import INT8_FILE, STOCK_FILE, load_model, save_model, stored_precision
+from foldray.models.save_load import load_model, save_model, stored_precision
 from foldray.runtime.extras import check_extra
+from foldray.storage.layout import (
+    CONFIG_FILE,
+    EXPORT_FILE,
+    FOLD_FILE,
+    INT8_FILE,
+    ONNX_FILE,
+    PRIVATE_FILE,
+    STOCK_FILE,
+    ModelFolder,
+)
 
 FORMATS = ("seed", "unrolled", "onnx", "int8")
 ONE_DEPTH = ("unrolled", "onnx")
@@ -40,8 +48,9 @@ def export_model(model: str, store: str, kind: str, out: str, depth: int | None 
     place = storage.absolute(out)
     if storage.exists(place) and not storage.is_folder(place):
         raise UserError("--out", f"{out} is a file; name a new folder")
-    mark = "config.json" if kind in ONE_DEPTH else FOLD_FILE
-    if storage.list_folders(place) or storage.exists(storage.join(place, mark)) or _exported(place) not in ("", kind):
+    mark = CONFIG_FILE if kind in ONE_DEPTH else FOLD_FILE
+    is_whole = storage.exists(ModelFolder(place).file(mark))
+    if is_whole or storage.list_folders(place) or _exported(place) not in ("", kind):
         raise _not_empty(out)  # before a model is loaded
     found = find_model(model, store)
     if kind == "int8" and stored_precision(found.uri) == "int8":
@@ -64,7 +73,7 @@ def _check_place(place: str, out: str, expected: set[str]) -> None:
 
 def _exported(place: str) -> str:
     """The format of an export, whole or cut off, that lies there; "" for none."""
-    file = storage.join(place, EXPORT_FILE)
+    file = ModelFolder(place).export
     return str(storage.read_json(file).get("format")) if storage.exists(file) else ""
 
 

@@ -4,9 +4,10 @@ from foldray import storage
 from foldray.config.corpus import BUILTIN_CORPUS, CorpusSpec
 from foldray.config.spec import RunSpec
 from foldray.data.corpora import Corpus, find_corpus
-from foldray.data.manifest import QUARANTINE_FILE, Manifest, read_quarantine
+from foldray.data.manifest import Manifest, read_quarantine
 from foldray.errors import UserError
 from foldray.runtime.terminal import counting, print_status
+from foldray.storage.layout import PreparedCorpus, Store
 
 
 def prepare_stage(spec: RunSpec) -> tuple[str, Manifest]:
@@ -26,7 +27,7 @@ def checked_corpus(corpus: CorpusSpec, root: str) -> Corpus:
 
 
 def prepare_checked(found: Corpus, corpus: CorpusSpec, root: str, cpus: float = 1) -> tuple[str, Manifest]:
-    from foldray.data.prepare import prepare, prepared_folder
+    from foldray.data.prepare import prepare
 
     builtin = corpus.path == BUILTIN_CORPUS
     print_status(
@@ -37,13 +38,12 @@ def prepare_checked(found: Corpus, corpus: CorpusSpec, root: str, cpus: float = 
             folder, manifest = prepare(found, corpus, root, cpus=cpus, on_progress=on_progress)
     except UserError as error:
         # Not where the store itself refused or stayed away: asking it again would wait as long once more.
-        if error.where.startswith("corpus.") and storage.exists(
-            storage.join(prepared_folder(found, root), QUARANTINE_FILE)
-        ):
-            _show_quarantine(prepared_folder(found, root))
+        prepared = Store(root).corpus(found.corpus_id)
+        if error.where.startswith("corpus.") and storage.exists(prepared.quarantine):
+            _show_quarantine(prepared)
         raise
     if manifest.quarantined:
-        _show_quarantine(folder)
+        _show_quarantine(PreparedCorpus(folder))
     reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.reasons.items())
     kept = f"{manifest.utterances_out} of {manifest.utterances_in} utterances, {manifest.hours * 60:.1f} min"
     splits = ", ".join(f"{split} {count}" for split, count in manifest.rows_by_split.items())
@@ -52,13 +52,13 @@ def prepare_checked(found: Corpus, corpus: CorpusSpec, root: str, cpus: float = 
     return folder, manifest
 
 
-def _show_quarantine(folder: str) -> None:
+def _show_quarantine(corpus: PreparedCorpus) -> None:
     """The first few entries of the quarantine, so that nobody needs to open a table to see what is wrong."""
-    entries = read_quarantine(folder)
+    entries = read_quarantine(corpus.uri)
     for entry in entries[:SHOWN]:
         print_status(f"set aside {entry['source']}: {entry['reason']} ({entry['detail']})")
     if len(entries) > SHOWN:
-        print_status(f"set aside {len(entries) - SHOWN} more: {storage.join(folder, QUARANTINE_FILE)}")
+        print_status(f"set aside {len(entries) - SHOWN} more: {corpus.quarantine}")
 
 
 SHOWN = 5

@@ -8,11 +8,12 @@ from foldray.config.corpus import SAMPLE_RATE
 from foldray.config.load import override_spec
 from foldray.config.spec import RunSpec
 from foldray.data.corpora import Corpus
-from foldray.data.manifest import MANIFEST_FILE, Manifest, read_index, read_manifest
+from foldray.data.manifest import Manifest, read_index, read_manifest
 from foldray.errors import UserError
 from foldray.evaluation.provenance import read_run_spec
 from foldray.runtime.terminal import print_status, training_bar
 from foldray.stages.prepare import checked_corpus, prepare_checked
+from foldray.storage.layout import Run
 
 
 def train_stage(spec: RunSpec) -> dict[str, Any]:
@@ -92,38 +93,36 @@ def resume_stage(run: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     from foldray.training.trackers import check_trackers
 
-    run = storage.absolute(run)
-    runs, _ = storage.split(run)
-    root, name = storage.split(runs)
-    if name != "runs" or not storage.exists(storage.join(run, "spec.json")):
+    folder = Run(storage.absolute(run))
+    store = folder.store
+    if store is None or not storage.exists(folder.spec):
         raise UserError(
-            "RUN_URI", f"{run} is no run (STORE/runs/RUN_ID with a spec.json); `foldray results` lists runs"
+            "RUN_URI", f"{folder.uri} is not a run (STORE/runs/RUN_ID with a spec.json); `foldray results` lists runs"
         )
     for override in overrides:
         if override.partition(".")[0].partition("=")[0] not in ("scale", "checkpoint", "tracking"):
             raise UserError(override, "a run goes on as it began; only scale, checkpoint and tracking may change")
-    begun = read_run_spec(run)
-    here = begun.model_copy(update={"storage": begun.storage.model_copy(update={"root": root})})
+    begun = read_run_spec(folder.uri)
+    here = begun.model_copy(update={"storage": begun.storage.model_copy(update={"root": store.root})})
     spec = override_spec(here, list(overrides))
     if changed := begun.other_results(spec):
         raise UserError(changed, "decides what a run computes; a run goes on as it began. Start another with `train`")
     check_trackers(spec)
-    corpus = storage.join(root, "corpora", storage.read_json(storage.join(run, "run.json"))["corpus_id"])
-    if not storage.exists(storage.join(corpus, MANIFEST_FILE)):
-        raise UserError("RUN_URI", f"the run's prepared corpus {corpus} is gone; `foldray train` prepares it again")
-    return _train(spec, corpus, run)
+    corpus = store.corpus(storage.read_json(folder.facts)["corpus_id"])
+    if not storage.exists(corpus.manifest):
+        raise UserError("RUN_URI", f"the run's prepared corpus {corpus.uri} is gone; `foldray train` prepares it again")
+    return _train(spec, corpus.uri, folder.uri)
 
 
 def _is_trained(spec: RunSpec, corpus: Corpus) -> bool:
     """Whether the run of this spec is done; only a prepared corpus can tell."""
-    from foldray.data.prepare import prepared_folder
     from foldray.training.final_model import is_finished
     from foldray.training.launch import run_uri
 
-    folder = prepared_folder(corpus, spec.storage.root)
-    if not storage.exists(storage.join(folder, MANIFEST_FILE)):
+    prepared = spec.store.corpus(corpus.corpus_id)
+    if not storage.exists(prepared.manifest):
         return False
-    return is_finished(run_uri(spec, spec.run_id(corpus.corpus_id, read_manifest(folder).tokenizer.digest)))
+    return is_finished(run_uri(spec, spec.run_id(corpus.corpus_id, read_manifest(prepared.uri).tokenizer.digest)))
 
 
 def _say_unlearnable(model: Any, corpus: str, manifest: Manifest) -> None:
@@ -149,9 +148,7 @@ def _say_unlearnable(model: Any, corpus: str, manifest: Manifest) -> None:
 
 
 def _say_distances(run: str) -> None:
-    from foldray.training.state import SEED_FILE
-
-    file = storage.join(run, SEED_FILE)
+    file = Run(run).seed_distances
     if storage.exists(file):
         seed = storage.read_json(file)
         listed = ", ".join(f"{distance:.2f} at depth {depth}" for depth, distance in seed["distances"].items())

@@ -16,7 +16,7 @@ from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from foldray.errors import UserError, one_line
+from foldray.errors import DamagedFileError, UserError, one_line
 from foldray.storage import local, objects
 from foldray.storage.outages import retrying, scrubbed
 from foldray.storage.uri import (
@@ -33,10 +33,10 @@ from foldray.storage.uri import (
 )
 
 __all__ = [
-    "absolute", "check_writable", "create", "download", "exists", "file_sizes", "filesystem_path", "is_folder",
-    "is_known", "is_local", "join", "list_files", "list_folders", "list_tree", "local_folder", "open_file",
-    "read_bytes", "read_json", "read_range", "relative", "remove", "remove_folder", "retrying", "scrubbed", "split",
-    "upload", "write_bytes", "write_json",
+    "absolute", "check_writable", "create", "create_json", "download", "exists", "file_sizes", "filesystem_path",
+    "is_folder", "is_known", "is_local", "join", "list_files", "list_folders", "list_tree", "local_folder", "open_file",
+    "parse_json", "read_bytes", "read_json", "read_range", "relative", "remove", "remove_folder", "retrying",
+    "scrubbed", "split", "upload", "write_bytes", "write_json",
 ]  # fmt: skip
 
 BLOCK = 2**18
@@ -156,13 +156,30 @@ def create(uri: str, data: bytes) -> bool:
 
 
 def read_json(uri: str) -> Any:
-    """A JSON file's value."""
-    return json.loads(read_bytes(uri))
+    """The value of a JSON file. Raises FileNotFoundError, or DamagedFileError naming the file."""
+    return parse_json(read_bytes(uri), uri)
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """The value of JSON text. Raises DamagedFileError naming `where`, the file or line it is from."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(where, f"is damaged (not valid JSON: {one_line(error)})") from None
 
 
 def write_json(uri: str, value: Any) -> None:
-    """A value as an indented JSON file, written whole."""
-    write_bytes(uri, (json.dumps(value, indent=1, sort_keys=False) + "\n").encode())
+    """Write a value as an indented JSON file; no reader sees half of it."""
+    write_bytes(uri, _dump(value))
+
+
+def create_json(uri: str, value: Any) -> bool:
+    """Write a value as an indented JSON file unless the file exists; returns whether it was written."""
+    return create(uri, _dump(value))
+
+
+def _dump(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def remove(uri: str) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +14,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foldray import storage
-from foldray.errors import UserError
-from foldray.folding.private import PRIVATE_FILE, split_state
-from foldray.models.save_load import OPTIMIZER_FILE, STOCK_FILE, TRAINED_FILE, TRAINING_FILES, load_model
+from foldray.errors import DamagedFileError, UserError
+from foldray.folding.private import split_state
+from foldray.models.save_load import load_model
+from foldray.storage.layout import (
+    OPTIMIZER_FILE,
+    PRIVATE_FILE,
+    STATE_FILE,
+    STOCK_FILE,
+    TRAINED_FILE,
+    TRAINING_FILES,
+    CheckpointFolder,
+    Run,
+    parse_checkpoint,
+)
 from foldray.training.fencing import Attempt, parse
 from foldray.training.parallel import is_sharded, like, whole
-
-MANIFEST, STATE_FILE = "manifest.json", "state.json"
-
 
 # --- What is kept ----------------------------------------------------------------------------------
 
@@ -107,19 +114,19 @@ def write_checkpoint(
         STATE_FILE: json.dumps(position).encode(),
     }
     # The attempt is part of the name: an older one that still writes can't mix its files with ours.
-    folder = checkpoint_uri(run, position["step"], attempt)
-    storage.remove(storage.join(folder, MANIFEST))
+    folder = Run(run).checkpoint(position["step"], attempt)
+    storage.remove(folder.manifest)
     for name, data in files.items():
-        storage.write_bytes(storage.join(folder, name), data)
+        storage.write_bytes(folder.file(name), data)
     digests = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
     before_last()
-    storage.write_json(storage.join(folder, MANIFEST), digests)
-    return folder
+    storage.write_json(folder.manifest, digests)
+    return folder.uri
 
 
 def remove_checkpoint(uri: str) -> None:
     """Remove a checkpoint, manifest first, so that it is never half there and called whole."""
-    storage.remove(storage.join(uri, MANIFEST))
+    storage.remove(CheckpointFolder(uri).manifest)
     storage.remove_folder(uri)
 
 
@@ -137,20 +144,20 @@ class Found:
 
 def checkpoint_uri(run: str, step: int, attempt: Attempt) -> str:
     """Where an attempt puts the checkpoint of a step."""
-    return storage.join(run, "checkpoints", f"step-{step:08d}-{attempt}")
+    return Run(run).checkpoint(step, attempt).uri
 
 
 def checkpoint_folders(run: str) -> list[Found]:
     """Every checkpoint's folder, half ones too, oldest first."""
-    folder = storage.join(run, "checkpoints")
-    names = [re.fullmatch(r"step-(\d+)-(\d+-\d+)", name) for name in storage.list_folders(folder)]
-    return sorted(Found(int(name[1]), parse(name[2]), storage.join(folder, name[0])) for name in names if name)
+    parsed = map(parse_checkpoint, storage.list_folders(Run(run).checkpoints))
+    attempts = [(step, parse(attempt)) for step, attempt in filter(None, parsed)]
+    return sorted(Found(step, attempt, Run(run).checkpoint(step, attempt).uri) for step, attempt in attempts)
 
 
 def whole_checkpoints(run: str) -> list[Found]:
     """The checkpoints whose manifest is written and whose files are all there, oldest first."""
     found = checkpoint_folders(run)
-    sizes = storage.file_sizes(storage.join(each.uri, MANIFEST) for each in found)
+    sizes = storage.file_sizes(CheckpointFolder(each.uri).manifest for each in found)
     return [each for each, size in zip(found, sizes, strict=True) if size is not None and _has_its_files(each.uri)]
 
 
@@ -160,15 +167,15 @@ def _has_its_files(uri: str) -> bool:
     An attempt that is cut off just before its manifest may write that much later, when a newer one has taken the
     files for half a checkpoint and removed them.
     """
+    folder = CheckpointFolder(uri)
     try:
-        bytes_by_name = {
-            name: described["bytes"] for name, described in storage.read_json(storage.join(uri, MANIFEST)).items()
-        }
+        listed = storage.read_json(folder.manifest)
+        bytes_by_name = {name: described["bytes"] for name, described in listed.items()}
     except FileNotFoundError:  # retention came in between
         return False
-    except (ValueError, AttributeError, LookupError, TypeError):  # a local file that lost power has no content
+    except (DamagedFileError, AttributeError, LookupError, TypeError):  # a local file that lost power has no content
         return False
-    return storage.file_sizes(storage.join(uri, name) for name in bytes_by_name) == [*bytes_by_name.values()]
+    return storage.file_sizes(map(folder.file, bytes_by_name)) == [*bytes_by_name.values()]
 
 
 @dataclass(frozen=True)
@@ -193,17 +200,19 @@ def read_checkpoint(uri: str) -> Saved:
     if TRAINED_FILE in files:
         averaged = {name: each.clone() for name, each in model.state_dict().items() if each.is_floating_point()}
         model.load_state_dict(load(files[TRAINED_FILE]))
-    return Saved(model, load(files[OPTIMIZER_FILE]), averaged, json.loads(files[STATE_FILE]))
+    position = storage.parse_json(files[STATE_FILE], CheckpointFolder(uri).state)
+    return Saved(model, load(files[OPTIMIZER_FILE]), averaged, position)
 
 
 def read_verified(uri: str) -> dict[str, bytes]:
     """Every file of a checkpoint, by name. Raises UserError for one that is not what was written."""
+    folder = CheckpointFolder(uri)
     files = {}
-    for name, expected in storage.read_json(storage.join(uri, MANIFEST)).items():
-        files[name] = storage.read_bytes(storage.join(uri, name))
+    for name, expected in storage.read_json(folder.manifest).items():
+        files[name] = storage.read_bytes(folder.file(name))
         if hashlib.sha256(files[name]).hexdigest() != expected["sha256"]:
             raise UserError(
-                storage.join(uri, name),
+                folder.file(name),
                 "is damaged (its checksum is wrong); delete this checkpoint and resume",
             )
     return files

@@ -5,14 +5,13 @@ has the name. A submission (somebody ran the command) is numbered; so is each gr
 for it. The newest name owns the run; the others find out before they would write, and stop.
 """
 
-import json
-import re
 import socket
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from foldray import storage
+from foldray.storage.layout import Run, parse_attempt
 from foldray.training.context import Stopped
 
 
@@ -56,8 +55,8 @@ def check_newest(run: str, attempt: Attempt) -> None:
 
 def newest_attempt(run: str) -> Attempt | None:
     """The attempt that owns a run; None where nobody tried yet."""
-    names = [re.fullmatch(r"(\d+-\d+)\.json", name) for name in storage.list_files(storage.join(run, "attempts"))]
-    return max((parse(name[1]) for name in names if name), default=None)
+    names = map(parse_attempt, storage.list_files(Run(run).attempts))
+    return max((parse(name) for name in names if name), default=None)
 
 
 def parse(name: str) -> Attempt:
@@ -73,12 +72,11 @@ def _create(run: str, attempt: Attempt) -> bool:
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "number": uuid.uuid4().hex,
     }
-    uri = storage.join(run, "attempts", f"{attempt}.json")
-    return storage.create(uri, (json.dumps(facts) + "\n").encode())
+    return storage.create_json(Run(run).attempt(attempt), facts)
 
 
 def _superseded(run: str, newest: Attempt) -> Stopped:
-    facts = storage.read_json(storage.join(run, "attempts", f"{newest}.json"))
+    facts = storage.read_json(Run(run).attempt(newest))
     return Stopped(
         run,
         f"was taken over by a newer attempt ({newest}, begun {facts['began']} on {facts['host']}); this one stops. "

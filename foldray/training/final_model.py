@@ -11,8 +11,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from foldray import storage
 from foldray.data.manifest import read_manifest
 from foldray.errors import UserError
-from foldray.folding.plan import FOLD_FILE
 from foldray.models.save_load import load_model, save_model
+from foldray.storage.layout import FOLD_FILE, Run
 from foldray.training.checkpoint import whole_checkpoints
 from foldray.training.context import TrainJob
 from foldray.training.fencing import Attempt, check_newest
@@ -21,7 +21,7 @@ from foldray.training.parallel import like
 
 def is_finished(run: str) -> bool:
     """Whether the run's model is there, whole."""
-    return storage.exists(storage.join(run, "model", FOLD_FILE))
+    return storage.exists(Run(run).model.fold)
 
 
 def finish_run(job: TrainJob, steps: list[int], attempt: Attempt) -> None:
@@ -41,7 +41,7 @@ def finish_run(job: TrainJob, steps: list[int], attempt: Attempt) -> None:
     with tempfile.TemporaryDirectory() as made:
         save_model(model, made, read_manifest(job.corpus).tokenizer)
         check_newest(job.run, attempt)
-        storage.upload(Path(made), storage.join(job.run, "model"), last=FOLD_FILE)
+        storage.upload(Path(made), Run(job.run).model.uri, last=FOLD_FILE)
 
 
 class MovingAverage:

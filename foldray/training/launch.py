@@ -1,7 +1,6 @@
 """A training run from its spec: its initial weights, its provenance, its workers, and what came of it."""
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from foldray.data.manifest import read_manifest
 from foldray.models.stock import write_random_checkpoint
 from foldray.models.stock_config import find_checkpoint
 from foldray.results.metrics import Record, read_metrics
+from foldray.storage.layout import CONFIG_FILE, Run
 from foldray.training.checkpoint import whole_checkpoints
 from foldray.training.context import TrainJob
 from foldray.training.final_model import is_finished
@@ -38,7 +38,7 @@ def train(
 
     `on_record` sees every step's metrics, in handfuls about twice a second, and each validation's.
     """
-    run_id = storage.split(run)[1]
+    run_id = Run(run).run_id
     if is_finished(run):
         last = read_metrics(run)[-1]["step"]
         return TrainedRun(run_id, run, last, last)
@@ -58,15 +58,14 @@ def train(
 
 def describe(spec: RunSpec, corpus: str, run: str) -> None:
     """Write `spec.json`, all that `foldray resume` needs, and `run.json`, what the spec does not say."""
-    storage.write_bytes(storage.join(run, "spec.json"), (spec.model_dump_json(indent=1) + "\n").encode())
+    storage.write_bytes(Run(run).spec, (spec.model_dump_json(indent=1) + "\n").encode())
     # Once: what began the run stays its provenance; later attempts are in `attempts/`.
-    facts = json.dumps(describe_run(spec, corpus), indent=1) + "\n"
-    storage.create(storage.join(run, "run.json"), facts.encode())
+    storage.create_json(Run(run).facts, describe_run(spec, corpus))
 
 
 def run_uri(spec: RunSpec, run_id: str) -> str:
     """Where a run of this spec's store is."""
-    return storage.join(storage.absolute(spec.storage.root), "runs", run_id)
+    return spec.store.run(run_id).uri
 
 
 def _initial_weights(spec: RunSpec, run: str, corpus: str) -> str:
@@ -74,13 +73,13 @@ def _initial_weights(spec: RunSpec, run: str, corpus: str) -> str:
     checkpoint = find_checkpoint(spec.found_model().checkpoint)
     if checkpoint:
         return checkpoint
-    init = storage.join(run, "init")
-    if not storage.exists(storage.join(init, "config.json")):
+    init = Run(run).init
+    if not storage.exists(init.file(CONFIG_FILE)):
         with tempfile.TemporaryDirectory() as made:
             tokenizer = read_manifest(corpus).tokenizer
             write_random_checkpoint(spec.model, spec.fold.num_layers, tokenizer, spec.seed, Path(made))
-            storage.upload(Path(made), init, last="config.json")
-    return init
+            storage.upload(Path(made), init.uri, last=CONFIG_FILE)
+    return init.uri
 
 
 def describe_run(spec: RunSpec, corpus: str) -> dict[str, Any]:

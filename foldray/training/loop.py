@@ -18,7 +18,8 @@ from foldray.data.manifest import read_index, read_manifest
 from foldray.errors import UserError
 from foldray.models.families import family_of
 from foldray.results.metrics import Record, read_metrics
-from foldray.training.checkpoint import STATE_FILE, take_snapshot, whole_checkpoints
+from foldray.storage.layout import CheckpointFolder, Run
+from foldray.training.checkpoint import take_snapshot, whole_checkpoints
 from foldray.training.checkpointer import Checkpointer, is_superseded
 from foldray.training.context import Stopped, Surroundings, TrainJob, Worker
 from foldray.training.cursor import Position, is_at_end, is_validated, plan_of, steps_to_average
@@ -200,7 +201,7 @@ class _Training:
 
     def _stop_exploded(self, position: Position, facts: dict[str, Any]) -> None:
         """Write down what exploded, and stop before it reaches the weights."""
-        file = storage.join(self.job.run, "exploded", f"step-{position.step + 1:08d}.json")
+        file = Run(self.job.run).exploded(position.step + 1)
         if self.checkpointer:
             if failure := self.checkpointer.settle():
                 raise failure
@@ -252,7 +253,7 @@ class _Training:
             return
         scored = self.validations.scores()
         for found in whole_checkpoints(self.job.run):
-            position = storage.read_json(storage.join(found.uri, STATE_FILE))
+            position = storage.read_json(CheckpointFolder(found.uri).state)
             if found.step not in scored and is_validated(self.spec, Position(**position)):
                 self._on_whole(position, found.uri)
                 if found.step < self.state.start.step:

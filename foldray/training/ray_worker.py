@@ -10,6 +10,7 @@ import torch
 
 from foldray import storage
 from foldray.results.metrics import Record
+from foldray.storage.layout import Run
 from foldray.training.context import Stopped, Surroundings, TrainJob, Worker, dump_job, load_job
 from foldray.training.final_model import finish_run
 from foldray.training.loop import train_model
@@ -46,7 +47,7 @@ def train_as_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 def _check_store(run: str, worker: Worker) -> None:
     """Raise Stopped where the store is a folder that some node does not share."""
-    if missing := worker.how_many(not storage.exists(storage.join(run, "spec.json"))):
+    if missing := worker.how_many(not storage.exists(Run(run).spec)):
         raise Stopped(
             "storage.root",
             f"{missing} of {worker.world} workers do not find {run}; on several nodes the store must be a bucket, or a "

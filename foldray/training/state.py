@@ -14,6 +14,7 @@ from foldray.folding.batchnorm import Renorm
 from foldray.models.from_checkpoint import initial_distances, load_folded
 from foldray.models.save_load import describe_model
 from foldray.models.tokenizer import Tokenizer
+from foldray.storage.layout import Run
 from foldray.training.checkpoint import checkpoint_uri, read_checkpoint, restore_optimizer, whole_checkpoints
 from foldray.training.context import Stopped, TrainJob, Worker
 from foldray.training.cursor import Position, plan_of
@@ -22,8 +23,6 @@ from foldray.training.final_model import MovingAverage
 from foldray.training.optimizer import make_optimizer
 from foldray.training.parallel import shard
 from foldray.training.schedule import freeze_front
-
-SEED_FILE = "seed.json"
 
 
 @dataclass(frozen=True)
@@ -112,4 +111,4 @@ def _report_distances(
     layers = [layer.to(worker.device) for layer in sources]
     distances = initial_distances(model, layers, moved.inputs, moved.frames_B)
     values = {"checkpoint": job.init, "method": job.spec.model.seed_layers, "distances": distances}
-    storage.write_json(storage.join(job.run, SEED_FILE), values)
+    storage.write_json(Run(job.run).seed_distances, values)

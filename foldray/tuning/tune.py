@@ -6,7 +6,6 @@ what they had told, and so sampler and scheduler know again what they knew.
 """
 
 import dataclasses
-import json
 import logging
 import os
 import tempfile
@@ -28,6 +27,7 @@ from foldray.runtime.ray import start_ray
 from foldray.runtime.terminal import print_status
 from foldray.stages.prepare import prepare_stage
 from foldray.stages.train import train_prepared
+from foldray.storage.layout import SearchFolder
 from foldray.training.fencing import Attempt, check_newest, claim_submission, newest_attempt
 from foldray.training.trackers import check_trackers
 from foldray.training.workers import cpus_needed
@@ -69,23 +69,22 @@ def tune_stage(spec: RunSpec) -> dict[str, Any]:
     corpus, manifest = prepare_stage(spec)
     place = (manifest.corpus_id, manifest.tokenizer.digest)
     search_id = f"{spec.name}-{spec.search_hash(*place)}"
-    search = storage.join(storage.absolute(spec.storage.root), "searches", search_id)
+    search = spec.store.search(search_id)
     described = {"corpus_id": manifest.corpus_id, "spec": spec.model_dump(mode="json")}
-    storage.write_json(storage.join(search, "search.json"), described)
-    return _search(spec, corpus, search)
+    storage.write_json(search.description, described)
+    return _search(spec, corpus, search.uri)
 
 
 def resume_search(search: str) -> dict[str, Any]:
     """Go on with a search of which nothing is at hand but its URI, STORE/searches/SEARCH_ID."""
-    search = storage.absolute(search)
-    file = storage.join(search, "search.json")
-    if not storage.exists(file):
-        raise UserError("RUN_URI", f"{search} is no search (STORE/searches/SEARCH_ID with a search.json)")
-    described = storage.read_json(file)
-    root = storage.split(storage.split(search)[0])[0]
-    begun = build_spec(described["spec"], file)
-    spec = begun.model_copy(update={"storage": begun.storage.model_copy(update={"root": root})})
-    return _search(spec, storage.join(root, "corpora", described["corpus_id"]), search)
+    folder = SearchFolder(storage.absolute(search))
+    store = folder.store
+    if store is None or not storage.exists(folder.description):
+        raise UserError("RUN_URI", f"{folder.uri} is not a search (STORE/searches/SEARCH_ID with a search.json)")
+    described = storage.read_json(folder.description)
+    begun = build_spec(described["spec"], folder.description)
+    spec = begun.model_copy(update={"storage": begun.storage.model_copy(update={"root": store.root})})
+    return _search(spec, store.corpus(described["corpus_id"]).uri, folder.uri)
 
 
 def _search(spec: RunSpec, corpus: str, search: str) -> dict[str, Any]:
@@ -116,7 +115,7 @@ def _search(spec: RunSpec, corpus: str, search: str) -> dict[str, Any]:
         if record.state == "failed":
             print_status(f"failed    {record.name} ({' '.join(record.overrides)}): {record.error}")
     return {
-        "search_id": storage.split(search)[1],
+        "search_id": SearchFolder(search).search_id,
         "search": search,
         "trials": [{"name": record.name, **dataclasses.asdict(record)} for record in records],
         "rows": rows,
@@ -237,7 +236,7 @@ def _fit(
             param_space=space,
             tune_config=tune.TuneConfig(**options),
             run_config=tune.RunConfig(
-                name=storage.split(place.search)[1],
+                name=SearchFolder(place.search).search_id,
                 storage_path=state,
                 verbose=0,
                 callbacks=[_watcher(place, kind, progress)],
@@ -274,9 +273,9 @@ def ended_twin(place: Place, record: TrialRecord) -> TrialRecord | None:
         return ended[0]
     # Before the claim, or whoever loses it might read how the winner ended in an earlier attempt.
     write_record(place.search, record)
-    claim = storage.join(place.search, "claims", str(place.attempt), f"{record.run_id}.json")
+    claim = SearchFolder(place.search).claim(place.attempt, record.run_id)
     facts = {"trial": record.name, "number": uuid.uuid4().hex}
-    if storage.create(claim, (json.dumps(facts) + "\n").encode()):
+    if storage.create_json(claim, facts):
         return None
     owner = storage.read_json(claim)["trial"]
     while True:

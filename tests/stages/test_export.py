@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from foldray import FoldPlan, UserError, fold, load_model, unroll
 from foldray.folding.plan import Private
-from foldray.folding.private import PRIVATE_FILE
 from foldray.models.count import count_bytes
 from foldray.models.families import FAMILIES, transformers_class
 from foldray.models.int8 import from_int8, is_quantised, to_int8
-from foldray.models.save_load import INT8_FILE, STOCK_FILE, save_model
+from foldray.models.save_load import save_model
 from foldray.stages.export import export_model
+from foldray.storage.layout import INT8_FILE, PRIVATE_FILE, STOCK_FILE
 from foldray.training.checkpoint import TRAINING_FILES, read_checkpoint, whole_checkpoints
 from foldray.training.context import TrainJob, Worker
 from foldray.training.launch import describe_run
@@ -234,7 +234,7 @@ def test_wrong_exports(capsys: pytest.CaptureFixture[str], finished: TrainJob, t
         (["run", "--format", "unrolled", "-o", new, "--depth", "0"], "depth: depth 0 is shallower than the seed"),
         (["run", "--format", "seed", "-o", new, "--depth", "2"], "--depth: seed holds every depth; leave it out"),
         (["run", "--format", "unrolled", "-o", new, "--depth", "1"], "depth: depth 1 is shallower than the seed"),
-        (["nosuch", "--format", "seed", "-o", new], "nosuch: is no finished run and no model folder"),
+        (["nosuch", "--format", "seed", "-o", new], "nosuch: is neither a finished run nor a model folder"),
         ([small, "--format", "int8", "-o", new], f"{small}: has weights of one byte already"),
     ):
         code, out, err = call(capsys, "export", *arguments, "--store", store)

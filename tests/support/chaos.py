@@ -34,7 +34,8 @@ from safetensors.torch import load_file
 from foldray.data.builtin import write_builtin_corpus
 from foldray.results.metrics import read_metrics
 from foldray.runtime.ray import end_half_started
-from foldray.training.checkpoint import MANIFEST, checkpoint_folders, whole_checkpoints
+from foldray.storage.layout import MANIFEST_FILE
+from foldray.training.checkpoint import checkpoint_folders, whole_checkpoints
 from foldray.training.fencing import Attempt, newest_attempt
 from foldray.training.final_model import is_finished
 from tests.support.hosts import PATIENCE, WITH_TESTS, wait_until
@@ -373,7 +374,7 @@ def _take_away(node: Any, step: int, machines: Machines, training: Training, run
     machines.drain(node, NOTICE_SECONDS)
     newest = lambda: whole_checkpoints(run)[-1]  # noqa: E731
     training.wait_until(lambda: whole_checkpoints(run) and newest().step >= step, "a checkpoint before the node goes")
-    assert (Path(newest().uri) / MANIFEST).stat().st_mtime < noticed + NOTICE_SECONDS
+    assert (Path(newest().uri) / MANIFEST_FILE).stat().st_mtime < noticed + NOTICE_SECONDS
     machines.remove(node)
 
 

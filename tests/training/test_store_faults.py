@@ -24,7 +24,8 @@ from foldray import storage
 from foldray.config.load import override_spec
 from foldray.data.manifest import Manifest
 from foldray.results.metrics import read_metrics
-from foldray.training.checkpoint import MANIFEST, read_checkpoint, read_verified, whole_checkpoints
+from foldray.storage.layout import MANIFEST_FILE
+from foldray.training.checkpoint import read_checkpoint, read_verified, whole_checkpoints
 from foldray.training.context import TrainJob, Worker
 from foldray.training.fencing import Attempt, claim_group, claim_submission
 from foldray.training.final_model import finish_run
@@ -112,7 +113,7 @@ class Reader(threading.Thread):
             try:
                 saved = read_checkpoint(found.uri)
             except FileNotFoundError:  # let go since it was listed: then it is not called whole any more
-                assert not storage.exists(storage.join(found.uri, MANIFEST))
+                assert not storage.exists(storage.join(found.uri, MANIFEST_FILE))
                 self.seen["gone"] += 1
             else:
                 assert saved.position["step"] == found.step
