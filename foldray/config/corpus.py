@@ -11,6 +11,8 @@ Layout = Literal[
 ]  # fmt: skip
 TextProfile = Literal["english", "english_lower", "unicode", "unicode_lower", "as_is"]
 BUILTIN_CORPUS = "builtin"
+VALIDATION_NAMES = ("valid", "dev", "validation", "val")
+"""Names of the validation split in corpora. Everything after the spec calls it by the first."""
 SAMPLE_RATE = 16_000
 """Samples a second of all prepared audio; every speech encoder here was trained at it."""
 
@@ -24,8 +26,9 @@ class CorpusSpec(Section):
     layout: Layout = Field("auto", description="How the corpus is laid out; 'auto' looks and says what it took it for.")
     splits: tuple[str, ...] = Field(
         ("train", "valid", "test"),
-        description="Splits to prepare; a missing 'valid' is carved from 'train' by speaker. 'train=A+B' takes the "
-        "files or sub-folders A and B of the corpus for it, such as [train=train-clean-100, test=test-other].",
+        description="Splits to prepare; a missing 'valid' is carved from 'train' by speaker. 'dev', 'validation' and "
+        "'val' are other names of 'valid'. 'train=A+B' reads the files or sub-folders A and B of the corpus as "
+        "'train', such as [train=train-clean-100, test=test-other].",
     )
     audio_root: str | None = Field(
         None, description="Folder or URI where relative audio paths begin; default: the folder of their manifest."
@@ -75,6 +78,22 @@ class CorpusSpec(Section):
     def _has_no_secret(cls, path: str | None) -> str | None:
         return path and without_secret(path)
 
+    @field_validator("splits")
+    @classmethod
+    def _names_validation(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
+        """Call the validation split of a training corpus 'valid': `dev` becomes `valid=dev`."""
+        names = [entry.partition("=")[0] for entry in splits]
+        found = [name for name in names if name in VALIDATION_NAMES]
+        if "train" not in names or len(found) != 1:  # a corpus to score, or splits that are to stay apart
+            return splits
+        (name,) = found
+        return tuple(_renamed(entry) if entry.partition("=")[0] == name != "valid" else entry for entry in splits)
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The names before '=' in `splits`."""
+        return tuple(entry.partition("=")[0] for entry in self.splits)
+
     @field_validator("cross_validate")
     @classmethod
     def _is_a_part(cls, part: str | None) -> str | None:
@@ -108,3 +127,9 @@ class CorpusSpec(Section):
         if self.min_seconds >= self.max_seconds:
             raise ValueError(f"min_seconds ({self.min_seconds:g}) must be below max_seconds ({self.max_seconds:g})")
         return self
+
+
+def _renamed(entry: str) -> str:
+    """An entry of `splits` as one of 'valid': `dev` and `dev=A+B` become `valid=dev` and `valid=A+B`."""
+    name, named, sources = entry.partition("=")
+    return f"valid={sources if named else name}"

@@ -19,7 +19,6 @@ NOT_HASHED = ("about", "storage", "scale", "checkpoint", "corpus", "tracking", "
 """Sections that no result depends on; the corpus is hashed by what is in it."""
 
 RUN = "run:"
-VALIDATION_SPLITS = {"valid", "dev", "validation"}
 
 DEFAULTS_VERSION = 5
 """Raise it with every change to the default of a field that results depend on, to the weights that training begins
@@ -86,9 +85,8 @@ class RunSpec(Section):
         if self.valid.depth is not None and self.valid.depth not in self.fold.depths:
             trained = ", ".join(map(str, self.fold.depths))
             raise ValueError(f"valid.depth: {self.valid.depth} is not trained; say one of {trained}")
-        named = {split.partition("=")[0] for split in self.corpus.splits}
         for field, asked in (("patience", self.valid.patience), ("final", self.valid.final == "best")):
-            if asked and not named & VALIDATION_SPLITS:
+            if asked and "valid" not in self.corpus.split_names:
                 raise ValueError(f"valid.{field}: needs a validation split; add valid to corpus.splits")
         if self.valid.final == "best" and self.optim.average > 1:
             raise ValueError("valid.final: best is one checkpoint; set optim.average=1, or valid.final=last")
@@ -117,7 +115,7 @@ class RunSpec(Section):
                 raise ValueError(f"search: {name} is shared by all trials, or changes none of them")
             if not _is_field(name):
                 raise ValueError(f"search: {name} is no field of a spec")
-        if self.search.objectives and not {split.partition("=")[0] for split in self.corpus.splits} & VALIDATION_SPLITS:
+        if self.search.objectives and "valid" not in self.corpus.split_names:
             raise ValueError("search: trials are ranked by a validation split; add valid to corpus.splits")
         return self
 
@@ -132,6 +130,10 @@ class RunSpec(Section):
     def store(self) -> Store:
         """The store that the run is written to."""
         return Store(self.storage.root)
+
+    def in_store(self, store: Store) -> "RunSpec":
+        """The same spec with another store."""
+        return self.model_copy(update={"storage": self.storage.model_copy(update={"root": store.root})})
 
     def spec_hash(self, corpus_id: str, vocabulary: str) -> str:
         """Ten hex digits over every field that results depend on, the prepared corpus's identity and tokenizer.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foldray import storage
-from foldray.config.corpus import BUILTIN_CORPUS, CorpusSpec
+from foldray.config.corpus import BUILTIN_CORPUS, VALIDATION_NAMES, CorpusSpec
 from foldray.data.builtin import builtin_corpus_id, write_builtin_corpus
 from foldray.data.layouts import LAYOUTS, Place
 from foldray.data.splits import carve_valid, cross_validate, sources_of, split_names
@@ -119,7 +119,7 @@ def _builtin_folder(root: str) -> str:
 
 # --- Layouts and splits ----------------------------------------------------------------------------
 
-_ALIASES = {"valid": ("valid", "dev", "validation", "val"), "test": ("test", "eval")}
+_ALIASES = {"valid": VALIDATION_NAMES, "test": ("test", "eval")}
 
 
 def _find_split(layout: str, place: Place, entry: str) -> list[list[str]]:

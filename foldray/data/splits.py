@@ -15,7 +15,7 @@ def split_names(spec: CorpusSpec) -> tuple[str, ...]:
 
     Raises UserError where one can't be: without a source, twice, or no name for files.
     """
-    names = tuple(entry.partition("=")[0] for entry in spec.splits)
+    names = spec.split_names
     for entry, name in zip(spec.splits, names, strict=True):
         if not re.fullmatch(r"\w[\w.-]*", name) or not all(sources_of(entry)):
             raise UserError("corpus.splits", f"'{entry}' is no split; say a name, or name=A+B for files or sub-folders")

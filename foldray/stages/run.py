@@ -1,4 +1,4 @@
-"""The stage `run`."""
+"""The stage `run`: prepare, train and evaluate."""
 
 from typing import Any
 
@@ -8,6 +8,10 @@ from foldray.stages.train import train_stage
 
 
 def run_stage(spec: RunSpec, split: str = "test") -> dict[str, Any]:
-    """Prepare, train, evaluate, report; whatever is there already is kept. Returns run_id, rows, report."""
+    """Prepare, train and evaluate; finished stages are reused.
+
+    Returns:
+        `run_id`, and `rows`: the result rows of every trained depth.
+    """
     trained = train_stage(spec)
     return {"run_id": trained["run_id"], "rows": score_run(spec, trained["run"], trained["step"], split)}

@@ -103,8 +103,7 @@ def resume_stage(run: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if override.partition(".")[0].partition("=")[0] not in ("scale", "checkpoint", "tracking"):
             raise UserError(override, "a run goes on as it began; only scale, checkpoint and tracking may change")
     begun = read_run_spec(folder.uri)
-    here = begun.model_copy(update={"storage": begun.storage.model_copy(update={"root": store.root})})
-    spec = override_spec(here, list(overrides))
+    spec = override_spec(begun.in_store(store), list(overrides))
     if changed := begun.other_results(spec):
         raise UserError(changed, "decides what a run computes; a run goes on as it began. Start another with `train`")
     check_trackers(spec)

@@ -1,4 +1,4 @@
-"""The trials of a search as they go: a table that lives on a terminal, lines elsewhere."""
+"""Progress of a search's trials: a live table on a terminal, lines elsewhere."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +19,8 @@ class Progress:
         self._live = live
         self._records: dict[str, TrialRecord] = {}
 
-    def see(self, record: TrialRecord) -> None:
-        """Take in what is known of a trial now."""
+    def update(self, record: TrialRecord) -> None:
+        """Show the newest record of a trial."""
         if self._records.get(record.name) == record:
             return
         self._records[record.name] = record
@@ -50,7 +50,7 @@ def _scores(record: TrialRecord) -> str:
 
 @contextmanager
 def show_progress(objectives: tuple[str, ...]) -> Iterator[Progress]:
-    """A view of trials for the time of a block."""
+    """Show trials while a block runs."""
     if not errors.is_terminal:
         yield Progress(objectives, None)
         return

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from foldray.config.corpus import CorpusSpec
 from foldray.config.recipes import load_recipe, recipe_names
 from foldray.config.spec import RunSpec
 from foldray.errors import UserError
@@ -24,6 +25,29 @@ def test_overrides_take_yaml_values() -> None:
     assert (spec.fold.depths, spec.optim.lr) == ((3, 6), 3e-4)
     assert (spec.model.config["dropout"], spec.model.config["hidden_size"]) == (0.2, 144)
     assert spec.corpus.path == "s3://b/p"
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        (("train", "dev", "test"), ("train", "valid=dev", "test")),
+        (("train", "val=A+B"), ("train", "valid=A+B")),
+        (("train", "validation", "test"), ("train", "valid=validation", "test")),
+        (("train", "valid", "dev"), ("train", "valid", "dev")),  # two sets, of which one validates
+        (("dev",), ("dev",)),  # a corpus to score
+    ],
+)
+def test_dev_and_val_are_the_validation_split(given: tuple[str, ...], known: tuple[str, ...]) -> None:
+    assert CorpusSpec(path="corpus", splits=given).splits == known
+
+
+@pytest.mark.parametrize("name", ["valid", "dev", "val", "validation"])
+def test_patience_and_search_take_any_name_of_the_validation_split(name: str) -> None:
+    splits = f"corpus.splits=[train,{name},test]"
+    spec = load_recipe("quickstart", [splits, "valid.patience=3", "valid.final=best"])
+    assert "valid" in spec.corpus.split_names
+    assert RunSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert load_recipe("quickstart-search", [splits]).search is not None
 
 
 @pytest.mark.parametrize(

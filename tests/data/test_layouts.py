@@ -162,6 +162,7 @@ def test_other_names_of_valid_and_test(alias: str, tmp_path: Path) -> None:
     rename(tmp_path, "valid", alias)
     rename(tmp_path, "test", "eval")
     assert splits_of(find(tmp_path)) == SPEAKERS
+    assert splits_of(find(tmp_path, splits=("train", alias, "test"))) == SPEAKERS
 
 
 @EACH_WRITER

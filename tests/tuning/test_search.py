@@ -17,7 +17,7 @@ from foldray.results.searches import Search, TrialRecord, importances, read_reco
 from foldray.training.context import Stopped
 from foldray.training.fencing import claim_submission
 from foldray.tuning.space import baseline_spec, grid_points, overrides_of, points_left, start_spec, suggest, trial_spec
-from foldray.tuning.tune import Place, drive, ended_twin
+from foldray.tuning.trial_process import SearchAttempt, ended_twin, run_trial_process
 from tests.support.commands import call
 
 SPACE = {
@@ -198,20 +198,20 @@ def test_records_and_importances(tmp_path: Path) -> None:
 
 def test_a_search_taken_over_leaves_its_records_alone(tmp_path: Path) -> None:
     search = str(tmp_path)
-    older = Place("no corpus", search, claim_submission(search))
-    assert older.is_ours()
-    newer = Place("no corpus", search, claim_submission(search))
-    assert (older.is_ours(), newer.is_ours()) == (False, True)
+    older = SearchAttempt("no corpus", search, claim_submission(search))
+    assert older.is_newest()
+    newer = SearchAttempt("no corpus", search, claim_submission(search))
+    assert (older.is_newest(), newer.is_newest()) == (False, True)
     record = TrialRecord(0, "trial", "run", {}, [])
     write_record(search, record)
     with pytest.raises(Stopped, match="taken over by a newer attempt"):
-        drive(lambda: load_recipe("quickstart-search"), older, record, ("wer",))
+        run_trial_process(lambda: load_recipe("quickstart-search"), older, record, ("wer",))
     assert read_records(search) == [record]
 
 
 def test_of_two_trials_that_are_the_same_run_one_trains(tmp_path: Path) -> None:
     search = str(tmp_path)
-    place = Place("no corpus", search, claim_submission(search))
+    place = SearchAttempt("no corpus", search, claim_submission(search))
     # Of an attempt before: how it ended there is nothing that this attempt's twin may take for its end.
     write_record(search, TrialRecord(0, "trial", "run", {}, [], "failed", error="killed"))
     first, second = (TrialRecord(number, "trial", "run", {}, []) for number in (0, 1))
