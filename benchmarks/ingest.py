@@ -121,14 +121,14 @@ def _loader(corpus: str) -> tuple[Any, Any]:
     from foldray.config.recipes import load_recipe
     from foldray.data.manifest import read_index, read_manifest
     from foldray.data.stream import BatchLoader
-    from foldray.models.families import FAMILIES, transformers_class
+    from foldray.models.families import FAMILIES
     from foldray.models.stock_config import stock_config
 
     torch.set_num_threads(1)
     spec = load_recipe("an4").model
     manifest = read_manifest(corpus)
     config = stock_config(spec, 1, len(manifest.tokenizer))
-    model = transformers_class(FAMILIES[spec.family].model)(config)
+    model = FAMILIES[spec.family].model_class(config)
     index = read_index(corpus, manifest, "train")
     return BatchLoader(index, model, manifest.tokenizer, None, 0), index
 

@@ -22,7 +22,7 @@ from foldray.folding.batchnorm import Renorm
 from foldray.folding.loss import StepCounts, joint_loss
 from foldray.folding.plan import FoldPlan, Order
 from foldray.models.costs import costs_of
-from foldray.models.families import FAMILIES, transformers_class
+from foldray.models.families import FAMILIES
 from foldray.models.features import output_frames
 from foldray.models.fold import fold
 from foldray.models.stock import initialise
@@ -88,9 +88,7 @@ def small_conformer(plan: FoldPlan) -> PreTrainedModel:
     """The recipe's model, folded."""
     spec = load_recipe(RECIPE).model
     torch.manual_seed(0)
-    model: PreTrainedModel = transformers_class(FAMILIES[spec.family].model)(
-        stock_config(spec, plan.num_layers, VOCAB_SIZE)
-    )
+    model: PreTrainedModel = FAMILIES[spec.family].model_class(stock_config(spec, plan.num_layers, VOCAB_SIZE))
     initialise(model)
     folded = fold(model, plan)
     folded.train()

@@ -1,22 +1,37 @@
 """What is folded, and what its depths learn together."""
 
-from typing import Any, Literal
+import pkgutil
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from foldray.config.section import Section
 from foldray.folding.plan import FoldPlan, Order, Private
 
-Family = Literal[
-    "parakeet", "wav2vec2-bert", "wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech-sat",
-    "wav2vec2-conformer", "sew", "whisper", "moonshine", "conformer",
-]  # fmt: skip
+FAMILY_NAMES = tuple(
+    sorted(
+        module.name.replace("_", "-")
+        for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "models" / "families")])
+        if not module.name.startswith("_")
+    )
+)
+"""Names of the model families: those of their files, which are not imported here."""
+
+
+def _known_family(name: str) -> str:
+    if name not in FAMILY_NAMES:
+        raise ValueError(f"'{name}' must be one of {', '.join(FAMILY_NAMES)}")
+    return name
+
+
+FamilyName = Annotated[str, AfterValidator(_known_family)]
 
 
 class ModelSpec(Section):
     """The stock transformers model that is folded."""
 
-    family: Family = Field(description="Which kind of transformers CTC model.")
+    family: FamilyName = Field(description="Model family of transformers, such as wav2vec2 or parakeet.")
     checkpoint: str | None = Field(
         None,
         description="Folder, URI or hub name of a stock checkpoint to start from, or run:RUN_ID, the seed of a "

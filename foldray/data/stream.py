@@ -20,7 +20,7 @@ from foldray.data.epoch import EpochPlan, MicroBatch
 from foldray.data.manifest import SplitIndex
 from foldray.data.reader import RowReader
 from foldray.models.families import family_of
-from foldray.models.features import build_extractor, extract_features, mel_bins, output_frames, whole_frames
+from foldray.models.features import build_extractor, extract_features, feature_windows, output_frames, whole_frames
 from foldray.models.tokenizer import Tokenizer
 
 AHEAD = 4
@@ -100,15 +100,12 @@ class BatchLoader:
         ]
         waveforms = [whole_frames(self._model, samples_T) for samples_T in heard]
         inputs = extract_features(self._model, self.extractor, waveforms)
-        if self._augment and epoch >= self._augment.from_epoch and "input_features" in inputs:
-            for i, rng in enumerate(rngs):
-                valid = int(inputs["attention_mask"][i].sum())
-                # Stacked windows are masked as the windows they are made of.
-                windows_TF = inputs["input_features"][i, :valid].view(-1, mel_bins(self._model))
-                mask_features(windows_TF, self._augment, rng)
+        if self._augment and epoch >= self._augment.from_epoch:
+            for i, windows_TF in feature_windows(self._model, inputs):
+                mask_features(windows_TF, self._augment, rngs[i])
         labels = [torch.tensor(self.tokenizer.encode(row["text"])) for row in rows]
         targets_BU = None
-        if family_of(self._model).kind != "ctc":
+        if family_of(self._model).attention:
             config: Any = self._model.config
             start, end = torch.tensor([config.decoder_start_token_id]), torch.tensor([config.eos_token_id])
             inputs[DECODER_INPUTS] = _pad([torch.cat([start, label]) for label in labels])

@@ -40,10 +40,10 @@ def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, tokenizer: Tokenizer) -> 
 
 def check_decoding(model: nn.Module, decoding: Decoding) -> None:
     """Raise UserError for a way of decoding that a model has no head for."""
-    kind = family_of(model).kind
-    if kind == "attention":
+    family = family_of(model)
+    if not family.ctc:
         raise UserError(type(model).__name__, "is scored by its own generate(); foldray decodes CTC and hybrid models")
-    if decoding != "ctc" and kind != "hybrid":
+    if decoding != "ctc" and not family.attention:
         raise UserError("--decoding", f"{decoding} needs a decoder, which {type(model).__name__} lacks; use ctc")
 
 

@@ -26,9 +26,8 @@ from foldray.models.count import (
     count_macs,
     depth_costs,
 )
-from foldray.models.families import FAMILIES, family_of, transformers_class
-from foldray.models.features import output_frames
-from foldray.models.fold import encoder_config, fold, set_depths, stack_of, unroll
+from foldray.models.families import FAMILIES, family_of
+from foldray.models.fold import fold, set_depths, stack_of, unroll
 from foldray.models.stock_config import (
     check_plan,
     checkpoint_config,
@@ -105,7 +104,7 @@ def fold_on_meta(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> PreTrained
     config = _config(spec, plan, vocab_size)
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = transformers_class(FAMILIES[spec.family].model)(config)
+            model: PreTrainedModel = FAMILIES[spec.family].model_class(config)
     except Exception as error:  # transformers checks little: a KeyError or a division by zero, say
         raise _no_such_shape(error) from None
     with torch.device("meta"), fold_errors():
@@ -121,7 +120,8 @@ def _config(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> Any:
     if checkpoint is None or is_hub_name(checkpoint):
         return stock_config(spec, plan.num_layers, vocab_size)
     config = checkpoint_config(spec, checkpoint)
-    encoder, field = getattr(config, "encoder_config", config), FAMILIES[spec.family].depth_field
+    family = FAMILIES[spec.family]
+    encoder, field = family.depth_config(config), family.depth_field
     check_plan(getattr(encoder, field), plan, spec.seed_layers)
     setattr(encoder, field, plan.num_layers)
     return with_vocab_size(config, vocab_size)
@@ -148,17 +148,9 @@ def _costs(model: PreTrainedModel, depths: Sequence[int], precision: str | None 
 
 
 def _meta_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    samples = int(MACS_SECONDS * SAMPLE_RATE)
-    config: Any = model.config
     family = family_of(model)
-    shape: tuple[int, ...] = (1, samples)
-    if family.features == "mel":
-        shape = (1, samples // 160, encoder_config(model).num_mel_bins)
-    elif family.features == "stacked_mel":
-        shape = (1, output_frames(model, [samples])[0], config.feature_projection_input_dim)
-    elif family.features == "thirty_seconds":
-        shape = (1, config.num_mel_bins, 2 * config.max_source_positions)
+    shape = family.input_shape(model, int(MACS_SECONDS * SAMPLE_RATE))
     inputs = {family.inputs: torch.empty(shape, device="meta")}
-    if family.kind != "ctc":
+    if family.attention:
         inputs["decoder_input_ids"] = torch.zeros(1, TOKENS_PER_SECOND * int(MACS_SECONDS), device="meta").long()
     return inputs

@@ -48,9 +48,8 @@ def fold(model: PreTrainedModel, plan: FoldPlan) -> PreTrainedModel:
 
 
 def _refuse_layout(model: PreTrainedModel, family: Family, plan: FoldPlan) -> None:
-    config: Any = model.config
-    if family.name == "wav2vec2-bert" and config.add_adapter:
-        raise UserError(type(model).__name__, "can't be folded with add_adapter: the adapter masks single utterances")
+    if reason := family.refusal(model.config):
+        raise UserError(type(model).__name__, reason)
     if family.carried and any(path[0] != 0 for path in plan.all_paths()):
         raise ValueError(f"paths: {family.name}'s first layer makes the {family.carried}; begin every path with 0")
 
@@ -64,7 +63,7 @@ def unroll(model: PreTrainedModel, depth: int) -> PreTrainedModel:
     encoder = encoder_of(model)
     # The copy's blocks are copied one by one, so the shared originals need not be copied first.
     stock = copy.deepcopy(model, {id(encoder.layers): nn.ModuleList()})
-    encoder_of(stock).layers = nn.ModuleList(_unrolled_blocks(stack_of(model), depth))
+    encoder_of(stock).layers = nn.ModuleList(_unrolled_blocks(stack_of(model), depth, family))
     setattr(encoder_config(stock), family.depth_field, depth)
     make_stock(stock)
     if family.decoder:
@@ -72,15 +71,16 @@ def unroll(model: PreTrainedModel, depth: int) -> PreTrainedModel:
     return stock
 
 
-def _unrolled_blocks(stack: FoldedStack, depth: int) -> list[nn.Module]:
+def _unrolled_blocks(stack: FoldedStack, depth: int, family: Family) -> list[nn.Module]:
     path = _path(stack.plan, depth)
     blocks = []
     for position, layer in enumerate(path):
         block = copy.deepcopy(stack.physical_layers()[layer])
         settle_use(block, path[:position].count(layer))
-        attention: Any = getattr(block, "attention", None)
-        if position and hasattr(attention, "rel_attn_embed"):  # WavLM: stock models have it in the first block only
-            del attention.rel_attn_embed
+        for name in family.first_block_only if position else ():
+            parent, _, child = name.rpartition(".")
+            if hasattr(block.get_submodule(parent), child):
+                delattr(block.get_submodule(parent), child)
         blocks.append(block)
     return blocks
 
@@ -129,7 +129,7 @@ def encoder_of(model: nn.Module) -> Any:
 
 def encoder_config(model: PreTrainedModel) -> Any:
     """The configuration that counts the blocks (Parakeet nests it)."""
-    return getattr(model.config, "encoder_config", model.config)
+    return family_of(model).depth_config(model.config)
 
 
 # --- Shapes ----------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def write_onnx(stock: Any, file: Path) -> None:
     frames come before those of its padding. Raises UserError for a model without CTC.
     """
     family = family_of(stock)
-    if family.kind == "attention":
+    if not family.ctc:
         raise UserError("--format", f"onnx holds CTC logits, and {family.name} has none; take unrolled")
     # Two utterances of two lengths, or torch takes sizes for constants.
     noises = [0.1 * np.random.default_rng(0).standard_normal(length) for length in (SAMPLE_RATE, SAMPLE_RATE * 2 // 3)]

@@ -17,7 +17,7 @@ def save_processor(model: nn.Module, tokenizer: Tokenizer, folder: Path) -> None
     """The stock feature extractor and tokenizer beside the weights, so that stock code runs the model."""
     folder.mkdir(parents=True, exist_ok=True)
     build_extractor(model).save_pretrained(folder)
-    end = END if family_of(model).kind != "ctc" else None
+    end = END if family_of(model).attention else None
     tokens = {"unk_token": UNKNOWN, "pad_token": PAD, "bos_token": end, "eos_token": end}
     if tokenizer.subwords is not None:
         subwords = importlib.import_module("tokenizers").Tokenizer.from_str(tokenizer.subwords)

@@ -13,7 +13,7 @@ from transformers.utils.hub import cached_file
 from foldray import storage
 from foldray.config.model import ModelSpec
 from foldray.errors import UserError, one_line
-from foldray.models.families import FAMILIES, Family, family_of, transformers_class
+from foldray.models.families import FAMILIES, Family, family_of
 from foldray.models.features import keep_extractor
 from foldray.models.processor import read_tokenizer, save_processor
 from foldray.models.stock_config import is_hub_name, stock_config
@@ -31,7 +31,7 @@ def write_random_checkpoint(spec: ModelSpec, num_layers: int, tokenizer: Tokeniz
     config = stock_config(spec, num_layers, len(tokenizer))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = transformers_class(FAMILIES[spec.family].model)(config)
+        model = FAMILIES[spec.family].model_class(config)
         initialise(model)
     model.save_pretrained(folder)
     save_processor(model, tokenizer, folder)
@@ -49,8 +49,8 @@ def initialise(model: PreTrainedModel) -> None:
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and not parametrised:
             module.reset_parameters()
     family = family_of(model)
-    if family.kind != "attention":
-        head: Any = model.ctc_head if hasattr(model, "ctc_head") else model.lm_head
+    if family.ctc_head:
+        head: Any = model.get_submodule(family.ctc_head)
         with torch.no_grad():
             head.bias[0] = math.log((len(head.bias) - 1) * BLANKS / (1 - BLANKS))
 
@@ -110,7 +110,7 @@ def from_pretrained(
     origin: where the folder was copied from; state: weights instead of those in the folder. Raises UserError.
     """
     try:
-        model, report = transformers_class(family.model).from_pretrained(
+        model, report = family.model_class.from_pretrained(
             None if state is not None else folder,
             state_dict=state,
             config=config,

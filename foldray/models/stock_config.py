@@ -24,22 +24,13 @@ def stock_config(spec: ModelSpec, num_layers: int, vocab_size: int) -> Any:
     Raises UserError naming the field that transformers does not know or refuses.
     """
     family = FAMILIES[spec.family]
-    config_class = transformers_class(family.config)
-    fields = _place(family, spec.config, config_class())
+    fields = _place(family, spec.config, family.config_class())
     (fields.get("encoder_config", fields))[family.depth_field] = num_layers
-    fields |= _tokens(family, vocab_size)
+    fields |= family.tokens(vocab_size)
     try:
-        return config_class(**fields)
+        return family.config_class(**fields)
     except Exception as error:
         raise UserError("model.config", f"transformers refuses it: {one_line(error)}") from None
-
-
-def _tokens(family: Family, vocab_size: int) -> dict[str, int]:
-    """Blank comes first; a decoder has one more token after the vocabulary, which starts and ends a sentence."""
-    if family.kind == "ctc":
-        return {"vocab_size": vocab_size, "pad_token_id": 0}
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "decoder_start_token_id"), vocab_size)
-    return {"vocab_size": vocab_size + 1, "pad_token_id": 0, **ends}
 
 
 _SETTLED = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
@@ -51,7 +42,7 @@ def _place(family: Family, fields: dict[str, Any], like: Any) -> dict[str, Any]:
     Raises UserError for a field that is unknown, or that counts the blocks.
     """
     inner = _known(like.encoder_config) if family.nested else []
-    outer = _known(like) if not family.nested or family.kind == "hybrid" else []
+    outer = _known(like) if not family.nested or family.attention else []
     for name in fields:
         if name == family.depth_field:
             raise UserError(f"model.config.{name}", "say fold.num_layers instead")
@@ -124,7 +115,7 @@ def with_vocab_size(config: Any, vocab_size: int) -> Any:
     """The same configuration for another vocabulary size."""
     family = family_of_config(config)
     assert family is not None
-    return type(config)(**{**config.to_dict(), **_tokens(family, vocab_size)})
+    return type(config)(**{**config.to_dict(), **family.tokens(vocab_size)})
 
 
 # --- Checks ----------------------------------------------------------------------------------------
@@ -152,14 +143,14 @@ def check_model(spec: ModelSpec, plan: FoldPlan) -> None:
     """Raise UserError for what can't be trained: a family without CTC, a configuration transformers refuses, a
     checkpoint that does not open. Loads no weights.
     """
-    if FAMILIES[spec.family].kind == "attention":
-        name = FAMILIES[spec.family].model
+    family = FAMILIES[spec.family]
+    if not family.ctc:
         raise UserError(
-            "model.family", f"{spec.family} has no CTC, which foldray trains; fold {name} with fold_checkpoint"
+            "model.family", f"{spec.family} has no CTC, which foldray trains; fold {family.model} with fold_checkpoint"
         )
     stock_config(spec, plan.num_layers, vocab_size=1)
     checkpoint = find_checkpoint(spec.checkpoint)
     if checkpoint:
         config = checkpoint_config(spec, checkpoint)
-        available = getattr(getattr(config, "encoder_config", config), FAMILIES[spec.family].depth_field)
+        available = getattr(family.depth_config(config), family.depth_field)
         check_plan(available, plan, spec.seed_layers)

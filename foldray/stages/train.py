@@ -131,7 +131,7 @@ def _say_unlearnable(model: Any, corpus: str, manifest: Manifest) -> None:
     from foldray.models.families import family_of
     from foldray.models.features import output_frames
 
-    if family_of(model).kind == "attention":
+    if not family_of(model).ctc:
         return
     index = read_index(corpus, manifest, "train")
     lengths, which = np.unique(index.num_samples, return_inverse=True)

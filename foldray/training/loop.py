@@ -70,7 +70,7 @@ class _Training:
         self.state = open_state(job, worker, manifest.tokenizer, self.index, checkpoint)
         state = self.state
         self.cycle = Cycle(job, worker, state.model, state.optimizer, state.loader, self.index, state.renorm)
-        scored = bool(manifest.rows_by_split.get("valid")) and family_of(self.state.model).kind != "attention"
+        scored = bool(manifest.rows_by_split.get("valid")) and family_of(self.state.model).ctc
         self.validate = around.validate if scored else None
         known = known_scores(read_metrics(job.run), self.state.start.step) if worker.rank == 0 else {}
         self.validations = Validations(self.spec, known, around.on_record)

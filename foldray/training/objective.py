@@ -23,14 +23,14 @@ class Objective:
 
     def __init__(self, spec: RunSpec, model: nn.Module) -> None:
         self._seed, self._loss = spec.seed, spec.loss
-        self._kind = family_of(model).kind
+        self._family = family_of(model)
         self._stack = stack_of(model)
         self._stack.keep_output = spec.loss.hidden > 0
         plan = self._stack.plan
         self._depths = plan.depths
         self.parts = [
-            *(["ctc"] if self._kind != "attention" else []),
-            *(["attention"] if self._kind != "ctc" else []),
+            *(["ctc"] if self._family.ctc else []),
+            *(["attention"] if self._family.attention else []),
             "kl",
             *(["hidden"] if spec.loss.hidden else []),
         ]
@@ -52,11 +52,11 @@ class Objective:
         ran = len(self._stack.run_depths)
         ramp = min(1.0, progress / self._loss.beta_warmup) if self._loss.beta_warmup else 1.0
         terms: dict[str, JointLoss] = {}
-        if self._kind != "attention":
+        if self._family.ctc:
             terms["ctc"] = self._ctc(ctc_logits(output).unflatten(0, (ran, -1)), batch, counts, ramp)
-        if self._kind != "ctc":
+        if self._family.attention:
             terms["attention"] = self._attention(output.logits.unflatten(0, (ran, -1)), batch, counts, ramp)
-        share = {"ctc": self._loss.ctc, "attention": 1 - self._loss.ctc} if self._kind == "hybrid" else {}
+        share = {"ctc": self._loss.ctc, "attention": 1 - self._loss.ctc} if len(terms) == 2 else {}
         total = torch.stack([share.get(name, 1.0) * term.total for name, term in terms.items()]).sum()
         kl_P = torch.stack([share.get(name, 1.0) * term.kl_P for name, term in terms.items()]).sum(0)
         parts = [*(term.task_P for term in terms.values()), kl_P]

@@ -175,7 +175,7 @@ def test_saved_and_loaded_is_the_same_and_its_seed_opens_in_stock_transformers(n
         assert torch.equal(logits_PBTV[-2:], run(load_model(str(tmp_path), depth=7), inputs))
 
 
-@pytest.mark.parametrize("name", [n for n, (family, _) in CONFIGS.items() if FAMILIES[family].kind != "ctc"])
+@pytest.mark.parametrize("name", [n for n, (family, _) in CONFIGS.items() if FAMILIES[family].attention])
 def test_generation_runs_at_each_depth(name: str) -> None:
     model = folded(name, PLANS["in_place"])
     inputs = {key: value for key, value in two_utterances(model).items() if key != "decoder_input_ids"}
@@ -192,7 +192,7 @@ def test_generation_runs_at_each_depth(name: str) -> None:
 # --- Shapes and padding ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n, (family, _) in CONFIGS.items() if FAMILIES[family].kind == "ctc"])
+@pytest.mark.parametrize("name", [n for n, (family, _) in CONFIGS.items() if not FAMILIES[family].attention])
 def test_frames_are_those_that_the_last_sample_reaches(name: str) -> None:
     """The promised count is the model's own: its mask's, or all frames where an utterance is alone."""
     model = tiny_model(name)
@@ -219,16 +219,16 @@ def losses_alone_and_padded(name: str) -> list[tuple[float, float, dict[str, tor
         model = folded(name, PLANS["private"]).double().train()
         without_dropout(model)
         inputs = {key: value[:1] for key, value in _double(inputs_for(model, [short, noise(2.4, seed=1)])).items()}
-        if not is_padded and family_of(model).features != "thirty_seconds":
+        if not is_padded and not family_of(model).fixed_length:
             length = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else len(short)
             inputs |= {key: inputs[key][:, :length] for key in inputs.keys() - {"decoder_input_ids"}}
         output = model(**inputs)
         losses = []
-        if family_of(model).kind != "attention":
+        if family_of(model).ctc:
             valid = frames_for(model, [short])[0]
             ctc = (torch.tensor([valid]), torch.tensor([[3, 4, 3]]), torch.tensor([3]), StepCounts(3, valid))
             losses.append(joint_loss(ctc_logits(output).unflatten(0, (3, -1)), *ctc, alpha=0.5, beta=0.3))
-        if family_of(model).kind != "ctc":
+        if family_of(model).attention:
             tokens = (torch.tensor([[3, 4, 5, 9]]), torch.tensor([4]), 4)
             losses.append(joint_attention_loss(output.logits.unflatten(0, (3, -1)), *tokens, alpha=0.5, beta=0.3))
         total, kl = (sum(getattr(loss, part).sum() for loss in losses) for part in ("total", "kl_P"))

@@ -146,7 +146,7 @@ def test_the_checkpoints_own_feature_extractor_is_kept(tmp_path: Path) -> None:
         fold_checkpoint(str(folder), FoldPlan(3, (3, 6)))
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if FAMILIES[CONFIGS[name][0]].kind != "attention"])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if FAMILIES[CONFIGS[name][0]].ctc])
 def test_from_scratch_a_ctc_head_expects_blanks(name: str, tmp_path: Path) -> None:
     write_random_checkpoint(tiny_spec(name), 3, TOKENIZER, 1, tmp_path)
     weights = load_file(tmp_path / "model.safetensors")

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from foldray import FoldPlan, fold
 from foldray.config.corpus import SAMPLE_RATE
 from foldray.config.model import ModelSpec
-from foldray.models.families import FAMILIES, family_of, transformers_class
+from foldray.models.families import FAMILIES, family_of
 from foldray.models.features import build_extractor, extract_features, output_frames, whole_frames
 from foldray.models.stock_config import stock_config
 from foldray.models.tokenizer import Tokenizer
@@ -76,7 +76,7 @@ def tiny_spec(name: str) -> ModelSpec:
 def tiny_model(name: str, num_layers: int = 3) -> PreTrainedModel:
     spec = tiny_spec(name)
     torch.manual_seed(0)
-    model = transformers_class(FAMILIES[spec.family].model)(stock_config(spec, num_layers, len(TOKENIZER)))
+    model = FAMILIES[spec.family].model_class(stock_config(spec, num_layers, len(TOKENIZER)))
     return model.eval()
 
 
@@ -88,7 +88,7 @@ def inputs_for(model: PreTrainedModel, waveforms: list[torch.Tensor]) -> dict[st
     """What the stock extractor makes of the waveforms, padded to the longest; with a decoder, tokens for it."""
     family = family_of(model)
     inputs = extract_features(model, build_extractor(model), [whole_frames(model, w.numpy()) for w in waveforms])
-    if family.kind != "ctc":
+    if family.attention:
         inputs["decoder_input_ids"] = torch.tensor([[9, 3, 4, 5], [9, 6, 7, 8]] * len(waveforms))[: len(waveforms)]
     return inputs
 

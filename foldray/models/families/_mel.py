@@ -1,0 +1,28 @@
+"""Log-mel windows of 10 ms, subsampled by convolutions inside the encoder, as in Parakeet."""
+
+from typing import Any
+
+HOP = 160
+"""Samples between two log-mel windows (10 ms)."""
+MEL_BINS = 80
+"""Mel bins where the configuration has no field for them."""
+
+
+def subsampled_frames(model: Any, samples: Any) -> Any:
+    """Count output frames of the encoder's subsampling convolutions."""
+    return model.encoder._get_subsampling_output_length(samples // HOP)
+
+
+def windows_shape(model: Any, samples: int) -> tuple[int, ...]:
+    """Return the shape of one utterance's log-mel windows."""
+    return (1, samples // HOP, mel_bins(model.config))
+
+
+def options(config: Any) -> dict[str, Any]:
+    """Return the extractor's options."""
+    return {"feature_size": mel_bins(config)}
+
+
+def mel_bins(config: Any) -> int:
+    """Read the number of mel bins from the nested encoder configuration."""
+    return int(config.encoder_config.num_mel_bins)
