@@ -62,30 +62,27 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
     Example: foldray plan wav2vec2-base-8 fold.depths=[8,12]
     """
     spec = load_recipe(recipe, overrides)
-    from foldray.models.costs import bytes_at_precisions, joint_cost, plan_costs
+    from foldray.models.costs import PLAN_VOCAB_SIZE, bytes_at_precisions, joint_cost, plan_costs
 
     vocab_size = spec.corpus.vocab_size or PLAN_VOCAB_SIZE
-    costs = plan_costs(spec.found_model(), spec.fold.plan(), vocab_size)
+    model, folded = spec.found_model(), spec.fold.plan()
+    costs = plan_costs(model, folded, vocab_size)
     deepest = costs[-1]
     planned = {
         "num_layers": spec.fold.num_layers,
-        "private": str(spec.fold.plan().private),
+        "private": str(folded.private),
         "depths": [{**vars(cost), "path": list(cost.path)} for cost in costs],
         "params_stored": deepest.params_stored,
         "params_private": max(cost.params_private for cost in costs),
         "params_unrolled": deepest.params_unrolled,
-        "bytes": bytes_at_precisions(spec.found_model(), spec.fold.plan(), vocab_size),
+        "bytes": bytes_at_precisions(model, folded, vocab_size),
         "saved_percent": round(100 * (1 - deepest.params_stored / deepest.params_unrolled), 2),
-        "joint": vars(joint_cost(spec.found_model(), spec.fold.plan(), vocab_size, spec.loss.sampled)),
+        "joint": vars(joint_cost(model, folded, vocab_size, spec.loss.sampled)),
     }
     if as_json:
         print_json(planned)
     else:
         plan_table(planned, drawn=spec.loss.sampled is not None)
-
-
-PLAN_VOCAB_SIZE = 32
-"""Tokens assumed before a corpus is known: English characters, as in wav2vec 2.0's own heads."""
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What is folded, and what its depths learn together."""
 
+import functools
 import pkgutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -101,17 +102,22 @@ class FoldSpec(Section):
         )
 
     def plan(self) -> FoldPlan:
-        """The fold plan these fields describe."""
-        return FoldPlan(
-            num_layers=self.num_layers,
-            depths=self.depths,
-            order=self.order,
-            keep_first=self.keep_first,
-            keep_last=self.keep_last,
-            groups=self.groups,
-            paths=self.paths,
-            private=self.private_parts(),
-        )
+        """Return the fold plan these fields describe."""
+        return _plan_of(self)
+
+
+@functools.lru_cache(maxsize=64)
+def _plan_of(spec: FoldSpec) -> FoldPlan:
+    return FoldPlan(
+        num_layers=spec.num_layers,
+        depths=spec.depths,
+        order=spec.order,
+        keep_first=spec.keep_first,
+        keep_last=spec.keep_last,
+        groups=spec.groups,
+        paths=spec.paths,
+        private=spec.private_parts(),
+    )
 
 
 class LossSpec(Section):

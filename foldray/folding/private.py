@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foldray.folding.block_shape import BlockShape, Norm, Projection
 from foldray.folding.plan import Private
 
 """The file of private parts beside a model's weights."""
@@ -27,8 +28,6 @@ would be left out there."""
 SEED_USE = "0"
 
 NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.GroupNorm, nn.RMSNorm)
-BRANCH_ENDS = ("out_proj", "o_proj", "linear_out", "output_dense", "linear2", "fc2", "pointwise_conv2")
-"""Names of the projections that write to the residual stream, in the blocks of transformers."""
 
 
 class _Use:
@@ -122,31 +121,34 @@ def _blank(kind: Any, stock: Any) -> Any:
     return own.__new__(own)
 
 
-def check_private(block: nn.Module, private: Private) -> None:
-    """Raise ValueError, naming the field, for projections that a block lacks and ranks that none of them has."""
-    sizes = {
-        path.rsplit(".", 1)[-1]: min(module.weight.shape[:2])
-        for path, module in block.named_modules()
-        if is_projection(module)
-    }
-    for name in private.lora_on:
-        if name not in sizes:
-            raise ValueError(f"lora_on: a block has no projection '{name}'; it has {', '.join(sorted(sizes))}")
-        if private.lora_rank >= sizes[name]:
-            raise ValueError(f"lora_rank: {private.lora_rank} is no low rank for '{name}'; say less than {sizes[name]}")
-    if private.statistics and not any(isinstance(module, nn.BatchNorm1d) for module in block.modules()):
-        raise ValueError("private: 'statistics' are those of a BatchNorm, and a block of this model has none")
-    if private.lora_rank and private.lora_rank >= max(sizes.values(), default=0):
-        largest = max(sizes.values(), default=0)
-        raise ValueError(f"lora_rank: {private.lora_rank} is no low rank for any projection; say less than {largest}")
+def block_shape(block: nn.Module) -> BlockShape:
+    """Describe the projections and norms of a block."""
+    projections, norms = [], []
+    for path, module in block.named_modules():
+        if is_projection(module):
+            projections.append(_projection(path, module))
+        if isinstance(module, NORMS):
+            buffers = [tensor for _, tensor in module.named_buffers(recurse=False)]
+            norms.append(
+                Norm(
+                    parameters=tuple(tuple(tensor.shape) for _, tensor in module.named_parameters(recurse=False)),
+                    statistics=tuple(tuple(tensor.shape) for tensor in buffers if tensor.is_floating_point()),
+                    counters=tuple(tuple(tensor.shape) for tensor in buffers if not tensor.is_floating_point()),
+                )
+            )
+    return BlockShape(type(block).__name__, tuple(projections), tuple(norms))
+
+
+def _projection(path: str, module: Any) -> Projection:
+    outputs, inputs = module.weight.shape[:2]
+    return Projection(path.rsplit(".", 1)[-1], outputs, inputs, module.bias is not None)
 
 
 def add_private_parts(block: nn.Module, private: Private, uses: int) -> None:
-    """Give a block private parts for its uses 1 to `uses` - 1, without any effect yet. Raises ValueError."""
+    """Give a block private parts for its uses 1 to `uses` - 1; they have no effect before they are trained."""
     if not private or uses < 2:
         return
     running = _Use()
-    made = 0
     for path, module in list(block.named_modules()):
         parts = [
             _Parts(_fresh_parts(path, module, private), _fresh_statistics(module, private)) for _ in range(1, uses)
@@ -156,9 +158,6 @@ def add_private_parts(block: nn.Module, private: Private, uses: int) -> None:
             own.__class__ = _own_class(PrivateModule, type(module))  # type: ignore[arg-type]
             own.private = nn.ModuleDict({str(use): own_parts for use, own_parts in enumerate(parts, 1)})
             own.running = running
-            made += 1
-    if not made:
-        raise ValueError(f"private: {type(block).__name__} has nothing that '{private}' could be private in")
     user: Any = block
     user.__class__ = _own_class(PrivateBlock, type(block))  # type: ignore[arg-type]
     user.running = running
@@ -177,19 +176,20 @@ class _Parts(nn.Module):
 
 def _fresh_parts(path: str, module: Any, private: Private) -> dict[str, Tensor]:
     parts: dict[str, Tensor] = {}
-    name = path.rsplit(".", 1)[-1]
     if private.norms and isinstance(module, NORMS):
-        # Copies: a norm of its own starts as the seed's.
+        # Copies: a private norm starts as the seed's.
         parts.update({key: tensor.detach().clone() for key, tensor in module.named_parameters(recurse=False)})
-    if private.lora_rank and _takes_lora(name, module, private):
-        outputs, inputs = module.weight.shape[:2]
-        parts["lora_a"] = _like(module, private.lora_rank, inputs)
+    if not is_projection(module):
+        return parts
+    shape = _projection(path, module)
+    if shape.takes_lora(private):
+        parts["lora_a"] = _like(module, private.lora_rank, shape.inputs)
         nn.init.kaiming_uniform_(parts["lora_a"], a=5**0.5)  # as arXiv 2106.09685, section 4.1: B is zero
-        parts["lora_b"] = _like(module, outputs, private.lora_rank)
-    if private.film and name in BRANCH_ENDS and is_projection(module):
-        parts["scale"] = _like(module, module.weight.shape[0])
-        if module.bias is not None:
-            parts["shift"] = _like(module, module.weight.shape[0])
+        parts["lora_b"] = _like(module, shape.outputs, private.lora_rank)
+    if shape.takes_film(private):
+        parts["scale"] = _like(module, shape.outputs)
+        if shape.bias:
+            parts["shift"] = _like(module, shape.outputs)
     return parts
 
 
@@ -207,15 +207,6 @@ def is_projection(module: nn.Module) -> bool:
     """Whether a module is a matrix product: linear, or a convolution over single frames."""
     pointwise = isinstance(module, nn.Conv1d) and module.kernel_size == (1,) and module.groups == 1
     return isinstance(module, nn.Linear) or pointwise
-
-
-def _takes_lora(name: str, module: Any, private: Private) -> bool:
-    if not is_projection(module):
-        return False
-    if private.lora_on:
-        return name in private.lora_on
-    # A rank that is no lower than the matrix's own would cost more than a private matrix.
-    return bool(private.lora_rank < min(module.weight.shape[:2]))
 
 
 def private_modules(module: nn.Module) -> list[PrivateModule]:

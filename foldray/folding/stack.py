@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from foldray.folding.plan import FoldPlan
-from foldray.folding.private import USE, add_private_parts, check_private
+from foldray.folding.private import USE, add_private_parts, block_shape
 
 
 def check_layers(blocks: Sequence[nn.Module], plan: FoldPlan) -> None:
     """Raise ValueError, naming the field, if a plan does not fit the blocks it is to fold."""
     if len(blocks) != plan.num_layers:
         raise ValueError(f"num_layers: the plan folds {plan.num_layers} layers, the model has {len(blocks)}")
-    check_private(blocks[0], plan.private)
+    block_shape(blocks[0]).check(plan.private, is_repeated=max(plan.uses()) > 1)
 
 
 class FoldedStack(nn.ModuleList):

@@ -50,8 +50,7 @@ def fold(model: PreTrainedModel, plan: FoldPlan) -> PreTrainedModel:
 def _refuse_layout(model: PreTrainedModel, family: Family, plan: FoldPlan) -> None:
     if reason := family.refusal(model.config):
         raise UserError(type(model).__name__, reason)
-    if family.carried and any(path[0] != 0 for path in plan.all_paths()):
-        raise ValueError(f"paths: {family.name}'s first layer makes the {family.carried}; begin every path with 0")
+    family.check_plan(plan)
 
 
 def unroll(model: PreTrainedModel, depth: int) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from foldray.storage.layout import Run
 def train_stage(spec: RunSpec) -> dict[str, Any]:
     """Prepare if need be, then train to the end or go on: run_id, run, step, resumed_from_step."""
     from foldray.data.augment import Noises
-    from foldray.models.costs import fold_on_meta
+    from foldray.models.count import fold_on_meta
     from foldray.models.stock_config import check_model
     from foldray.training.trackers import check_trackers
     from foldray.training.workers import cpus_needed

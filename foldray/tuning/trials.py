@@ -7,8 +7,7 @@ from typing import Any
 from foldray.config.spec import RunSpec
 from foldray.data.manifest import read_manifest
 from foldray.errors import UserError
-from foldray.models.costs import plan_costs
-from foldray.models.count import DepthCost
+from foldray.models.costs import DepthCost, plan_costs
 from foldray.results.metrics import Record, read_metrics
 from foldray.results.searches import TrialRecord, write_record
 from foldray.stages.evaluate import score_run

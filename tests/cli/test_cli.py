@@ -230,7 +230,7 @@ def test_training_progress_says_loss_by_depth_speed_and_time_left(
         (["fold.lora_on=[q_proj]"], "fold.lora_on: without LoRA there is nothing to choose; add lora to private"),
         (
             ["fold.private=lora", "fold.lora_rank=5000"],
-            "fold.lora_rank: 5000 is no low rank for any",
+            "fold.lora_rank: 5000 is not a valid LoRA rank for any",
         ),
         (["fold.private=magic"], "fold.private: 'magic' is none of norms, statistics, lora, film"),
         (["model.config.num_attention_heads=0"], "model.config: no model has this shape: "),

@@ -322,7 +322,7 @@ def test_statistics_that_would_never_move_are_refused() -> None:
 
 
 def test_statistics_need_a_batchnorm() -> None:
-    with pytest.raises(ValueError, match="private: 'statistics' are those of a BatchNorm, and a block of this model"):
+    with pytest.raises(ValueError, match="private: 'statistics' needs a BatchNorm, and this model's blocks have none"):
         fold(tiny_model("wav2vec2"), FoldPlan(3, (3, 6), private=Private(norms=True, statistics=True)))
 
 

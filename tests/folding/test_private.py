@@ -10,6 +10,7 @@ from torch import nn
 from foldray import FoldPlan, fold
 from foldray.folding.plan import Private
 from foldray.folding.private import NORMS, is_projection
+from foldray.folding.stack import FoldedStack
 from foldray.models.count import count_private
 from foldray.models.fold import set_depths, stack_of
 from tests.support.tiny import CONFIGS, inputs_for, noise, run, tiny_model
@@ -96,10 +97,8 @@ def test_published_shares_of_wav2vec2_base() -> None:
 
 
 def test_a_block_without_such_parts_is_refused() -> None:
-    from foldray.folding.private import add_private_parts
-
-    with pytest.raises(ValueError, match="private: ReLU has nothing that 'norms' could be private in"):
-        add_private_parts(nn.ReLU(), Private(norms=True), 2)
+    with pytest.raises(ValueError, match="private: ReLU has no module that 'norms' applies to"):
+        FoldedStack([nn.ReLU()], FoldPlan(1, (1, 2), private=Private(norms=True)))
 
 
 @pytest.mark.parametrize("name", ["parakeet", "wav2vec2-stable"])
@@ -130,8 +129,11 @@ def test_models_with_private_parts_can_be_copied_and_pickled(name: str) -> None:
 @pytest.mark.parametrize(
     ("private", "message"),
     [
-        (Private(lora_rank=100), "lora_rank: 100 is no low rank for any projection; say less than 32"),
-        (Private(lora_rank=32, lora_on=("q_proj",)), "lora_rank: 32 is no low rank for 'q_proj'; say less than 32"),
+        (Private(lora_rank=100), "lora_rank: 100 is not a valid LoRA rank for any projection; use less than 32"),
+        (
+            Private(lora_rank=32, lora_on=("q_proj",)),
+            "lora_rank: 32 is not a valid LoRA rank for 'q_proj'; use less",
+        ),
         (Private(lora_rank=2, lora_on=("query",)), "lora_on: a block has no projection 'query'; it has intermediate"),
     ],
 )

@@ -12,8 +12,8 @@ from foldray import FoldPlan, fold, set_depths, unroll
 from foldray.cli.main import main
 from foldray.config.model import ModelSpec
 from foldray.folding.plan import Private
-from foldray.models.costs import costs_of, joint_cost, plan_costs
-from foldray.models.count import JointCost, count_bytes, count_kept_bytes
+from foldray.models.costs import JointCost, costs_of, joint_cost, plan_costs
+from foldray.models.count import count_bytes, count_kept_bytes
 from tests.support.tiny import CONFIGS, tiny_model
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from foldray.folding.plan import FoldPlan
+
 
 def _all_samples(model: Any, num_samples: int) -> int:  # noqa: ARG001
     return num_samples
@@ -100,6 +102,11 @@ class Family:
             return {"vocab_size": vocab_size, "pad_token_id": 0}
         ends = dict.fromkeys(("bos_token_id", "eos_token_id", "decoder_start_token_id"), vocab_size)
         return {"vocab_size": vocab_size + 1, "pad_token_id": 0, **ends}
+
+    def check_plan(self, plan: FoldPlan) -> None:
+        """Check that every path begins where blocks need it. Raises ValueError naming the field."""
+        if self.carried and any(path[0] != 0 for path in plan.all_paths()):
+            raise ValueError(f"paths: {self.name}'s first layer makes the {self.carried}; begin every path with 0")
 
     def depth_config(self, config: Any) -> Any:
         """Return the part of a configuration that counts the blocks."""

@@ -1,0 +1,170 @@
+"""What one shape of stock model costs, counted once: in the wheel for shipped recipes, in the user's cache for others.
+
+`foldray plan` combines these counts with a fold plan and so needs neither torch nor transformers. Write the shipped
+file anew with `python -m foldray.models.shape_counts`; a test recounts it.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from foldray.folding.block_shape import BlockShape, Norm, Projection
+
+PRECISIONS = ("float32", "bfloat16", "int8")
+AS_IS = "stored"
+"""Key of the bytes of weights as they are."""
+SHIPPED_FILE = "shape_counts.json"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of a part of a model, and the bytes of all its tensors as they are and at each precision."""
+
+    params: int
+    bytes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates for one utterance: once a pass, for each application of a block, for each depth."""
+
+    once: float
+    block: float
+    depth: float
+
+
+@dataclass(frozen=True)
+class KeptBytes:
+    """Bytes of activations that one pass over an utterance keeps for backward.
+
+    Attributes:
+        one_depth, two_depths: Outside the blocks, in a pass over one depth or two.
+        further_depth: Outside the blocks, for each depth after the second.
+        block: For each application of a block, without its input.
+        state: For each hidden state that is the input of one or more applications, except the first one.
+        statistics: For each set of BatchNorm statistics of a block.
+    """
+
+    one_depth: int
+    two_depths: int
+    further_depth: int
+    block: int
+    state: int
+    statistics: int
+
+
+@dataclass(frozen=True)
+class ShapeCounts:
+    """Counts of one stock model shape, for any number of blocks and any fold plan.
+
+    Attributes:
+        outside: Weights outside the blocks.
+        first_block, block: Weights of the first block and of any other one.
+        macs, kept: Of an utterance of `MACS_SECONDS`.
+        shape: Projections and norms of a block.
+    """
+
+    outside: Weights
+    first_block: Weights
+    block: Weights
+    macs: Macs
+    kept: KeptBytes
+    shape: BlockShape
+
+
+def find_counts(key: dict[str, Any], count: Callable[[], ShapeCounts]) -> ShapeCounts:
+    """Find the counts of a shape: shipped, in the user's cache, or else from `count`, whose result is cached.
+
+    Args:
+        key: Everything that decides the shape, as JSON values.
+        count: Counts the shape; imports torch.
+    """
+    digest = _digest(key)
+    return _shipped().get(digest) or _cached(digest) or _keep(digest, count())
+
+
+def _digest(key: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+
+
+@functools.cache
+def _shipped() -> dict[str, ShapeCounts]:
+    file = resources.files("foldray.models").joinpath(SHIPPED_FILE)
+    return {digest: _from_json(entry) for digest, entry in json.loads(file.read_text()).items()}
+
+
+_COUNTED: dict[str, ShapeCounts] = {}
+"""Counts of this process, also where there is no place to cache them."""
+
+
+def _cached(digest: str) -> ShapeCounts | None:
+    if digest not in _COUNTED:
+        try:
+            _COUNTED[digest] = _from_json(json.loads(_cache_file(digest).read_text()))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    return _COUNTED[digest]
+
+
+def _keep(digest: str, counts: ShapeCounts) -> ShapeCounts:
+    _COUNTED[digest] = counts
+    file = _cache_file(digest)
+    part = file.with_suffix(f".{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(asdict(counts)))
+        part.replace(file)
+    except OSError:  # a read-only home: counted again the next time
+        pass
+    return counts
+
+
+def _cache_file(digest: str) -> Path:
+    """Named after everything besides the shape that the counts depend on: the libraries and our counter's code."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "foldray")
+    counter = Path(__file__).with_name("count.py").read_bytes()
+    versions = [version("torch"), version("transformers"), hashlib.sha256(counter).hexdigest()]
+    return folder / f"{_digest({'shape': digest, 'versions': versions})}.json"
+
+
+def _from_json(values: dict[str, Any]) -> ShapeCounts:
+    shape = values["shape"]
+    return ShapeCounts(
+        **{name: Weights(**values[name]) for name in ("outside", "first_block", "block")},
+        macs=Macs(**values["macs"]),
+        kept=KeptBytes(**values["kept"]),
+        shape=BlockShape(
+            shape["kind"],
+            tuple(Projection(**each) for each in shape["projections"]),
+            tuple(
+                Norm(**{name: tuple(map(tuple, shapes)) for name, shapes in each.items()}) for each in shape["norms"]
+            ),
+        ),
+    )
+
+
+def main() -> None:
+    """Count the shapes of all shipped recipes and write them next to this file."""
+    from foldray.config.recipes import load_recipe, recipe_names
+    from foldray.models.costs import PLAN_VOCAB_SIZE, shape_key
+    from foldray.models.count import count_spec
+
+    counted = {}
+    for name in recipe_names():
+        spec = load_recipe(name)
+        vocab_size = spec.corpus.vocab_size or PLAN_VOCAB_SIZE
+        counts = count_spec(spec.model, spec.fold.plan(), vocab_size)
+        counted[_digest(shape_key(spec.model, vocab_size))] = asdict(counts)
+    lines = [f"{json.dumps(digest)}: {json.dumps(counts)}" for digest, counts in sorted(counted.items())]
+    Path(__file__).with_name(SHIPPED_FILE).write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()
