@@ -12,15 +12,16 @@ from transformers import PreTrainedModel
 
 from foldray.config.corpus import SAMPLE_RATE
 from foldray.config.model import ModelSpec
+from foldray.config.recipes import load_recipe, recipe_names
 from foldray.errors import UserError, one_line
 from foldray.folding.block_shape import BlockShape
 from foldray.folding.plan import FoldPlan, Private
 from foldray.folding.private import block_shape, is_private_key
 from foldray.folding.stack import FoldedStack
-from foldray.models.costs import MACS_SECONDS, TOKENS_PER_SECOND, bytes_at
+from foldray.models.costs import MACS_SECONDS, PLAN_VOCAB_SIZE, TOKENS_PER_SECOND, bytes_at, shape_key
 from foldray.models.families import FAMILIES, Family, family_of
 from foldray.models.fold import fold, set_depths, stack_of
-from foldray.models.shape_counts import AS_IS, PRECISIONS, KeptBytes, Macs, ShapeCounts, Weights
+from foldray.models.shape_counts import AS_IS, PRECISIONS, KeptBytes, Macs, ShapeCounts, Weights, write_shipped
 from foldray.models.stock_config import (
     check_plan,
     checkpoint_config,
@@ -226,3 +227,17 @@ def _meta_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     if family.attention:
         inputs["decoder_input_ids"] = torch.zeros(1, TOKENS_PER_SECOND * int(MACS_SECONDS), device="meta").long()
     return inputs
+
+
+def main() -> None:
+    """Count the shapes of all shipped recipes and write the file that is shipped."""
+    entries = []
+    for name in recipe_names():
+        spec = load_recipe(name)
+        vocab_size = spec.corpus.vocab_size or PLAN_VOCAB_SIZE
+        entries.append((shape_key(spec.model, vocab_size), count_spec(spec.model, spec.fold.plan(), vocab_size)))
+    write_shipped(entries)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """What one shape of stock model costs, counted once: in the wheel for shipped recipes, in the user's cache for others.
 
 `foldray plan` combines these counts with a fold plan and so needs neither torch nor transformers. Write the shipped
-file anew with `python -m foldray.models.shape_counts`; a test recounts it.
+file anew with `python -m foldray.models.count`; a test recounts it.
 """
 
 import functools
@@ -150,21 +150,8 @@ def _from_json(values: dict[str, Any]) -> ShapeCounts:
     )
 
 
-def main() -> None:
-    """Count the shapes of all shipped recipes and write them next to this file."""
-    from foldray.config.recipes import load_recipe, recipe_names
-    from foldray.models.costs import PLAN_VOCAB_SIZE, shape_key
-    from foldray.models.count import count_spec
-
-    counted = {}
-    for name in recipe_names():
-        spec = load_recipe(name)
-        vocab_size = spec.corpus.vocab_size or PLAN_VOCAB_SIZE
-        counts = count_spec(spec.model, spec.fold.plan(), vocab_size)
-        counted[_digest(shape_key(spec.model, vocab_size))] = asdict(counts)
+def write_shipped(entries: list[tuple[dict[str, Any], ShapeCounts]]) -> None:
+    """Write the shipped file anew, from keys and counts."""
+    counted = {_digest(key): asdict(counts) for key, counts in entries}
     lines = [f"{json.dumps(digest)}: {json.dumps(counts)}" for digest, counts in sorted(counted.items())]
     Path(__file__).with_name(SHIPPED_FILE).write_text("{\n" + ",\n".join(lines) + "\n}\n")
-
-
-if __name__ == "__main__":
-    main()

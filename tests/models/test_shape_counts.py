@@ -43,7 +43,7 @@ def test_what_is_shipped_is_what_is_counted(recipe: str) -> None:
     vocab_size = spec.corpus.vocab_size or PLAN_VOCAB_SIZE
 
     def count() -> Any:
-        pytest.fail("run python -m foldray.models.shape_counts")
+        pytest.fail("run python -m foldray.models.count")
 
     shipped = find_counts(shape_key(spec.model, vocab_size), count)
     assert shipped == count_spec(spec.model, spec.fold.plan(), vocab_size)
