@@ -14,7 +14,7 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Wav2Vec2BertConfig, Wav2Vec2BertForCTC
+from transformers import PreTrainedModel, Wav2Vec2BertConfig, Wav2Vec2BertForCTC
 from transformers.utils.logging import disable_progress_bar
 
 from foldray import FoldPlan, fold, load_model, save_model, unroll
@@ -66,7 +66,7 @@ def collate(batch: list[tuple[Tensor, str]]) -> tuple[dict[str, Tensor], Tensor,
 # --- Model: a stock one, folded in place ------------------------------------------------------------
 
 
-def build_model() -> nn.Module:
+def build_model() -> PreTrainedModel:
     config = Wav2Vec2BertConfig(
         vocab_size=1 + len(LETTERS), pad_token_id=0, feature_projection_input_dim=40, num_hidden_layers=3,
         hidden_size=64, num_attention_heads=4, intermediate_size=128, conv_depthwise_kernel_size=9,
@@ -79,7 +79,7 @@ def build_model() -> nn.Module:
 # --- Training: a plain torch loop -------------------------------------------------------------------
 
 
-def train(model: nn.Module, corpus: list[tuple[Tensor, str]], random: torch.Generator) -> Iterator[list[float]]:
+def train(model: PreTrainedModel, corpus: list[tuple[Tensor, str]], random: torch.Generator) -> Iterator[list[float]]:
     """Take joint steps; yield the CTC loss per label of every depth."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=STEPS, pct_start=0.1)
@@ -102,7 +102,7 @@ def train(model: nn.Module, corpus: list[tuple[Tensor, str]], random: torch.Gene
 
 
 @torch.no_grad()
-def transcribe(model: nn.Module, corpus: list[tuple[Tensor, str]]) -> list[list[str]]:
+def transcribe(model: PreTrainedModel, corpus: list[tuple[Tensor, str]]) -> list[list[str]]:
     """Return the hypotheses of every depth."""
     inputs, frames_B, _, _ = collate(corpus)
     best_PBT = model.eval()(**inputs).logits.argmax(-1).unflatten(0, (-1, len(corpus)))
