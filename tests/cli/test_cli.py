@@ -1,6 +1,7 @@
 """The command line: one line and exit code 2 for wrong input, one JSON object for machines."""
 
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -264,9 +265,7 @@ def test_a_family_without_ctc_is_planned_but_not_trained(
 
 def test_the_readmes_six_lines_fold_a_stock_model(capsys: pytest.CaptureFixture[str]) -> None:
     readme = (PROJECT / "README.md").read_text()
-    block = readme.split("no Ray, no files:\n\n")[1].split("\n\n")[0]
-    lines = [line.removeprefix("    ") for line in block.splitlines()]
-    assert len(lines) == 6
-    exec("\n".join(lines), {})
-    printed = capsys.readouterr().out
-    assert [line.split(" ")[0] for line in printed.splitlines() if line[:1].isdigit()] == ["8", "10", "12"]
+    code, printed = re.findall(r"no Ray, no files:\n\n```python\n(.*?)```\n\n```text\n(.*?)```", readme, re.DOTALL)[0]
+    assert len(code.splitlines()) == 6
+    exec(code, {})
+    assert capsys.readouterr().out.splitlines()[-1:] == printed.splitlines()
