@@ -201,7 +201,8 @@ def test_a_search_taken_over_leaves_its_records_alone(tmp_path: Path) -> None:
     older = SearchAttempt("no corpus", search, claim_submission(search))
     assert older.is_newest()
     newer = SearchAttempt("no corpus", search, claim_submission(search))
-    assert (older.is_newest(), newer.is_newest()) == (False, True)
+    assert not older.is_newest()
+    assert newer.is_newest()
     record = TrialRecord(0, "trial", "run", {}, [])
     write_record(search, record)
     with pytest.raises(Stopped, match="taken over by a newer attempt"):
