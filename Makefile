@@ -3,20 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast chaos walk gpu lint format clean
+.PHONY: demo test fast soak walk gpu lint format clean
 
 demo: $(VENV)/.demo  ## install, then train, score and report a folded recogniser
 	$(BIN)/foldray run quickstart
 
-test: $(VENV)/.test  ## every test but the walk and the GPU's; those with Ray by files, two at once
-	$(BIN)/python -m pytest -n 2 -m "not ray and not gpu"
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "ray and not gpu and not walk"
+# Tests run in two processes. Those with Ray come first, one file after the other in the same process.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-fast: $(VENV)/.test  ## the tests without Ray and without the contract suite
-	$(BIN)/python -m pytest -n 2 -m "not ray and not contract and not gpu"
+test: $(VENV)/.test  ## a user's main paths: real Ray, real S3, a browser; twelve minutes on two cores
+	$(PYTEST) -m "not soak and not walk and not gpu"
 
-chaos: $(VENV)/.test  ## kills and faults in a run, compared with a quiet one; `python -m tests.support.chaos` kills twenty times
-	$(BIN)/python -m pytest -m chaos
+fast: $(VENV)/.test  ## without Ray, two minutes on two cores
+	$(PYTEST) -m "not main and not soak and not walk and not gpu"
+
+soak: $(VENV)/.test  ## kills, faults, several hosts, searches, every family; `python -m tests.support.chaos` kills more often
+	$(PYTEST) -m "soak and not walk and not gpu"
 
 walk: $(VENV)/.test  ## from `ray up` to `ray down` on namespace hosts; needs root, iproute2, sshd and rsync
 	$(BIN)/python -m pytest -m walk

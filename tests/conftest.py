@@ -18,14 +18,18 @@ from foldray.data.builtin import write_builtin_corpus
 from foldray.data.manifest import Manifest
 from tests.support.corpora import prepare_serially
 
-LONGEST_FIRST = ("pipeline", "chaos", "jobs", "hosts", "tune")
+LONGEST_FIRST = ("pipeline", "jobs", "chaos", "hosts", "tune")
 """Files of tests with Ray: in this order two processes end at about the same time."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files; the order within a file stays."""
+    """Run the longest files first, and each file with Ray in one process; the order within a file stays."""
     ranks = {f"test_{name}": rank for rank, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session", autouse=True)

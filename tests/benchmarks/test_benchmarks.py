@@ -16,6 +16,7 @@ from foldray.training.loop import train_model
 from tests.support.training import job_for
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("workers", "ahead"), [(1, True), (2, False)])
 def test_the_bare_loop_reaches_the_losses_of_ours(
     workers: int, ahead: bool, prepared: tuple[str, Manifest], tmp_path: Path
@@ -48,6 +49,7 @@ def test_what_a_cycle_costs_by_counting() -> None:
     assert count(FoldPlan(6, (6, 12), order="cycle")) == pytest.approx(whole[12])
 
 
+@pytest.mark.soak
 def test_one_cycle_says_how_much_cheaper_a_fold_is() -> None:
     told = bench_one_cycle(1)
     served = {name: (9, 10, 11, 12) if "clustered" in name else (6, 8, 10, 12) for name in told["ours"]}

@@ -78,6 +78,7 @@ def prepared_from(path: str, store: Path, layout: str) -> tuple[Heard, str, Mani
     return heard, folder, manifest
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_layout_prepares_to_the_same_utterances_from_a_folder_and_from_s3(
     name: str, voices: list[Item], s3_store: str, tmp_path: Path

@@ -13,15 +13,13 @@ from foldray.folding.private import NORMS, is_projection
 from foldray.folding.stack import FoldedStack
 from foldray.models.count import count_private
 from foldray.models.fold import set_depths, stack_of
-from tests.support.tiny import CONFIGS, inputs_for, noise, run, tiny_model
-
-pytestmark = pytest.mark.contract
+from tests.support.tiny import families, inputs_for, noise, run, tiny_model
 
 KINDS = [Private(norms=True), Private(lora_rank=4), Private(film=True), Private(norms=True, lora_rank=4, film=True)]
 DEPTHS = (3, 5, 8)
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", families())
 @pytest.mark.parametrize("private", KINDS, ids=str)
 def test_fresh_private_parts_change_nothing_and_the_seed_never_meets_them(name: str, private: Private) -> None:
     plain = fold(tiny_model(name), FoldPlan(3, DEPTHS, order="cycle"))
@@ -53,7 +51,7 @@ def test_each_use_has_parts_of_its_own(private: Private) -> None:
     assert reached == {3: set(), 5: {(0, 1), (1, 1)}, 8: {(0, 1), (1, 1), (2, 1), (0, 2), (1, 2)}}
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", families())
 def test_their_cost_is_counted_to_the_unit(name: str) -> None:
     """Against the shapes of the stock block, for three layers of which one is used three times and one twice."""
     plan = {"num_layers": 3, "depths": (3, 6), "paths": ((0, 1, 2), (0, 0, 0, 1, 2, 2))}

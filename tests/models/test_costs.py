@@ -14,7 +14,7 @@ from foldray.config.model import ModelSpec
 from foldray.folding.plan import Private
 from foldray.models.costs import JointCost, costs_of, joint_cost, plan_costs
 from foldray.models.count import count_bytes, count_kept_bytes
-from tests.support.tiny import CONFIGS, tiny_model
+from tests.support.tiny import CONFIGS, families, tiny_model
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,7 @@ def test_what_is_kept_grows_with_the_depths() -> None:
     assert kept[6,] < kept[3, 6] < kept[3,] + kept[6,]
 
 
-@pytest.mark.contract
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", families())
 @pytest.mark.parametrize("private", [Private(), Private(norms=True, lora_rank=4, film=True)], ids=str)
 def test_counts_are_those_of_the_real_models(name: str, private: Private) -> None:
     model = fold(tiny_model(name), FoldPlan(3, (3, 5), order="cycle", private=private))

@@ -15,9 +15,17 @@ from foldray.folding.plan import Private
 from foldray.models.families import FAMILIES, family_of, transformers_class
 from foldray.models.fold import ctc_logits, set_depths, stack_of
 from foldray.models.save_load import save_model
-from tests.support.tiny import CONFIGS, folded, frames_for, inputs_for, noise, run, tiny_model, without_dropout
-
-pytestmark = pytest.mark.contract
+from tests.support.tiny import (
+    CONFIGS,
+    families,
+    folded,
+    frames_for,
+    inputs_for,
+    noise,
+    run,
+    tiny_model,
+    without_dropout,
+)
 
 PRIVATE = Private(norms=True, lora_rank=4, film=True)
 PLANS = {
@@ -52,7 +60,7 @@ def test_the_contract_runs_over_every_family() -> None:
     assert len(CONFIGS) >= 18
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", families())
 @pytest.mark.parametrize("plan", list(PLANS.values()), ids=list(PLANS))
 def test_folded_equals_unrolled_at_every_depth(name: str, plan: FoldPlan) -> None:
     """Also at depths that were not trained, and with padding; no difference at all in float32."""
@@ -70,7 +78,7 @@ def test_folded_equals_unrolled_at_every_depth(name: str, plan: FoldPlan) -> Non
             set_depths(model, depths)
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", families())
 @pytest.mark.parametrize("plan", [PLANS["in_place"], PLANS["private"]], ids=["shared", "private"])
 def test_unrolled_is_stock_and_shares_nothing(name: str, plan: FoldPlan) -> None:
     model = folded(name, plan)
@@ -85,7 +93,7 @@ def test_unrolled_is_stock_and_shares_nothing(name: str, plan: FoldPlan) -> None
     assert not own & {p.data_ptr() for p in model.parameters() if p.numel()}
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", families())
 @pytest.mark.parametrize("plan", [PLANS["in_place"], PLANS["private"]], ids=["shared", "private"])
 def test_folding_keeps_the_stock_keys_and_each_tensor_once(name: str, plan: FoldPlan) -> None:
     stock = tiny_model(name)
@@ -99,7 +107,7 @@ def test_folding_keeps_the_stock_keys_and_each_tensor_once(name: str, plan: Fold
     assert len({t.data_ptr() for t in after.values()}) == len(after) - shared
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", families())
 @pytest.mark.parametrize("plan", [PLANS["in_place"], PLANS["cycle"]], ids=["in_place", "cycle"])
 def test_gradients_are_the_sums_over_the_uses(name: str, plan: FoldPlan) -> None:
     """Of all paths at once, so that prefixes that paths share count for each of them; in float64."""
@@ -134,7 +142,7 @@ def _double(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", families())
 def test_activation_checkpointing_changes_nothing(name: str) -> None:
     """Blocks run again during backward run as the use they were."""
     gradients = []
@@ -150,7 +158,7 @@ def test_activation_checkpointing_changes_nothing(name: str) -> None:
     assert all(torch.equal(gradients[0][key], gradients[1][key]) for key in gradients[0])
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", families())
 def test_no_trained_parameter_is_left_without_a_gradient(name: str) -> None:
     """DistributedDataParallel refuses parameters that a step does not reach."""
     model = folded(name, PLANS["private"]).train()
@@ -158,7 +166,7 @@ def test_no_trained_parameter_is_left_without_a_gradient(name: str) -> None:
     assert not [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", families())
 def test_saved_and_loaded_is_the_same_and_its_seed_opens_in_stock_transformers(name: str, tmp_path: Path) -> None:
     plan = PLANS["private"]
     model = folded(name, plan)
@@ -175,7 +183,7 @@ def test_saved_and_loaded_is_the_same_and_its_seed_opens_in_stock_transformers(n
         assert torch.equal(logits_PBTV[-2:], run(load_model(str(tmp_path), depth=7), inputs))
 
 
-@pytest.mark.parametrize("name", [n for n, (family, _) in CONFIGS.items() if FAMILIES[family].attention])
+@pytest.mark.parametrize("name", families(n for n, (family, _) in CONFIGS.items() if FAMILIES[family].attention))
 def test_generation_runs_at_each_depth(name: str) -> None:
     model = folded(name, PLANS["in_place"])
     inputs = {key: value for key, value in two_utterances(model).items() if key != "decoder_input_ids"}
@@ -192,7 +200,7 @@ def test_generation_runs_at_each_depth(name: str) -> None:
 # --- Shapes and padding ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n, (family, _) in CONFIGS.items() if not FAMILIES[family].attention])
+@pytest.mark.parametrize("name", families(n for n, (family, _) in CONFIGS.items() if not FAMILIES[family].attention))
 def test_frames_are_those_that_the_last_sample_reaches(name: str) -> None:
     """The promised count is the model's own: its mask's, or all frames where an utterance is alone."""
     model = tiny_model(name)
@@ -238,7 +246,7 @@ def losses_alone_and_padded(name: str) -> list[tuple[float, float, dict[str, tor
     return results
 
 
-@pytest.mark.parametrize("name", [n for n in CONFIGS if n not in READS_PADDING])
+@pytest.mark.parametrize("name", families(n for n in CONFIGS if n not in READS_PADDING))
 def test_padding_changes_neither_loss_nor_gradients_in_train_mode(name: str) -> None:
     (loss, kl, gradients), (padded_loss, padded_kl, padded_gradients) = losses_alone_and_padded(name)
     assert padded_loss == pytest.approx(loss, abs=1e-6)
@@ -248,7 +256,7 @@ def test_padding_changes_neither_loss_nor_gradients_in_train_mode(name: str) -> 
         torch.testing.assert_close(padded_gradients[key], gradients[key], rtol=0, atol=1e-6, msg=key)
 
 
-@pytest.mark.parametrize("name", list(READS_PADDING))
+@pytest.mark.parametrize("name", families(READS_PADDING))
 def test_where_padding_matters_by_nature_the_loader_sees_to_the_rest(name: str) -> None:
     """These stock models read the padding; what they are given of an utterance does not depend on its batch.
 

@@ -16,9 +16,7 @@ from foldray.models.save_load import save_model
 from foldray.models.seed_layers import low_rank, seed_blocks, seed_layers, sources_of
 from foldray.models.stock import write_random_checkpoint
 from foldray.models.tokenizer import Tokenizer
-from tests.support.tiny import CONFIGS, TOKENIZER, frames_for, inputs_for, noise, run, tiny_model, tiny_spec
-
-pytestmark = pytest.mark.contract
+from tests.support.tiny import CONFIGS, TOKENIZER, families, frames_for, inputs_for, noise, run, tiny_model, tiny_spec
 
 
 def saved(name: str, folder: Path, num_layers: int = 6) -> tuple[torch.nn.Module, Path]:
@@ -40,7 +38,7 @@ def test_layers_taken() -> None:
     assert cycle == {(0, 0): 0, (1, 0): 1, (2, 0): 2, (0, 1): 3, (1, 1): 4}
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", families())
 def test_the_average_is_the_mean_of_the_layers_stood_for(name: str, tmp_path: Path) -> None:
     stock, folder = saved(name, tmp_path)
     model = fold_checkpoint(str(folder), FoldPlan(3, (3, 6)), "average")
@@ -55,7 +53,7 @@ def test_the_average_is_the_mean_of_the_layers_stood_for(name: str, tmp_path: Pa
             torch.testing.assert_close(parameter, torch.stack(pair).mean(0), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", families())
 @pytest.mark.parametrize("method", ["stepwise", "first", "average", "svd"])
 def test_a_seed_of_all_layers_is_the_checkpoint(name: str, method: str, tmp_path: Path) -> None:
     stock, folder = saved(name, tmp_path)
@@ -146,7 +144,7 @@ def test_the_checkpoints_own_feature_extractor_is_kept(tmp_path: Path) -> None:
         fold_checkpoint(str(folder), FoldPlan(3, (3, 6)))
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if FAMILIES[CONFIGS[name][0]].ctc])
+@pytest.mark.parametrize("name", families(name for name in CONFIGS if FAMILIES[CONFIGS[name][0]].ctc))
 def test_from_scratch_a_ctc_head_expects_blanks(name: str, tmp_path: Path) -> None:
     write_random_checkpoint(tiny_spec(name), 3, TOKENIZER, 1, tmp_path)
     weights = load_file(tmp_path / "model.safetensors")

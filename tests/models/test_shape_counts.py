@@ -63,7 +63,7 @@ USUAL = ("parakeet", "wav2vec2", "wavlm-stable", "whisper")
 def cases() -> list[Any]:
     plans = [(name, plan) for name in CONFIGS for plan in PLANS]
     plans += [(name, NORMED) for name in ("parakeet", "conformer", "wav2vec2-conformer")]
-    return [pytest.param(*case, marks=() if case[0] in USUAL else pytest.mark.contract) for case in plans]
+    return [pytest.param(*case, marks=() if case[0] in USUAL else pytest.mark.soak) for case in plans]
 
 
 @pytest.mark.parametrize(("name", "plan"), cases())

@@ -32,8 +32,7 @@ from tests.support.rows import WORDS, at, evaluation, hypothesis, row
 pytest_plugins = ["tests.support.s3_server"]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> str:
+def write_store(folder: Path) -> str:
     """Three runs of several depths on two test sets."""
     rng = random.Random(0)
     for number in range(3):
@@ -47,11 +46,16 @@ def store(tmp_path: Path) -> str:
                 for depth in (2, 3, 4)
             ]  # fmt: skip
             write_rows(
-                str(tmp_path),
+                str(folder),
                 depths,
                 [hypothesis("one", "one", run_id=f"run-{number}", split=split, created=at(number))],
             )
-    return str(tmp_path)
+    return str(folder)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    return write_store(tmp_path)
 
 
 def test_rows_in_are_rows_out_filtered_and_sorted(store: str) -> None:
@@ -231,26 +235,52 @@ REFUSED = [
 pytest_secret = pa.table({"secret": [SECRET]})
 
 
-@pytest.mark.parametrize("sql", REFUSED)
-def test_sql_reads_nothing_but_the_store_and_writes_nothing(store: str, tmp_path: Path, sql: str) -> None:
-    pytest_secret = pa.table({"secret": [SECRET]})  # noqa: F841  a table that lies in Python's variables
-    secret, out = tmp_path.parent / "secret.txt", tmp_path / "out"
+def assert_refused(folder: Path, store: str, sql: str) -> None:
+    """One line, without a word of what lies outside the store; nothing is written."""
+    pytest_secret = pa.table({"secret": [SECRET]})  # noqa: F841  a table in Python's variables
+    secret, out = folder.parent / "secret.txt", folder / "out"
     secret.write_text(SECRET)
-    before = sorted(tmp_path.rglob("*"))
+    before = sorted(folder.rglob("*"))
     with pytest.raises(UserError) as caught:
         run_sql(store, sql.format(secret=secret, out=out, store=store))
     assert caught.value.where == "sql"
     assert len(str(caught.value).splitlines()) == 1
     assert SECRET not in str(caught.value)
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `store` in it, which is only read."""
+    folder = tmp_path_factory.mktemp("shared")
+    write_store(folder / "store")
+    return folder
 
 
 @pytest.mark.parametrize("sql", REFUSED)
-def test_nor_beside_merged_files(merging: Path, store: str, tmp_path: Path, sql: str) -> None:
-    list_rows(store)
-    run_sql(store, "SELECT 1 FROM hypotheses")
-    assert len([*merging.rglob("*.duckdb")]) == 2
-    test_sql_reads_nothing_but_the_store_and_writes_nothing(store, tmp_path, sql)
+def test_sql_reads_nothing_but_the_store_and_writes_nothing(shared_folder: Path, sql: str) -> None:
+    assert_refused(shared_folder, str(shared_folder / "store"), sql)
+
+
+@pytest.fixture(scope="module")
+def merged_folder(shared_folder: Path) -> Path:
+    """The same with the store's files merged into `cache`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merged, "MANY", 2)
+        patch.setenv("XDG_CACHE_HOME", str(shared_folder / "cache"))
+        list_rows(str(shared_folder / "store"))
+        run_sql(str(shared_folder / "store"), "SELECT 1 FROM hypotheses")
+    assert len([*shared_folder.rglob("*.duckdb")]) == 2
+    return shared_folder
+
+
+@pytest.mark.parametrize("sql", REFUSED)
+def test_sql_over_merged_files_reads_nothing_else(
+    merged_folder: Path, sql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merged, "MANY", 2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(merged_folder / "cache"))
+    assert_refused(merged_folder, str(merged_folder / "store"), sql)
 
 
 # --- Compare ---------------------------------------------------------------------------------------
@@ -566,6 +596,7 @@ def write_some(store: str, writer: int) -> None:
         )
 
 
+@pytest.mark.main
 def test_sixteen_writers_and_readers_all_the_while(tmp_path: Path) -> None:
     """Some writers are killed at random: of each evaluation there are all rows or none, and its hypotheses first."""
     store = str(tmp_path)

@@ -152,6 +152,7 @@ def opened(request: pytest.FixtureRequest, browser: Any, page: str) -> Iterator[
     assert complaints == []
 
 
+@pytest.mark.main
 @NEEDS_CHROMIUM
 def test_nothing_overflows(opened: Any, tmp_path: Path) -> None:
     width = opened.viewport_size["width"]
@@ -173,6 +174,7 @@ def traces(tab: Any, name: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.main
 @NEEDS_CHROMIUM
 def test_what_is_plotted_are_the_rows(opened: Any, store: str) -> None:
     rows = list_rows(store, ["split=test", "step=40"], "depth")[0]
@@ -213,6 +215,7 @@ def test_what_is_plotted_are_the_rows(opened: Any, store: str) -> None:
     assert curve["y"][0] == pytest.approx(3.0)
 
 
+@pytest.mark.main
 @NEEDS_CHROMIUM
 def test_buttons_change_what_wer_is_held_against(opened: Any) -> None:
     assert [trace["visible"] for trace in traces(opened, "pareto")] == [True] * 3 + [False] * 6
@@ -222,6 +225,7 @@ def test_buttons_change_what_wer_is_held_against(opened: Any) -> None:
     assert opened.locator("#pareto .xtitle").text_content() == "GMACs for a second of audio"
 
 
+@pytest.mark.main
 @NEEDS_CHROMIUM
 def test_the_text_says_the_same(opened: Any, store: str) -> None:
     rows = {(r["run_id"], r["depth"]): r for r in list_rows(store, ["split=test", "step=40"])[0]}
@@ -253,6 +257,7 @@ def test_the_text_says_the_same(opened: Any, store: str) -> None:
     assert "an4-1" in opened.locator("body").text_content()
 
 
+@pytest.mark.main
 @NEEDS_CHROMIUM
 def test_errors_are_aligned_word_by_word(opened: Any, store: str) -> None:
     from foldray.results.reader import read_hypotheses

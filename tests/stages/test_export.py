@@ -58,7 +58,7 @@ def stock_model(name: str, folder: str | Path) -> Any:
 
 @pytest.mark.parametrize("private", ["none", "all"])
 @pytest.mark.parametrize(
-    "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.contract) for name in CONFIGS]
+    "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.soak) for name in CONFIGS]
 )
 def test_each_export_says_what_the_fold_says(name: str, private: str, tmp_path: Path) -> None:
     model = folded(name, tmp_path / "fold", private)
@@ -99,7 +99,8 @@ ONE_EACH = {family: name for name, (family, _) in reversed(CONFIGS.items())}
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.contract) for name in ONE_EACH.values()]
+    "name",
+    [pytest.param(name, marks=pytest.mark.main if name in USUAL else pytest.mark.soak) for name in ONE_EACH.values()],
 )
 def test_onnx_says_what_the_depth_says(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Other numbers and lengths of utterances than it was made with, one alone among them."""

@@ -162,7 +162,7 @@ def wait_for_key(server: "S3Server", prefix: str, pattern: str, process: "subpro
     assert process.poll() is None, process.communicate()[1]
 
 
-@pytest.mark.chaos
+@pytest.mark.soak
 def test_a_driver_and_a_server_that_are_killed_leave_the_quiet_run(
     ray_head: dict[str, str],
     s3_server: "S3Server",
@@ -202,6 +202,7 @@ def test_a_driver_and_a_server_that_are_killed_leave_the_quiet_run(
     assert not [key for key in s3_server.keys(prefix) if key.endswith("/")], "no empty 'directory' objects"
 
 
+@pytest.mark.main
 def test_a_store_that_stays_away_is_one_line(s3_server: "S3Server", s3_store: str, own_corpus: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "foldray", "prepare", "an4", f"corpus.path={own_corpus}", f"storage.root={s3_store}",
@@ -216,6 +217,7 @@ def test_a_store_that_stays_away_is_one_line(s3_server: "S3Server", s3_store: st
     assert err.strip().splitlines()[-1].startswith("storage.root: http://127.0.0.1:9 does not answer")
 
 
+@pytest.mark.main
 def test_a_ray_that_does_not_start_is_one_line(own_corpus: Path, tmp_path: Path) -> None:
     command = ["prepare", "an4", f"corpus.path={own_corpus}", f"storage.root={tmp_path}", "corpus.max_seconds=16"]
     process = foldray(*command, RAY_TMPDIR="/proc/nowhere")
@@ -225,6 +227,7 @@ def test_a_ray_that_does_not_start_is_one_line(own_corpus: Path, tmp_path: Path)
     assert err.strip().splitlines()[-1].startswith("Ray: does not start here (")
 
 
+@pytest.mark.main
 def test_a_waveform_model_from_a_stock_checkpoint_on_disk(
     ray_head: dict[str, str], own_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,6 +262,7 @@ def test_a_waveform_model_from_a_stock_checkpoint_on_disk(
     assert model.config.num_hidden_layers == spec.fold.num_layers
 
 
+@pytest.mark.main
 @pytest.mark.skipif(not AN4.is_dir(), reason="AN4 is not beside the project (../shared/data/an4)")
 def test_an4_prepares_whole(ray_head: dict[str, str], tmp_path: Path) -> None:
     command = ["prepare", "an4", f"corpus.path={AN4}", f"storage.root={tmp_path}", "--json"]
@@ -270,6 +274,7 @@ def test_an4_prepares_whole(ray_head: dict[str, str], tmp_path: Path) -> None:
     assert sum(shard.rows for shard in test) == 130
 
 
+@pytest.mark.main
 def test_a_job_entry_point_is_the_same_command() -> None:
     job = subprocess.run(
         [sys.executable, "-m", "pipelines.train", "an4", "corpus.path=/nowhere/at/all", "--json"],

@@ -289,6 +289,7 @@ def outage(server: "S3Server", seconds: float) -> Iterator[threading.Thread]:
         thread.join()
 
 
+@pytest.mark.main
 def test_an_outage_in_the_middle_of_two_hundred_writes_and_reads(
     s3_server: "S3Server", s3_store: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,9 @@
 """Tiny stock models with random weights, one for each family, and padded inputs for them."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from transformers import PreTrainedModel
 
@@ -66,6 +68,15 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "decoder_attention_heads": 2, "max_target_positions": 50,
     }),
 }  # fmt: skip
+
+
+STRUCTURES = ("parakeet", "wav2vec2", "wav2vec2-stable", "whisper", "conformer")
+"""One for each structure: relative attention and BatchNorm, norms after and before, a decoder, a hybrid."""
+
+
+def families(names: Iterable[str] = CONFIGS) -> list[Any]:
+    """Names as parameters of a test; all but one for each structure run in `make soak`."""
+    return [name if name in STRUCTURES else pytest.param(name, marks=pytest.mark.soak) for name in names]
 
 
 def tiny_spec(name: str) -> ModelSpec:

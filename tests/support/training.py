@@ -21,6 +21,12 @@ from tests.support.ports import free_port
 from tests.support.tiny import CONFIGS
 
 TRAINED_FAMILIES = ["parakeet", "wav2vec2-bert", "wav2vec2-stable", "hubert-stable", "conformer"]
+BY_TIER = [
+    "parakeet",
+    *(pytest.param(name, marks=pytest.mark.main) for name in ("wav2vec2-stable", "conformer")),
+    *(pytest.param(name, marks=pytest.mark.soak) for name in ("wav2vec2-bert", "hubert-stable")),
+]
+"""The same as parameters of a test: a structure in the fast tier, two more in `make test`, all in `make soak`."""
 
 
 def spec_for(name: str, per_step: int = 3, **optim: Any) -> RunSpec:

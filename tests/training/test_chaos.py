@@ -26,7 +26,7 @@ from tests.support.chaos import (
     timeless,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos]
+pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
 VALIDATED = 57
 """A step with a validation and a checkpoint, behind all that happens and on no test's grid of checkpoints."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.support.s3_server import S3Server
 
 pytest_plugins = ["tests.support.s3_server"]
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
 WORKERS = ("w1", "w2", "w3")
 PORT = 6379

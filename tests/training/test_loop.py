@@ -29,12 +29,19 @@ from foldray.training.schedule import learning_rate
 from foldray.training.state import build_model
 from tests.support.ports import free_port
 from tests.support.tiny import run
-from tests.support.training import MEASURED, TRAINED_FAMILIES, Killed, assert_same, job_for, train_rank, weights
-
-
-@pytest.mark.parametrize(
-    "name", [TRAINED_FAMILIES[0], *(pytest.param(n, marks=pytest.mark.contract) for n in TRAINED_FAMILIES[1:])]
+from tests.support.training import (
+    BY_TIER,
+    MEASURED,
+    TRAINED_FAMILIES,
+    Killed,
+    assert_same,
+    job_for,
+    train_rank,
+    weights,
 )
+
+
+@pytest.mark.parametrize("name", BY_TIER)
 def test_killed_and_resumed_is_bit_equal_to_uninterrupted(
     name: str, prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:
@@ -98,6 +105,7 @@ def test_masks_longer_than_an_utterance_are_refused(prepared: tuple[str, Manifes
         train_model(replace(job, spec=spec), Worker())
 
 
+@pytest.mark.main
 def test_two_ranks_equal_one_process(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     """Steps of three micro-batches (two and one), and of one, where the second rank is idle and must change nothing."""
     cases = [
@@ -133,6 +141,7 @@ def _with_parts_between(spec: RunSpec) -> RunSpec:
     )
 
 
+@pytest.mark.soak
 def test_three_ranks_killed_and_resumed_are_bit_equal(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     """The sum of three depends on its order, and so on how gradients lie in what the ranks exchange."""
     whole, cut = (job_for("parakeet", prepared, tmp_path / part, steps=8) for part in ("whole", "cut"))
@@ -156,7 +165,7 @@ def _kill_rank(rank: int, whole: TrainJob, cut: TrainJob, world: int, address: s
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", TRAINED_FAMILIES)
+@pytest.mark.parametrize("name", BY_TIER)
 def test_the_finished_model_is_the_trained_one_and_opens_in_stock_transformers(
     name: str, prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:

@@ -101,7 +101,11 @@ def test_only_the_depths_that_ran_are_trained(prepared: tuple[str, Manifest], tm
 
 
 @pytest.mark.parametrize(
-    "name", ["conformer", *(pytest.param(n, marks=pytest.mark.contract) for n in ("parakeet", "wav2vec2-stable"))]
+    "name",
+    [
+        pytest.param("conformer", marks=pytest.mark.main),
+        *(pytest.param(name, marks=pytest.mark.soak) for name in ("parakeet", "wav2vec2-stable")),
+    ],
 )
 def test_drawn_depths_and_private_parts_resume_bit_equal(
     name: str, prepared: tuple[str, Manifest], tmp_path: Path

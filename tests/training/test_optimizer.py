@@ -115,6 +115,7 @@ def test_orthogonalised_matrices_keep_their_vectors_and_lose_their_values(shape:
     assert torch.equal(orthogonalise(torch.zeros(shape)), torch.zeros(shape))
 
 
+@pytest.mark.main
 def test_muon_killed_and_resumed_is_bit_equal(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     whole, cut = (muon_job("parakeet", prepared, tmp_path / name, steps=8) for name in ("whole", "cut"))
     train_model(whole, Worker())

@@ -54,6 +54,7 @@ def beside(job: TrainJob, seen: list[Record] | None = None) -> Surroundings:
 # --- Strategies ------------------------------------------------------------------------------------
 
 
+@pytest.mark.main
 def test_fsdp_and_ddp_on_two_ranks_equal_one_process_also_from_each_others_checkpoints(
     prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:
@@ -115,7 +116,7 @@ def test_activation_checkpointing_changes_nothing(name: str, prepared: tuple[str
     assert_same(weights(kept.run), weights(again.run))
 
 
-@pytest.mark.contract
+@pytest.mark.soak
 def test_compiled_blocks_equal_the_others(
     prepared: tuple[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +173,7 @@ def test_each_part_has_its_rate_and_a_frozen_front_stays(prepared: tuple[str, Ma
 # --- Averages --------------------------------------------------------------------------------------
 
 
+@pytest.mark.main
 def test_a_moving_average_is_the_model_and_survives_a_kill(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     job = with_fields(job_for("parakeet", prepared, tmp_path / "whole", steps=7), "optim.ema=0.8")
     expected: dict[str, torch.Tensor] = {}
@@ -223,6 +225,7 @@ def test_the_final_model_is_the_mean_of_the_last_checkpoints(prepared: tuple[str
 # --- Validation ------------------------------------------------------------------------------------
 
 
+@pytest.mark.main
 def test_validation_beside_training_says_what_scoring_says_and_changes_nothing(
     prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:
@@ -249,6 +252,7 @@ def test_validation_beside_training_says_what_scoring_says_and_changes_nothing(
     assert timeless(killed.run) == timeless(job.run)
 
 
+@pytest.mark.main
 def test_training_stops_early_and_the_best_checkpoint_is_the_model(
     prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:
@@ -286,6 +290,7 @@ def test_training_stops_early_and_the_best_checkpoint_is_the_model(
     assert_same(*(load_model(str(tmp_path / name / "run" / "model")).state_dict() for name in ("whole", "cut")))
 
 
+@pytest.mark.main
 def test_a_validation_that_never_ends_or_fails_does_not_hold_training_up(
     prepared: tuple[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,6 +322,7 @@ def test_of_many_who_claim_a_run_each_has_an_attempt_of_its_own(tmp_path: Path) 
         claim_group(run, 31)
 
 
+@pytest.mark.main
 def test_an_attempt_that_wakes_up_after_a_newer_one_began_stops_and_writes_nothing(
     prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:
@@ -347,6 +353,7 @@ def test_an_attempt_that_wakes_up_after_a_newer_one_began_stops_and_writes_nothi
     assert timeless(uninterrupted.run) == timeless(job.run)
 
 
+@pytest.mark.main
 def test_a_half_checkpoint_is_never_visible_and_the_next_attempt_removes_it(
     prepared: tuple[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,6 +377,7 @@ def test_a_half_checkpoint_is_never_visible_and_the_next_attempt_removes_it(
     assert [str(found.attempt) for found in checkpoint_folders(job.run)] == ["0001-0001", "0001-0002"]
 
 
+@pytest.mark.main
 def test_a_manifest_that_comes_after_a_newer_attempt_removed_its_files_makes_nothing_whole(
     prepared: tuple[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,6 +402,7 @@ def test_a_manifest_that_comes_after_a_newer_attempt_removed_its_files_makes_not
     assert len(checkpoint_folders(job.run)) == 2, "the late manifest lies there, alone"
 
 
+@pytest.mark.main
 def test_an_announced_preemption_makes_a_checkpoint_at_once(
     prepared: tuple[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from foldray.models.fold import stack_of
 from tests.support.ports import free_port
 from tests.support.tiny import CONFIGS, folded, inputs_for, noise, run, without_dropout
 
-pytestmark = pytest.mark.contract
+pytestmark = pytest.mark.soak
 
 PLAN = FoldPlan(3, (3, 4, 7), order="cycle", private=Private(norms=True, lora_rank=4, film=True))
 Gradients = dict[str, torch.Tensor]

@@ -74,6 +74,7 @@ def test_every_large_recipe_has_a_stand_in() -> None:
     assert {*recipe_names()} == {*STAND_INS} | SMALL
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("recipe", STAND_INS)
 def test_a_recipe_trains_with_a_stand_in(recipe: str, spoken: Path, tmp_path: Path) -> None:
     layers, smaller = STAND_INS[recipe]

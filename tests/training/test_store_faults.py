@@ -1,7 +1,7 @@
 """A store that says no, or loses connections in the middle: training ends as on a folder, and a reader beside it never
 meets a half of anything.
 
-An outage of 30 seconds: FOLDRAY_TEST_AWAY_SECONDS=30 python -m pytest tests/test_store_faults.py -k away
+An outage of 30 seconds: FOLDRAY_TEST_AWAY_SECONDS=30 python -m pytest tests/training/test_store_faults.py -k away
 """
 
 import os
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from tests.support.s3_server import S3Server
 
 pytest_plugins = ["tests.support.s3_server"]
-pytestmark = pytest.mark.chaos
 
 AWAY_SECONDS = float(os.environ.get("FOLDRAY_TEST_AWAY_SECONDS", "5"))
 RACERS, ROUNDS = 8, 4
@@ -159,6 +158,7 @@ def finish(job: TrainJob) -> None:
     finish_run(job, trained.final_steps, trained.attempt)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("way", ["away", "throttled", "cut"])
 def test_a_faulty_store_changes_no_bit_and_shows_no_half(
     way: str, on_a_folder: TrainJob, proxy: FaultyProxy, s3_server: "S3Server", s3_store: str
@@ -186,6 +186,7 @@ def test_a_faulty_store_changes_no_bit_and_shows_no_half(
 # --- Conditional writes ----------------------------------------------------------------------------
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("way", ["lost_win", "lost", "503"])
 def test_of_many_racers_one_wins_and_knows_it_though_answers_are_lost(
     way: Way, proxy: FaultyProxy, s3_store: str
@@ -217,6 +218,7 @@ def test_of_many_racers_one_wins_and_knows_it_though_answers_are_lost(
     assert proxy.spoiled[way] >= ROUNDS
 
 
+@pytest.mark.main
 def test_attempts_are_numbered_without_a_gap_though_answers_are_lost(proxy: FaultyProxy, s3_store: str) -> None:
     rng = random.Random(5)
     proxy.fault = lambda request: rng.choice(["lost", "cut", "503", *[None] * 6]) if request.method == "PUT" else None

@@ -201,6 +201,7 @@ def mlflow_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+@pytest.mark.main
 def test_mlflow_gives_back_the_records(tmp_path: Path) -> None:
     track(spec_for("mlflow"), LATE, tmp_path / "run")
     assert mlflow_points(tmp_path) == by_tag(LATE)
@@ -210,6 +211,7 @@ def test_mlflow_gives_back_the_records(tmp_path: Path) -> None:
     assert fields.items() <= found.data.params.items()
 
 
+@pytest.mark.main
 def test_mlflow_goes_on_with_the_same_run(tmp_path: Path) -> None:
     track(spec_for("mlflow"), LATE, tmp_path / "run")
     first = mlflow_run(tmp_path)[1].info.run_id
@@ -270,6 +272,7 @@ def wandb_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.main
 @pytest.mark.usefixtures("fresh_wandb")
 def test_wandb_gives_back_the_records_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -32,6 +32,26 @@ SEARCH = {
 }
 
 
+@pytest.mark.main
+def test_a_search_trains_its_trials_and_keeps_their_rows(own_corpus: Path, tmp_path: Path) -> None:
+    search = {"trials": 2, "sampler": "random", "asha": None, "space": {"loss.alpha": {"grid": [0.3, 0.7]}}}
+    place = [f"corpus.path={own_corpus}", f"storage.root={tmp_path / 'store'}"]
+    short = [*TINY, "optim.steps=8", "valid.every_steps=4", "scale.workers=1"]
+    result = finish(foldray("tune", "an4", *place, *short, f"search={json.dumps(search)}", "--json"))
+    assert [(trial["name"], trial["state"]) for trial in result["trials"]] == [
+        ("trial-0000", "finished"),
+        ("trial-0001", "finished"),
+    ]
+    found = {record.run_id: record for record in records(tmp_path / "store")}
+    assert sorted(record.config["loss.alpha"] for record in found.values()) == ["0.3", "0.7"]
+    rows = read_rows(str(tmp_path / "store"))
+    assert {(row["run_id"], row["depth"]) for row in rows} == {(run, depth) for run in found for depth in (3, 6)}
+    assert len(rows) == 4, "none is doubled"
+    by_place = lambda row: (row["run_id"], row["depth"])  # noqa: E731
+    assert sorted(result["rows"], key=by_place) == sorted(rows, key=by_place)
+
+
+@pytest.mark.soak
 def test_a_killed_search_goes_on_and_repeats_nothing(own_corpus: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     recipe = [
