@@ -1,4 +1,4 @@
-"""`foldray results`: questions to a store, on the command line."""
+"""`foldray results`: queries over the results of a store."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -27,82 +27,111 @@ def results(
         list[str] | None, typer.Argument(metavar="[ARGUMENT]...", help="Filters, two run ids, or a SELECT.")
     ] = None,
     sort: Annotated[
-        str | None, typer.Option(help="Columns to sort by, '-' before one: largest first; default -created (ls).")
+        str | None,
+        typer.Option(help="Columns to sort by; '-' before one puts its largest values first; default -created (ls)."),
     ] = None,
     of: Annotated[
         str | None,
         typer.Option(help="Two or three of wer, cer, bytes, params, macs, rtfx, …; default wer,bytes (pareto)."),
     ] = None,
-    dominated: Annotated[bool, typer.Option("--dominated", help="Also the rows that others beat (pareto).")] = False,
+    dominated: Annotated[bool, typer.Option("--dominated", help="Show the dominated rows too (pareto).")] = False,
     columns: Annotated[
-        str | None, typer.Option(help="More columns for the table, such as private,alpha,seed (ls, pareto).")
+        str | None, typer.Option(help="Additional columns of the table, such as private,alpha,seed (ls, pareto).")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Rows at most; default: 100 on a terminal, all with --json (ls, sql).")
+        int | None,
+        typer.Option(min=1, help="Maximum number of rows; default: 100 on a terminal, all with --json (ls, sql)."),
     ] = None,
     margin: Annotated[
         float | None,
-        typer.Option(min=0, help="Points of WER that A may be worse by; is the interval at or below it? (compare)."),
+        typer.Option(
+            min=0, help="Points of WER by which A may be worse: is the whole interval at or below it? (compare)."
+        ),
     ] = None,
     by_speaker: Annotated[
-        bool, typer.Option("--by-speaker", help="Intervals that draw whole speakers, not utterances (compare).")
+        bool, typer.Option("--by-speaker", help="Resample whole speakers, not utterances, for the interval (compare).")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Query the results of a store; needs no Ray.
 
-    ls FILTER…: rows, such as `ls depth=6 'wer<0.1' run_id~an4 --sort wer`. pareto FILTER…: the rows nothing beats.
-    compare RUN_A RUN_B [split=test]: every pair of depths, with significance; A1,A2 B1,B2 for several runs as one
-    (seeds, parts of a cross-validation); --margin 1: is A shown to be at most one point worse? sql "SELECT …": over
+    ls FILTER…: rows, such as `ls depth=6 'wer<0.1' run_id~an4 --sort wer`. pareto FILTER…: the rows on the Pareto
+    front. compare RUN_A RUN_B [split=test]: every pair of depths, with significance; A1,A2 B1,B2 compares several runs
+    as one (random seeds, parts of a cross-validation); --margin 1: is A at most one point worse? sql "SELECT …": over
     the tables results, hypotheses, runs and trials.
 
     Example: foldray results ./foldray-store pareto --of wer,macs split=test
     """
-    from foldray.results import comparison
-    from foldray.results import query as queries
-
     options = {"sort": sort, "of": of, "dominated": dominated, "columns": columns, "limit": limit}
     _check_options(query, options | {"margin": margin, "by-speaker": by_speaker})
     given = arguments or []
     most = limit or (None if as_json else TERMINAL_ROWS)
-    more = [queries.known_column(name.strip()) for name in columns.split(",")] if columns else []
     if query == "ls":
-        rows, total = queries.list_rows(store, given, sort or "-created", most)
-        _show(store, {"rows": rows, "total": total}, as_json, lambda: row_list(rows, more))
-        if len(rows) < total and not as_json:
-            print_status(f"{len(rows):,} of {total:,} rows; --limit shows more, filters such as depth=6 fewer")
+        _list(store, given, sort or "-created", most, columns, as_json)
     elif query == "pareto":
-        weighed = (of or "wer,bytes").split(",")
-        rows = queries.pareto(store, weighed, given, dominated=dominated)
-        unseen = [name for name in (queries.OBJECTIVES[each][0] for each in weighed) if name not in SHOWN]
-        shown = list(dict.fromkeys([*unseen, *more, *["dominated"] * dominated]))
-        _show(store, {"rows": rows}, as_json, lambda: row_list(rows, shown))
+        _pareto(store, given, (of or "wer,bytes").split(","), dominated, columns, as_json)
     elif query == "compare":
-        if len(given) < 2:
-            raise UserError("compare", "give two run ids; `foldray results STORE ls` lists them")
-        run_a, run_b, *filters = given
-        points = None if margin is None else margin / 100
-        pairs = comparison.compare_runs(store, run_a, run_b, filters, margin=points, by_speaker=by_speaker)
-        _show(store, {"pairs": pairs}, as_json, lambda: comparison_table(run_a, run_b, pairs))
+        _compare(store, given, None if margin is None else margin / 100, by_speaker, as_json)
     else:
-        if len(given) != 1:
-            raise UserError(
-                "sql", 'give one SELECT in quotes, such as "SELECT run_id, min(wer) FROM results GROUP BY 1"'
-            )
-        rows, names = queries.run_sql(store, given[0], most)
-        _show(
-            store, {"rows": rows}, as_json, lambda: print_table("", names, [[*map(cell, row.values())] for row in rows])
-        )
+        _sql(store, given, most, as_json)
+
+
+def _list(store: str, filters: list[str], sort: str, most: int | None, columns: str | None, as_json: bool) -> None:
+    from foldray.results.query import list_rows
+
+    more = _known_columns(columns)
+    rows, total = list_rows(store, filters, sort, most)
+    _show(store, {"rows": rows, "total": total}, as_json, lambda: row_list(rows, more))
+    if len(rows) < total and not as_json:
+        print_status(f"{len(rows):,} of {total:,} rows; see more with --limit, or filter, such as depth=6")
+
+
+def _pareto(
+    store: str, filters: list[str], objectives: list[str], dominated: bool, columns: str | None, as_json: bool
+) -> None:
+    from foldray.results.query import OBJECTIVES, pareto
+
+    more = _known_columns(columns)
+    rows = pareto(store, objectives, filters, dominated=dominated)
+    weighed = [name for name in (OBJECTIVES[each][0] for each in objectives) if name not in SHOWN]
+    shown = list(dict.fromkeys([*weighed, *more, *["dominated"] * dominated]))
+    _show(store, {"rows": rows}, as_json, lambda: row_list(rows, shown))
+
+
+def _compare(store: str, given: list[str], margin: float | None, by_speaker: bool, as_json: bool) -> None:
+    from foldray.results.comparison import compare_runs
+
+    if len(given) < 2:
+        raise UserError("compare", "give two run ids; `foldray results STORE ls` lists them")
+    run_a, run_b, *filters = given
+    pairs = compare_runs(store, run_a, run_b, filters, margin=margin, by_speaker=by_speaker)
+    _show(store, {"pairs": pairs}, as_json, lambda: comparison_table(run_a, run_b, pairs))
+
+
+def _sql(store: str, given: list[str], most: int | None, as_json: bool) -> None:
+    from foldray.results.query import run_sql
+
+    if len(given) != 1:
+        raise UserError("sql", 'give one SELECT in quotes, such as "SELECT run_id, min(wer) FROM results GROUP BY 1"')
+    rows, names = run_sql(store, given[0], most)
+    cells = [[cell(value) for value in row.values()] for row in rows]
+    _show(store, {"rows": rows}, as_json, lambda: print_table("", names, cells))
+
+
+def _known_columns(columns: str | None) -> list[str]:
+    from foldray.results.query import known_column
+
+    return [known_column(name.strip()) for name in columns.split(",")] if columns else []
 
 
 def _check_options(query: str, options: dict[str, Any]) -> None:
-    """Refuse a query that is none, and options that another one takes. Raises UserError."""
+    """Raise UserError for an unknown query, or an option that the query does not take."""
     if query not in TAKES:
-        raise UserError(query, f"is not a query; use {', '.join(TAKES)}")
+        raise UserError("QUERY", f"'{query}' must be one of {', '.join(TAKES)}")
     for name, value in options.items():
         if value is not None and value is not False and name not in TAKES[query]:
             takers = " and ".join(other for other, names in TAKES.items() if name in names)
-            raise UserError(f"--{name}", f"is of {takers}; {query} does not take it")
+            raise UserError(f"--{name}", f"applies only to {takers}, not to {query}")
 
 
 def _show(store: str, answer: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
@@ -111,4 +140,4 @@ def _show(store: str, answer: dict[str, Any], as_json: bool, show: Callable[[], 
     elif any(answer.values()):
         show()
     else:
-        print_status(f"nothing in {store} answers that; `foldray run quickstart` makes results")
+        print_status(f"no matching rows in {store}; `foldray run quickstart` creates some")

@@ -1,15 +1,17 @@
-"""Plans, results and benchmarks as people read them: tables on the terminal."""
+"""Plans, result rows and comparisons as tables on the terminal."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from foldray.runtime.terminal import output, print_table
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from foldray.results.comparison import DepthPair
+    from foldray.results.rows import ResultRow
 
 
-def plan_table(planned: Row, drawn: bool) -> None:
-    """What `plan` says of a fold, from its JSON object; `drawn`: a training step takes some of the depths."""
+def plan_table(planned: dict[str, Any], drawn: bool) -> None:
+    """Print the JSON object of `plan`. drawn: a training step runs a sample of the depths."""
     columns = ["depth", "path", "stored params", "private", "unshared params", "stored MB", "MMACs/s of audio"]
     print_table("", columns, [_planned(each) for each in planned["depths"]])
     deepest, joint = planned["depths"][-1], planned["joint"]
@@ -26,7 +28,7 @@ def plan_table(planned: Row, drawn: bool) -> None:
     output.print(f"stored weights: {sizes}")
 
 
-def _planned(cost: Row) -> list[str]:
+def _planned(cost: dict[str, Any]) -> list[str]:
     return [
         str(cost["depth"]),
         " ".join(map(str, cost["path"])),
@@ -38,9 +40,9 @@ def _planned(cost: Row) -> list[str]:
     ]
 
 
-def result_table(rows: Sequence[Row]) -> None:
-    """Result rows, a table for each run and test set."""
-    tables: dict[tuple[str, str, str, str], list[Row]] = {}
+def result_table(rows: "Sequence[ResultRow]") -> None:
+    """Print result rows, a table for each run and test set."""
+    tables: dict[tuple[str, str, str, str], list[ResultRow]] = {}
     for row in rows:
         tables.setdefault((row["run_id"], row["corpus"], row["split"], row["decoding"]), []).append(row)
     columns = ("depth", "WER", "CER", "path", "stored", "unshared", "saved", "MMACs/s", "RTFx")
@@ -50,7 +52,7 @@ def result_table(rows: Sequence[Row]) -> None:
         print_table(title, columns, [_cells(row) for row in sorted(members, key=lambda row: row["depth"])])
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: "ResultRow") -> list[str]:
     return [
         str(row["depth"]) if row["trained"] else f"{row['depth']} (untrained)",
         f"{row['wer']:.1%}",
@@ -65,16 +67,20 @@ def _cells(row: Row) -> list[str]:
 
 
 SHOWN = ("wer", "params_stored", "bytes_stored", "macs_per_audio_second", "rtfx")
-"""Columns of result rows that `row_list` shows anyway."""
+"""Columns that `row_list` always shows."""
 
 
-def row_list(rows: Sequence[Row], more: Sequence[str] = ()) -> None:
-    """Result rows of many runs in one table, with some columns more."""
+def row_list(rows: "Sequence[ResultRow]", more: Sequence[str] = ()) -> None:
+    """Print result rows of many runs in one table, with additional columns."""
     columns = ["run", "test set", "depth", "WER", "stored", "MB", "MMACs/s", "RTFx", *more]
-    print_table("", columns, [[*_line(row), *(cell(row[name]) for name in more)] for row in rows])
+    print_table("", columns, [[*_line(row), *_values(row, more)] for row in rows])
 
 
-def _line(row: Row) -> list[str]:
+def _values(row: Mapping[str, object], columns: Sequence[str]) -> list[str]:
+    return [cell(row[name]) for name in columns]
+
+
+def _line(row: "ResultRow") -> list[str]:
     way = "" if row["decoding"] == "ctc" else f", {row['decoding']}"
     return [
         row["run_id"],
@@ -88,27 +94,27 @@ def _line(row: Row) -> list[str]:
     ]
 
 
-def comparison_table(run_a: str, run_b: str, pairs: Sequence[Row]) -> None:
-    """Pairs of depths, a table for each test set."""
+def comparison_table(run_a: str, run_b: str, pairs: Sequence["DepthPair"]) -> None:
+    """Print pairs of depths, a table for each test set."""
     columns = ["depth A", "depth B", "WER A", "WER B", "A - B", "95 % interval", "p (MAPSSWE)", "different"]
     if "margin" in pairs[0]:
         columns.append(f"A - B <= {100 * pairs[0]['margin']:g} %")
-    for place in sorted({(pair["corpus"], pair["split"], pair["decoding"]) for pair in pairs}):
-        here = [pair for pair in pairs if (pair["corpus"], pair["split"], pair["decoding"]) == place]
-        names = [_first_of(each) for each in (run_a, run_b, place[0])]
-        title = f"A = {names[0]}, B = {names[1]}, {names[2]} {place[1]}: {here[0]['num_words']:,} words"
+    for test_set in sorted({(pair["corpus"], pair["split"], pair["decoding"]) for pair in pairs}):
+        here = [pair for pair in pairs if (pair["corpus"], pair["split"], pair["decoding"]) == test_set]
+        names = [_first_of(each) for each in (run_a, run_b, test_set[0])]
+        title = f"A = {names[0]}, B = {names[1]}, {names[2]} {test_set[1]}: {here[0]['num_words']:,} words"
         if "num_speakers" in here[0]:
             title += f", {here[0]['num_speakers']} speakers"
         print_table(title, columns, [_pair(pair) for pair in here])
 
 
 def _first_of(names: str) -> str:
-    """Names joined by commas, in short."""
+    """The first of several names joined by commas."""
     first, *others = names.split(",")
     return f"{first} and {len(others)} more" if others else first
 
 
-def _pair(pair: Row) -> list[str]:
+def _pair(pair: "DepthPair") -> list[str]:
     return [
         str(pair["depth_a"]),
         str(pair["depth_b"]),
@@ -122,8 +128,8 @@ def _pair(pair: Row) -> list[str]:
     ]
 
 
-def cell(value: Any) -> str:
-    """Any value in short."""
+def cell(value: object) -> str:
+    """Format any value briefly."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -1,9 +1,9 @@
-"""Which model is scored, and what the run it came from says of it."""
+"""Find a model by run id, URI or folder, and where it came from."""
 
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from foldray import storage
 from foldray.config.load import build_spec
@@ -11,6 +11,9 @@ from foldray.config.spec import RunSpec
 from foldray.errors import UserError
 from foldray.results.metrics import read_metrics
 from foldray.storage.layout import CheckpointFolder, ModelFolder, Run, Store
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -55,20 +58,51 @@ def _model_at(uri: str, home: Store) -> FoundModel | None:
     return None
 
 
-def provenance(found: FoundModel) -> dict[str, Any]:
-    """What the run says of itself, or what an exported folder says of its run; zeros and blanks for another folder."""
-    run = found.run
-    if run is None:
-        blanks: dict[str, Any] = {
-            **dict.fromkeys(("recipe", "versions", "git_commit", "spec_hash"), ""),
-            **dict.fromkeys(("alpha", "beta", "train_seconds", "train_audio_seconds"), 0.0),
-            **dict.fromkeys(("step", "seed"), 0),
-        }
-        told = _told_by_export(found)
-        return {name: told.get(name, blank) for name, blank in blanks.items()}
-    spec = read_run_spec(run)
-    facts = storage.read_json(Run(run).facts)
-    metrics = [record for record in read_metrics(run) if found.step is None or record["step"] <= found.step]
+class Provenance(TypedDict):
+    """What is known about the training of a model."""
+
+    recipe: str
+    alpha: float
+    beta: float
+    train_seconds: float
+    train_audio_seconds: float
+    step: int
+    seed: int
+    versions: str  # JSON object of package versions
+    git_commit: str
+    spec_hash: str
+
+
+UNKNOWN: Provenance = {
+    "recipe": "",
+    "alpha": 0.0,
+    "beta": 0.0,
+    "train_seconds": 0.0,
+    "train_audio_seconds": 0.0,
+    "step": 0,
+    "seed": 0,
+    "versions": "",
+    "git_commit": "",
+    "spec_hash": "",
+}
+"""Of a folder that neither a run nor an export describes."""
+
+
+class ExportRecord(Provenance):
+    """The contents of `export.json`: what was exported, and the training it came from."""
+
+    run_id: str
+    format: str
+    depths: list[int]
+
+
+def provenance(found: FoundModel) -> Provenance:
+    """Read the provenance of a model from its run, or from the folder it was exported to."""
+    if found.run is None:
+        return _export_record(found) or UNKNOWN
+    spec = read_run_spec(found.run)
+    facts = storage.read_json(Run(found.run).facts)
+    metrics = [record for record in read_metrics(found.run) if found.step is None or record["step"] <= found.step]
     return {
         "recipe": spec.name,
         "alpha": spec.loss.alpha,
@@ -83,22 +117,22 @@ def provenance(found: FoundModel) -> dict[str, Any]:
     }
 
 
-def _told_by_export(found: FoundModel) -> dict[str, Any]:
+def _export_record(found: FoundModel) -> ExportRecord | None:
     file = ModelFolder(found.uri).export
-    told: dict[str, Any] = storage.read_json(file) if storage.exists(file) else {}
-    return told
+    return storage.read_json(file) if storage.exists(file) else None
 
 
 def run_id_of(found: FoundModel) -> str:
-    """The run that a model came from, exported or not; the folder's name where nothing says."""
-    return found.name if found.run else str(_told_by_export(found).get("run_id", found.name))
+    """The id of the run that a model, exported or not, came from; the folder's name if unknown."""
+    exported = None if found.run else _export_record(found)
+    return exported["run_id"] if exported else found.name
 
 
 def trained_by(found: FoundModel) -> str | None:
-    """The folder of the run that a model, exported or not, came from, where the store has it."""
-    if found.run or not (told := _told_by_export(found)):
+    """The folder of the run that a model, exported or not, came from, if it is in the store."""
+    if found.run or not (exported := _export_record(found)):
         return found.run
-    run = Store(found.store).run(str(told.get("run_id")))
+    run = Store(found.store).run(exported["run_id"])
     return run.uri if storage.exists(run.facts) else None
 
 
@@ -108,8 +142,8 @@ def read_run_spec(run: str) -> RunSpec:
     return build_spec(storage.read_json(file), file)
 
 
-def weights_digest(model: Any) -> str:
-    """Ten hexadecimal digits of all weights, with which models that come from no run are told apart."""
+def weights_digest(model: "nn.Module") -> str:
+    """Ten hexadecimal digits of all weights, to tell models apart that do not come from a run."""
     import torch
 
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Word alignments of a hypothesis with its reference, as one letter a step."""
+"""Word alignments of a hypothesis with its reference, one letter for each step."""
 
 import jiwer
 
@@ -6,7 +6,7 @@ STEPS = {"equal": "C", "substitute": "S", "delete": "D", "insert": "I"}
 
 
 def align_words(reference: str, hypothesis: str) -> str:
-    """The alignment with fewest errors: C (correct), S(ubstitution), D(eletion) or I(nsertion) for each step."""
+    """Align with the fewest errors: C (correct), S(ubstitution), D(eletion) or I(nsertion) for each step."""
     chunks = jiwer.process_words(reference, hypothesis).alignments[0]
     return "".join(
         STEPS[chunk.type] * max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
@@ -15,6 +15,6 @@ def align_words(reference: str, hypothesis: str) -> str:
 
 
 def aligned_words(reference: str, hypothesis: str, alignment: str) -> list[tuple[str, str, str]]:
-    """(step, word of the reference, word of the hypothesis) in order; '' where a side has no word."""
-    said, heard = iter(reference.split()), iter(hypothesis.split())
-    return [(step, "" if step == "I" else next(said), "" if step == "D" else next(heard)) for step in alignment]
+    """List (step, word of the reference, word of the hypothesis) in order; "" where a side has no word."""
+    expected, decoded = iter(reference.split()), iter(hypothesis.split())
+    return [(step, "" if step == "I" else next(expected), "" if step == "D" else next(decoded)) for step in alignment]

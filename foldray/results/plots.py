@@ -2,16 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from foldray.results.metrics import Record
 from foldray.results.query import OBJECTIVES, non_dominated
+from foldray.results.rows import ResultRow
 from foldray.results.searches import TrialRecord
-
-Row = dict[str, Any]
 
 COSTS = {
     "bytes": ("stored MB", 1e6),
@@ -31,7 +29,7 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 COLOURS = {"fold": "#2563a8", "baseline": "#b5651d"}
 
 
-def pareto_figure(rows: Sequence[Row]) -> go.Figure:
+def pareto_figure(rows: Sequence[ResultRow]) -> go.Figure:
     """WER against each of COSTS in turn, by buttons: every row of one test set, and those that nothing beats."""
     figure = go.Figure()
     for cost, (_, unit) in COSTS.items():
@@ -84,7 +82,7 @@ def pareto_figure(rows: Sequence[Row]) -> go.Figure:
 
 
 def depth_figure(
-    folds: Mapping[str, Sequence[Row]], baselines: Sequence[Row], marks: Mapping[tuple[str, int], str]
+    folds: Mapping[str, Sequence[ResultRow]], baselines: Sequence[ResultRow], marks: Mapping[tuple[str, int], str]
 ) -> go.Figure:
     """WER by depth: a line for each fold, hollow where a depth was not trained, a point for each model trained by
     itself; marks: by run and depth."""

@@ -1,7 +1,7 @@
 """The report: one self-contained HTML page of a store, readable offline."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.offline
@@ -10,131 +10,151 @@ from jinja2 import Environment, PackageLoader
 from foldray import storage
 from foldray.errors import UserError
 from foldray.results import plots
-from foldray.results.comparison import Said, compare_hypotheses, said_by_place
+from foldray.results.comparison import HypothesesByDepth, TestSet, hypotheses_by_test_set
 from foldray.results.metrics import read_metrics
+from foldray.results.paired import Comparison, compare_hypotheses
 from foldray.results.query import list_rows
-from foldray.results.run_section import cost_of, section_of
+from foldray.results.report_run import cost_line, run_section
+from foldray.results.rows import ResultRow
 from foldray.results.searches import Search, figure, importances, read_searches
 from foldray.storage.layout import Store
 
-Row = dict[str, Any]
-Place = tuple[str, str]
+RowsByRun = dict[str, list[ResultRow]]
+"""Rows by run id, sorted by depth."""
 
 SECTIONS = 12
-"""Runs that get a section of their own, the newest; the plots and the cost table hold all."""
+"""The newest runs have a section each; the plots show all runs."""
+
+
+class BaselineComparison(Comparison):
+    """A depth of a fold compared with the run of that depth trained by itself."""
+
+    baseline: str
 
 
 def write_report(store: str, out: str | None = None, filters: Sequence[str] = ()) -> str:
-    """Write `index.html` to a folder or URI (default: the store's `report`). Returns where it is.
+    """Write `index.html` to a folder or URI (default: the store's `report`).
 
-    filters: of the rows that the page is made of, as `list_rows` takes them. Raises UserError for a store without
-    results, or without any that the filters let through.
+    Args:
+        filters: which rows to report, as for `list_rows`.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        UserError: for a store without results, or without any that match the filters.
     """
-    there = storage.is_folder(storage.absolute(store))
-    rows = list_rows(store, ["decoding=ctc", *filters], "created")[0] if there else []
+    root = storage.absolute(store)
+    wanted = ["decoding=ctc", *filters]
+    rows = list_rows(store, wanted, "created")[0] if storage.is_folder(root) else []
     if not rows:
-        without = (
-            f"that {' '.join(filters)} lets through" if filters else "to report; `foldray run quickstart` makes some"
-        )
-        raise UserError(store, f"has no results {without}")
+        problem = f"that match {' '.join(filters)}" if filters else "to report; `foldray run quickstart` creates some"
+        raise UserError(store, f"has no results {problem}")
+    test_set = TestSet(rows[-1]["corpus"], rows[-1]["split"], "ctc")
+    final = [row for row in list_rows(store, wanted, last_step=True)[0] if _test_set(row) == test_set]
     target = storage.join(storage.absolute(out) if out else Store(store).report, "index.html")
-    storage.write_bytes(target, _page(storage.absolute(store), rows).encode())
+    storage.write_bytes(target, _page(root, _by_run(rows), _by_run(final), test_set).encode())
     return target
 
 
-def _page(store: str, rows: list[Row]) -> str:
-    runs: dict[str, list[Row]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: int(row["depth"])):
+def _test_set(row: ResultRow) -> TestSet:
+    return TestSet(row["corpus"], row["split"], row["decoding"])
+
+
+def _by_run(rows: Sequence[ResultRow]) -> RowsByRun:
+    runs: RowsByRun = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row["depth"]):
         runs[row["run_id"]].append(row)
-    place = rows[-1]["corpus"], rows[-1]["split"]
-    scored = {run_id: found for run_id, members in runs.items() if (found := _at(members, place))}
-    here = {run_id: [row for row in members if row["trained"]] or members for run_id, members in scored.items()}
-    best = min(
-        here, key=lambda run_id: (_is_small(here[run_id]), here[run_id][-1]["kind"] != "fold", here[run_id][-1]["wer"])
-    )
-    # Newest first; the best, which the page begins with, in any case.
+    return dict(runs)
+
+
+def _page(store: str, runs: RowsByRun, final: RowsByRun, test_set: TestSet) -> str:
+    """The page as HTML. runs: all rows; final: those that the plots compare, on one test set and of the last step."""
+    trained = {run_id: [row for row in rows if row["trained"]] or rows for run_id, rows in final.items()}
+    best = min(trained, key=lambda run_id: _rank(trained[run_id]))
+    # The best run comes first, then the newest.
     newest = sorted(runs, key=lambda run_id: max(row["created"] for row in runs[run_id]), reverse=True)
     shown = [best, *(run_id for run_id in newest if run_id != best)][:SECTIONS]
-    said = {
-        run_id: said_by_place(store, run_id).get((*place, "ctc"), {})
-        for run_id in {*shown, *(rows[0]["run_id"] for rows in here.values() if rows[0]["kind"] == "baseline")}
+    hypotheses = {
+        run_id: hypotheses_by_test_set(store, run_id).get(test_set, {})
+        for run_id in {*shown, *(run_id for run_id, rows in trained.items() if rows[0]["kind"] == "baseline")}
     }
-    against = {run_id: _against_baselines(run_id, here, said) for run_id in shown if run_id in here}
+    compared = {run_id: _against_baselines(run_id, trained, hypotheses) for run_id in shown if run_id in trained}
     marks = {
         (run_id, depth): "*" if pair["significant"] else ""
-        for run_id, pairs in against.items()
+        for run_id, pairs in compared.items()
         for depth, pair in pairs.items()
     }
-    folds = {run_id: rows for run_id, rows in scored.items() if rows[0]["kind"] == "fold" and not _is_small(rows)}
-    alone = [row for members in here.values() for row in members if row["kind"] == "baseline"]
+    folds = {run_id: rows for run_id, rows in final.items() if rows[0]["kind"] == "fold" and not _is_int8(rows)}
+    alone = [row for rows in trained.values() for row in rows if row["kind"] == "baseline"]
     metrics = {run_id: read_metrics(Store(store).run(run_id).uri) for run_id in shown}
     environment = Environment(loader=PackageLoader("foldray.results", "templates"), autoescape=True)
     return environment.get_template("report.html").render(
         p_text=p_text,
         figure=figure,
-        # The plot library goes in once, inline: the page must work without a network.
+        # The plot library is inlined once: the page must work without a network.
         plotly=plotly.offline.get_plotlyjs(),
-        place=" ".join(place),
+        test_set=f"{test_set.corpus} {test_set.split}",
         best=best,
-        headline=_headline(here[best]),
-        verdicts=_verdicts(best, against.get(best, {}), here, len(folds)),
-        pareto=plots.as_html(plots.pareto_figure([row for members in here.values() for row in members]), "pareto"),
+        headline=_headline(trained[best]),
+        verdicts=_verdicts(best, compared.get(best, {}), trained, len(folds)),
+        pareto=plots.as_html(plots.pareto_figure([row for rows in trained.values() for row in rows]), "pareto"),
         depths=plots.as_html(plots.depth_figure(folds, alone, marks), "depths"),
         marked=any(marks.values()),
         untrained=any(not row["trained"] for rows in folds.values() for row in rows),
         searches=[_search(search) for search in read_searches(store)],
-        costs=[cost_of(run_id, runs[run_id], metrics[run_id]) for run_id in shown],
+        costs=[cost_line(run_id, runs[run_id], metrics[run_id]) for run_id in shown],
         left_out=len(runs) - len(shown),
         sections=[
-            section_of(
+            run_section(
                 store,
                 run_id,
-                _paired(runs[run_id], scored.get(run_id, []), against.get(run_id, {})),
+                _paired(runs[run_id], final.get(run_id, []), compared.get(run_id, {})),
                 metrics[run_id],
-                said[run_id],
+                hypotheses[run_id],
             )
             for run_id in shown
         ],
     )
 
 
-def _at(rows: Sequence[Row], place: Place) -> list[Row]:
-    """The rows on one test set, of the last step scored."""
-    here = [row for row in rows if (row["corpus"], row["split"]) == place]
-    newest = max((row["step"] for row in here), default=0)
-    return [row for row in here if row["step"] == newest]
+def _rank(rows: Sequence[ResultRow]) -> tuple[bool, bool, float]:
+    """Folds in float32 before all others, then by WER of the deepest path."""
+    return _is_int8(rows), rows[-1]["kind"] != "fold", rows[-1]["wer"]
 
 
-def _is_small(rows: list[Row]) -> bool:
-    """Whether this is another model's export with weights of one byte, which is no training of its own."""
-    return bool(rows[0]["precision"] == "int8")
+def _is_int8(rows: Sequence[ResultRow]) -> bool:
+    """Whether this is an int8 export of another run, which was not trained itself."""
+    return rows[0]["precision"] == "int8"
 
 
-def _baselines(here: dict[str, list[Row]], family: str) -> dict[int, str]:
-    """The newest run of each depth trained by itself, of a family."""
+def _baselines(trained: RowsByRun, family: str) -> dict[int, str]:
+    """The newest run of a family trained at each depth by itself."""
     alone = [
         rows[0]
-        for rows in here.values()
-        if (rows[0]["kind"], rows[0]["family"]) == ("baseline", family) and not _is_small(rows)
+        for rows in trained.values()
+        if (rows[0]["kind"], rows[0]["family"]) == ("baseline", family) and not _is_int8(rows)
     ]
-    return {row["depth"]: row["run_id"] for row in sorted(alone, key=lambda row: str(row["created"]))}
+    return {row["depth"]: row["run_id"] for row in sorted(alone, key=lambda row: row["created"])}
 
 
-def _against_baselines(run_id: str, here: dict[str, list[Row]], said: dict[str, Said]) -> dict[int, Row]:
-    """Each depth of a fold compared with the model of that depth trained by itself, where there is one that was scored
-    on the same utterances."""
-    if here[run_id][0]["kind"] == "baseline":
+def _against_baselines(
+    run_id: str, trained: RowsByRun, hypotheses: Mapping[str, HypothesesByDepth]
+) -> dict[int, BaselineComparison]:
+    """Compare each depth of a fold with its baseline, if there is one that was scored on the same utterances."""
+    if trained[run_id][0]["kind"] == "baseline":
         return {}
-    found = {}
-    for depth, baseline in _baselines(here, here[run_id][0]["family"]).items():
-        ours, theirs = said[run_id].get(depth), said[baseline].get(depth)
+    found: dict[int, BaselineComparison] = {}
+    for depth, baseline in _baselines(trained, trained[run_id][0]["family"]).items():
+        ours, theirs = hypotheses[run_id].get(depth), hypotheses[baseline].get(depth)
         if ours and theirs and ours.keys() == theirs.keys():
-            found[depth] = {**compare_hypotheses([(ours, theirs)], f"{run_id} and {baseline}"), "baseline": baseline}
+            pair = compare_hypotheses([(ours, theirs)], f"{run_id} and {baseline}")
+            found[depth] = {**pair, "baseline": baseline}
     return found
 
 
-def _headline(rows: list[Row]) -> str:
-    """One sentence: what one file saves and what each depth of it scores."""
+def _headline(rows: Sequence[ResultRow]) -> str:
+    """One sentence: what one file saves, and the WER of each of its depths."""
     deepest = rows[-1]
     saved = 1 - deepest["params_stored"] / deepest["params_unrolled"]
     scores = ", ".join(f"{row['wer']:.1%} at depth {row['depth']}" for row in rows)
@@ -144,41 +164,43 @@ def _headline(rows: list[Row]) -> str:
     )
 
 
-def _paired(rows: Sequence[Row], compared: Sequence[Row], against: dict[int, Row]) -> list[Row]:
-    """Rows with the comparison that was made of them: on one test set, of the last step."""
-    return [{**each, "pair": against.get(each["depth"]) if each in compared else None} for each in rows]
+def _paired(
+    rows: Sequence[ResultRow], compared: Sequence[ResultRow], pairs: Mapping[int, BaselineComparison]
+) -> list[dict[str, Any]]:
+    """Rows for the template, those that were compared with their `pair`."""
+    return [{**row, "pair": pairs.get(row["depth"]) if row in compared else None} for row in rows]
 
 
-def _verdicts(best: str, against: dict[int, Row], here: dict[str, list[Row]], folds: int) -> list[str]:
-    """What the saving costs, depth by depth, and whether that is more than chance."""
+def _verdicts(best: str, pairs: Mapping[int, BaselineComparison], trained: RowsByRun, folds: int) -> list[str]:
+    """Sentences on what the saving costs at each depth, and whether the difference is significant."""
     verdicts = [
         f"Depth {depth}: {pair['difference']:+.2%} WER against {pair['baseline']}, trained by itself "
         f"({pair['wer_a']:.2%} and {pair['wer_b']:.2%}; 95 % interval {pair['low']:+.2%} to {pair['high']:+.2%}, "
         f"MAPSSWE {p_text(pair['p_value'])}): {'significant' if pair['significant'] else 'not significant'}. "
-        f"Trained on {_hours(here[pair['baseline']])} of audio, repeats counted, the fold on {_hours(here[best])}."
-        for depth, pair in sorted(against.items())
+        f"Audio in training, with repetitions: {_hours(trained[pair['baseline']])}, the fold {_hours(trained[best])}."
+        for depth, pair in sorted(pairs.items())
     ]
     if not verdicts:
-        verdicts.append("No model of one of these depths trained by itself was scored here, to hold it against.")
+        verdicts.append("There is no baseline: no model trained at one of these depths by itself was scored here.")
     if folds > 1:
         verdicts.append(
-            f"This fold is the best of {folds} on this very test set, by its deepest path: it would do a little worse "
-            "on another one, and no p-value here is corrected for that choice."
+            f"This fold was chosen as the best of {folds} on this very test set, by its deepest path. Expect a "
+            "slightly higher WER on other data; no p-value here is corrected for that choice."
         )
     return verdicts
 
 
-def _hours(rows: list[Row]) -> str:
+def _hours(rows: Sequence[ResultRow]) -> str:
     return f"{rows[0]['train_audio_seconds'] / 3600:.1f} h"
 
 
 def p_text(p_value: float) -> str:
-    """A p-value as people read it."""
+    """Format a p-value."""
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
 def _search(search: Search) -> dict[str, Any]:
-    """History and importance for every objective that has figures."""
+    """A search for the template, with plots of its history and of importances for each objective."""
     figures = []
     trials = [trial for trial in search.trials if trial.kind == "trial"]
     for objective in search.objectives:

@@ -1,37 +1,41 @@
-"""Result rows and hypotheses: one immutable Parquet file for each evaluation, so that writers never collide."""
+"""Result rows and hypotheses: their columns, and the immutable Parquet files, one for each evaluation."""
 
 import io
 import uuid
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict, get_type_hints
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
 
 from foldray import storage
+from foldray.errors import UserError, one_line
 from foldray.storage.layout import Store
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 1
+
+Kind = Literal["results", "hypotheses"]
+"""The two kinds of files, which are also their folders in a store."""
 
 
-class ResultRow(BaseModel):
-    """One (run, depth, test set). WER and CER are fractions, times are wall seconds."""
+class ResultRow(TypedDict):
+    """One depth of a run on one test set. WER and CER are fractions, times are wall seconds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int
     run_id: str
-    kind: Literal["fold", "baseline"] = Field(description="baseline: a single depth, nothing shared")
+    kind: Literal["fold", "baseline"]  # baseline: a single depth, nothing shared
     recipe: str
     family: str
-    path: str = Field(description="physical layers in running order, such as '0 0 1 1'")
+    path: str  # physical layers in running order, such as "0 0 1 1"
     private: str
     alpha: float
     beta: float
     num_layers: int
     depth: int
-    trained: bool = Field(True, description="whether training ran this depth, or the fold's rule was stretched to it")
-    decoding: str = Field("ctc", description="ctc (greedy), attention or joint")
+    trained: bool  # False: the fold's order was extended to a depth that training did not run
+    decoding: str  # "ctc" (greedy), "attention" or "joint"
     order: str
     corpus: str
     split: str
@@ -47,74 +51,96 @@ class ResultRow(BaseModel):
     params_unrolled: int
     bytes_stored: int
     macs_per_audio_second: float
-    rtfx: float = Field(description="audio seconds per wall second: features, model and decoding")
-    peak_rss_bytes: int = Field(description="largest resident memory of the process while this depth was scored")
+    rtfx: float  # audio seconds per wall second: features, model and decoding
+    peak_rss_bytes: int  # largest resident memory of the process while this depth was scored
     train_seconds: float
     train_audio_seconds: float
     step: int
     seed: int
     device: str
-    precision: str = Field(description="of the stored weights: float32 or int8; both compute in float32")
-    created: str
-    versions: str = Field(description="JSON object of package versions")
+    precision: str  # of the stored weights: "float32" or "int8"; both compute in float32
+    created: str  # ISO 8601, UTC
+    versions: str  # JSON object of package versions
     git_commit: str
     spec_hash: str
 
 
-class Hypothesis(BaseModel):
-    """What one depth made of one utterance, and its word errors."""
+class Hypothesis(TypedDict):
+    """The decoder's output for one utterance at one depth, and its word errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     run_id: str
-    step: int | None = Field(None, description="of its result row; null in files older than version 4")
+    step: int
     depth: int
     corpus: str
     split: str
-    decoding: str = "ctc"
+    decoding: str
     id: str
-    speaker: str | None = Field(None, description="empty where the corpus names none; null before version 5")
+    speaker: str  # "" if the corpus names no speakers
     reference: str
     hypothesis: str
     num_words: int
     substitutions: int
     deletions: int
     insertions: int
-    alignment: str = Field(description="C, S, D or I for each step")
-    created: str = Field(description="of the evaluation, as in its result rows")
+    alignment: str  # "C", "S", "D" or "I" for each step, see `foldray.results.alignment`
+    created: str  # equal to that of its result row
 
 
-_TYPES: dict[Any, pa.DataType] = {
-    str: pa.string(),
-    int: pa.int64(),
-    int | None: pa.int64(),
-    float: pa.float64(),
-    bool: pa.bool_(),
-}
-_SINCE_VERSION_2 = {"trained": pa.scalar(True), "decoding": pa.scalar("ctc")}
-"""Columns that version 1 lacks, with what they were then."""
+EVALUATION = ("run_id", "step", "depth", "corpus", "split", "decoding")
+"""The key of an evaluation: a newer row with the same values replaces an older one."""
+
+_TYPES: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
-def _schema(model: type[BaseModel]) -> pa.Schema:
-    return pa.schema([(name, _TYPES.get(f.annotation, pa.string())) for name, f in model.model_fields.items()])
+def _schema(row: type) -> pa.Schema:
+    return pa.schema([(name, _TYPES.get(kind, pa.string())) for name, kind in get_type_hints(row).items()])
 
 
-SCHEMAS = {"results": _schema(ResultRow), "hypotheses": _schema(Hypothesis)}
-"""The two kinds of files, by their folders in a store."""
+SCHEMAS: dict[Kind, pa.Schema] = {"results": _schema(ResultRow), "hypotheses": _schema(Hypothesis)}
 
 
 def write_rows(store: str, rows: Sequence[ResultRow], hypotheses: Sequence[Hypothesis]) -> None:
-    """Append one evaluation: hypotheses first, so that whoever sees the rows finds them too."""
-    name = f"{rows[0].run_id}-{uuid.uuid4().hex[:12]}.parquet"
+    """Append one evaluation to a store.
+
+    Hypotheses are written first, so that a reader who finds the rows finds their hypotheses too.
+    """
+    name = f"{rows[0]['run_id']}-{uuid.uuid4().hex[:12]}.parquet"
     _write(storage.join(Store(store).hypotheses, name), SCHEMAS["hypotheses"], hypotheses)
     _write(storage.join(Store(store).results, name), SCHEMAS["results"], rows)
 
 
-def _write(uri: str, schema: pa.Schema, records: Sequence[BaseModel]) -> None:
+def _write(uri: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
+        if row.keys() != set(schema.names):  # pyarrow would write null and drop what it does not know
+            raise ValueError(f"{uri}: columns missing or unknown: {', '.join(sorted(row.keys() ^ set(schema.names)))}")
     target = io.BytesIO()
-    table = pa.Table.from_pylist([record.model_dump() for record in records], schema)
-    pq.write_table(table, target, compression="zstd")
+    pq.write_table(pa.Table.from_pylist([*rows], schema), target, compression="zstd")
     storage.write_bytes(uri, target.getvalue())
 
 
-EVALUATION = ("run_id", "step", "depth", "corpus", "split", "decoding")
-"""What is scored once: another row of the same replaces the one before."""
+def read_files(kind: Kind, files: Sequence[Path]) -> pa.Table:
+    """Read the rows of local files: the only place that opens Parquet files of results.
+
+    Unknown columns are ignored, and so are rows without a `run_id`, as in files of other programs. Raises UserError
+    naming the first damaged file.
+    """
+    try:
+        return _read(kind, files)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise _damaged(kind, files) or error from None
+
+
+def _read(kind: Kind, files: Sequence[Path]) -> pa.Table:
+    if not files:
+        return SCHEMAS[kind].empty_table()
+    dataset = ds.dataset([str(path) for path in files], schema=SCHEMAS[kind], format="parquet")
+    return dataset.to_table(filter=ds.field("run_id").is_valid())
+
+
+def _damaged(kind: Kind, files: Sequence[Path]) -> UserError | None:
+    for path in files:
+        try:
+            _read(kind, [path])
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            return UserError(str(path), f"can't be read as {kind} ({one_line(error)}); move it away")
+    return None

@@ -1,4 +1,4 @@
-"""Runs and trials of a store as tables, from the files that describe them."""
+"""The tables `runs` and `trials` of a store, from its JSON files."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from foldray import storage
-from foldray.results.reader import READERS
+from foldray.results.cache import READERS
 from foldray.results.searches import read_searches
 from foldray.storage.layout import Run, Store
 

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from typing import Any, TextIO
@@ -28,7 +28,7 @@ def print_status(text: str) -> None:
 _answers: ContextVar[TextIO | None] = ContextVar("answers", default=None)
 
 
-def print_json(value: dict[str, Any]) -> None:
+def print_json(value: Mapping[str, object]) -> None:
     """The answer of a command with --json: one object on stdout."""
     (_answers.get() or sys.stdout).write(json.dumps(value) + "\n")
 

@@ -1,7 +1,7 @@
 """The stages that score or use a trained model: evaluate, the main job `run`, transcribe."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypedDict
 
 from foldray import storage
 from foldray.config.corpus import BUILTIN_CORPUS, CorpusSpec
@@ -9,11 +9,18 @@ from foldray.config.spec import RunSpec
 from foldray.data.manifest import read_manifest
 from foldray.errors import UserError, one_line
 from foldray.evaluation.provenance import FoundModel, find_model, read_run_spec, trained_by, weights_digest
-from foldray.results.reader import newest_rows, read_rows
-from foldray.results.rows import write_rows
+from foldray.results.reader import read_rows
+from foldray.results.rows import ResultRow, write_rows
 from foldray.runtime.terminal import counting
 from foldray.stages.prepare import prepare_corpus
 from foldray.storage.layout import PreparedCorpus, Run, Store
+
+
+class Scored(TypedDict):
+    """The rows that an evaluation added."""
+
+    run_id: str
+    rows: list[ResultRow]
 
 
 def evaluate_stage(
@@ -23,8 +30,8 @@ def evaluate_stage(
     depths: tuple[int, ...] = (),
     split: str = "test",
     decoding: str = "ctc",
-) -> dict[str, Any]:
-    """Score a model at every depth and append the rows: run_id and rows."""
+) -> Scored:
+    """Score a model at every depth and append the rows to the store."""
     found = find_model(model, store)
     folder = _scoring_corpus(found, data, split)
     rows = _evaluate(found, folder, depths, split, decoding)
@@ -56,9 +63,7 @@ def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
     return prepare_corpus(corpus, found.store)[0]
 
 
-def _evaluate(
-    found: FoundModel, corpus: str, depths: tuple[int, ...], split: str, decoding: Any
-) -> list[dict[str, Any]]:
+def _evaluate(found: FoundModel, corpus: str, depths: tuple[int, ...], split: str, decoding: Any) -> list[ResultRow]:
     from foldray.evaluation.decode import DECODINGS, check_decoding
     from foldray.evaluation.result_rows import result_rows
     from foldray.evaluation.score import score_depths
@@ -80,19 +85,19 @@ def _evaluate(
         scores = score_depths(model, tokenizer, *place, decoding=decoding, on_progress=on_progress)
     rows, hypotheses = result_rows(found, model, manifest, split, decoding, scores)
     write_rows(found.store, rows, hypotheses)
-    return [row.model_dump() for row in rows]
+    return rows
 
 
-def score_run(spec: RunSpec, run: str, step: int, split: str = "test") -> list[dict[str, Any]]:
+def score_run(spec: RunSpec, run: str, step: int, split: str = "test") -> list[ResultRow]:
     """The rows of every trained depth of a finished run on its own corpus, scored now if they are not there."""
     found = find_model(run, spec.storage.root)
     corpus = storage.read_json(Run(run).facts)["corpus_id"]
     place = (step, corpus, split, "ctc")
     rows = [
         row
-        for row in newest_rows(read_rows(found.store, found.name))
+        for row in read_rows(found.store, found.name)
         if (row["step"], row["corpus"], row["split"], row["decoding"]) == place
     ]
     if not {row["depth"] for row in rows} >= set(spec.fold.depths):
         rows = evaluate_stage(run, spec.storage.root, split=split)["rows"]
-    return sorted(rows, key=lambda row: int(row["depth"]))
+    return sorted(rows, key=lambda row: row["depth"])

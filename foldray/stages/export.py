@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from foldray import storage
 from foldray.errors import UserError
-from foldray.evaluation.provenance import FoundModel, find_model, provenance, run_id_of
+from foldray.evaluation.provenance import ExportRecord, FoundModel, find_model, provenance, run_id_of
 from foldray.models.fold import stack_of, unroll
 from foldray.models.int8 import to_int8
 from foldray.models.onnx import write_onnx
@@ -100,8 +100,8 @@ def _write(found: FoundModel, folder: Path, kind: str, depth: int | None) -> lis
         save_model(folded, folder, tokenizer)
         if kind == "int8":
             _shrink(folder)
-    came_from = {"run_id": run_id_of(found), "format": kind, "depths": depths, **provenance(found)}
-    (folder / EXPORT_FILE).write_text(json.dumps(came_from, indent=1) + "\n")
+    record: ExportRecord = {**provenance(found), "run_id": run_id_of(found), "format": kind, "depths": depths}
+    (folder / EXPORT_FILE).write_text(json.dumps(record, indent=1) + "\n")
     return depths
 
 

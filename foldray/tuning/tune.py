@@ -12,7 +12,7 @@ from foldray import storage
 from foldray.config.load import build_spec, override_spec
 from foldray.config.spec import RUN, RunSpec
 from foldray.errors import UserError
-from foldray.results.reader import newest_rows, read_rows
+from foldray.results.reader import read_rows
 from foldray.results.searches import TrialRecord, read_records, write_record
 from foldray.runtime.ray import start_ray
 from foldray.runtime.terminal import print_status
@@ -101,7 +101,7 @@ def _summary(search: SearchFolder, store: str) -> dict[str, Any]:
         "search_id": search.search_id,
         "search": search.uri,
         "trials": [{"name": record.name, **dataclasses.asdict(record)} for record in records],
-        "rows": [row for run_id in run_ids for row in newest_rows(read_rows(store, run_id))],
+        "rows": [row for run_id in run_ids for row in read_rows(store, run_id)],
     }
 
 

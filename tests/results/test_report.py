@@ -105,7 +105,7 @@ def test_depths_that_were_not_trained_are_hollow_points_of_their_folds_line(tmp_
     write_rows(store, [each[0] for each in made], [h for each in made for h in each[1]])
     figure = depth_figure({"fold-a1": list_rows(store, [], "depth")[0]}, [], {})
     assert (figure.data[0].x, figure.data[0].marker.symbol) == ((3, 4, 6), ("circle", "circle-open", "circle"))
-    with pytest.raises(UserError, match=r"has no results that depth>9 lets through"):
+    with pytest.raises(UserError, match=r"has no results that match depth>9"):
         write_report(store, filters=["depth>9"])
     shallow = Path(write_report(store, str(tmp_path / "shallow"), ["depth<4"])).read_text()
     assert "open circles" not in shallow

@@ -2,10 +2,10 @@
 
 import random
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from foldray.results.alignment import align_words
-from foldray.results.rows import Hypothesis, ResultRow
+from foldray.results.rows import SCHEMA_VERSION, Hypothesis, ResultRow
 
 SPOKEN = "zero one two three four five six seven eight nine ten eleven twelve yes no start stop help erase repeat"
 WORDS = SPOKEN.split(" ")
@@ -14,6 +14,7 @@ WORDS = SPOKEN.split(" ")
 def row(**fields: Any) -> ResultRow:
     """A result row with some fields of its own."""
     plain = {
+        "schema_version": SCHEMA_VERSION, "trained": True, "decoding": "ctc",
         "run_id": "run-0", "kind": "fold", "recipe": "an4", "family": "parakeet", "path": "0 0 1 1", "private": "none",
         "alpha": 0.5, "beta": 0.3, "num_layers": 2, "depth": 4, "order": "in_place", "corpus": "an4-1", "split": "test",
         "language": "en", "wer": 0.1, "cer": 0.05, "num_utterances": 10, "num_words": 100, "substitutions": 6,
@@ -22,7 +23,7 @@ def row(**fields: Any) -> ResultRow:
         "train_audio_seconds": 3600.0, "step": 100, "seed": 0, "device": "cpu", "precision": "float32",
         "created": "2026-01-01T00:00:00.000+00:00", "versions": "{}", "git_commit": "", "spec_hash": "0",
     }  # fmt: skip
-    return ResultRow(**{**plain, **fields})
+    return cast(ResultRow, {**plain, **fields})
 
 
 def at(minutes: int) -> str:
@@ -34,13 +35,14 @@ def hypothesis(reference: str, heard: str, **fields: Any) -> Hypothesis:
     """What somebody heard."""
     steps = align_words(reference, heard)
     plain = {
-        "run_id": "run-0", "step": 100, "depth": 4, "corpus": "an4-1", "split": "test", "id": "u0",
+        "run_id": "run-0", "step": 100, "depth": 4, "corpus": "an4-1", "split": "test", "decoding": "ctc",
+        "id": "u0", "speaker": "",
         "reference": reference, "hypothesis": heard,
         "num_words": len(reference.split()), "substitutions": steps.count("S"),
         "deletions": steps.count("D"), "insertions": steps.count("I"), "alignment": steps,
         "created": "2026-01-01T00:00:00.000+00:00",
     }  # fmt: skip
-    return Hypothesis(**{**plain, **fields})
+    return cast(Hypothesis, {**plain, **fields})
 
 
 def misheard(reference: str, rate: float, rng: random.Random) -> str:
@@ -69,8 +71,6 @@ def evaluation(
         hypothesis(text, misheard(text, rate, rng), run_id=run_id, id=f"u{i:04d}", **shared)
         for i, text in enumerate(references)
     ]
-    counts = {
-        kind: sum(getattr(h, kind) for h in heard) for kind in ("substitutions", "deletions", "insertions", "num_words")
-    }
+    counts = {kind: sum(h[kind] for h in heard) for kind in ("substitutions", "deletions", "insertions", "num_words")}
     errors = counts["substitutions"] + counts["deletions"] + counts["insertions"]
     return row(run_id=run_id, wer=errors / counts["num_words"], num_utterances=len(heard), **counts, **fields), heard
