@@ -20,7 +20,7 @@ NOT_HASHED = ("about", "storage", "scale", "checkpoint", "corpus", "tracking", "
 
 RUN = "run:"
 
-DEFAULTS_VERSION = 5
+DEFAULTS_VERSION = 1
 """Raise it with every change to the default of a field that results depend on, to the weights that training begins
 with, or to the order of an epoch."""
 

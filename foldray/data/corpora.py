@@ -22,7 +22,7 @@ from foldray.storage.layout import Store
 
 ARCHIVES = (".gz", ".tgz", ".zip", ".tar", ".bz2", ".xz", ".7z")
 
-PREPARE_VERSION = 2
+PREPARE_VERSION = 1
 """Raise it with every change to what preparation writes: normalisation, decoding, shards."""
 
 
