@@ -266,7 +266,7 @@ def test_sql_reads_nothing_but_the_store_and_writes_nothing(shared_folder: Path,
 def merged_folder(shared_folder: Path) -> Path:
     """The same with the store's files merged into `cache`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merged, "MANY", 2)
+        patch.setattr(cache, "MANY", 2)
         patch.setenv("XDG_CACHE_HOME", str(shared_folder / "cache"))
         list_rows(str(shared_folder / "store"))
         run_sql(str(shared_folder / "store"), "SELECT 1 FROM hypotheses")
@@ -278,7 +278,7 @@ def merged_folder(shared_folder: Path) -> Path:
 def test_sql_over_merged_files_reads_nothing_else(
     merged_folder: Path, sql: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merged, "MANY", 2)
+    monkeypatch.setattr(cache, "MANY", 2)
     monkeypatch.setenv("XDG_CACHE_HOME", str(merged_folder / "cache"))
     assert_refused(merged_folder, str(merged_folder / "store"), sql)
 
