@@ -20,7 +20,7 @@ ROWS = f"""
     WITH newest AS (
         SELECT recipe, kind, seed, depth, trained, arg_max(wer, created) AS wer, any_value(params_stored) AS params
         FROM read_parquet('{DOCS}/an4/results/*.parquet', union_by_name = true)
-        WHERE corpus = 'an4-ff3f33c508' AND split = 'test' AND precision = 'float32' AND "order" = 'in_place'
+        WHERE num_words = 773 AND split = 'test' AND precision = 'float32' AND "order" = 'in_place'
             AND private = 'none' AND created > '2026-11-26T06'  -- with the settings of docs/RESULTS.md
         GROUP BY ALL
     )
