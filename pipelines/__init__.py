@@ -1,1 +1,1 @@
-"""Entry points for Ray jobs, one a stage; the same arguments as `foldray STAGE`."""
+"""Entry points for Ray jobs, one for each stage, with the arguments of `foldray STAGE`."""

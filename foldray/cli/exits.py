@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from foldray.errors import UserError, one_line
-from foldray.runtime.terminal import only_answers, print_json, print_status
+from foldray.runtime.terminal import json_only, print_json, print_status
 
 
 def run_command(app: typer.Typer, arguments: Sequence[str] | None = None, program: str = "foldray") -> None:
@@ -19,7 +19,7 @@ def run_command(app: typer.Typer, arguments: Sequence[str] | None = None, progra
     if "--json" not in given:
         _run(app, given, program)
         return
-    with only_answers():
+    with json_only():
         _run(app, given, program)
 
 

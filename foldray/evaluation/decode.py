@@ -21,11 +21,19 @@ from foldray.models.save_load import load_model
 from foldray.models.tokenizer import Tokenizer
 
 Decoding = Literal["ctc", "attention", "joint"]
-DECODINGS: tuple[str, ...] = get_args(Decoding)
+DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
 BEAM = 10
 """Hypotheses kept by the searches that keep several."""
 CTC_WEIGHT = 0.3
 """Share of CTC in the joint score."""
+
+
+def parse_decoding(name: str) -> Decoding:
+    """Return the decoding that `--decoding` names. Raises UserError for an unknown one."""
+    for known in DECODINGS:
+        if known == name:
+            return known
+    raise UserError("--decoding", f"must be one of {', '.join(DECODINGS)} (got '{name}')")
 
 
 def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, tokenizer: Tokenizer) -> list[str]:

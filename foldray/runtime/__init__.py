@@ -1,1 +1,1 @@
-"""The process: joining Ray, the terminal, optional packages."""
+"""What a process needs to run: Ray, the terminal, optional packages."""

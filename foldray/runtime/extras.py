@@ -1,4 +1,4 @@
-"""Packages that are installed on request: `pip install 'foldray[EXTRA]'`."""
+"""Optional dependencies, installed with `pip install 'foldray[EXTRA]'`."""
 
 from importlib.util import find_spec
 
@@ -6,15 +6,22 @@ from foldray.errors import UserError
 
 
 def check_extra(extra: str, *modules: str, where: str, what: str) -> None:
-    """Refuse what asks for modules that are not installed. Raises UserError, with the command that installs them.
+    """Check that optional dependencies are installed.
 
-    where, what: the field that asks for them, and what in it does.
+    Args:
+        extra: The extra that installs them.
+        modules: The modules that must be importable.
+        where: The field or option that needs them.
+        what: The value of that field that needs them.
+
+    Raises:
+        UserError: A module is missing; the message has the command that installs it.
     """
     if not all(map(_is_installed, modules)):
         raise UserError(where, f"{what} needs the extra '{extra}': pip install 'foldray[{extra}]'")
 
 
 def _is_installed(module: str) -> bool:
-    # A folder of that name where we run, such as W&B leaves, would pass for a package without a file of its own.
+    # A folder of the same name in the working directory, such as `wandb/`, is found as a namespace package.
     found = find_spec(module)
     return found is not None and found.origin is not None

@@ -1,4 +1,4 @@
-"""What people see on the terminal: bars and tables. Everything but results goes to stderr."""
+"""Progress bars, status lines and tables on the terminal. Everything except results goes to stderr."""
 
 import json
 import sys
@@ -14,43 +14,49 @@ from rich.table import Table
 from rich.text import Text
 
 LINE_SECONDS = 15.0
-"""How often a terminal that is none (a log file, a job) gets a line of training progress."""
+"""Seconds between progress lines where stderr is not a terminal, such as a log file or a job."""
 
 errors = Console(stderr=True, highlight=False)
 output = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 def print_status(text: str) -> None:
-    """One line on stderr."""
+    """Print one line to stderr."""
     errors.print(text, soft_wrap=True, markup=False)
 
 
-_answers: ContextVar[TextIO | None] = ContextVar("answers", default=None)
+_json_output: ContextVar[TextIO | None] = ContextVar("json_output", default=None)
 
 
 def print_json(value: Mapping[str, object]) -> None:
-    """The answer of a command with --json: one object on stdout."""
-    (_answers.get() or sys.stdout).write(json.dumps(value) + "\n")
+    """Write the result of a command with --json: one object on stdout."""
+    (_json_output.get() or sys.stdout).write(json.dumps(value) + "\n")
 
 
 @contextmanager
-def only_answers() -> Iterator[None]:
-    """Nothing but what is emitted goes to stdout: Ray prints there that a node was lost, at any log level, and may
-    do so until the process ends."""
-    answers = sys.stdout
-    token = _answers.set(answers)
+def json_only() -> Iterator[None]:
+    """Reserve stdout for `print_json` while a block runs; everything else that is printed goes to stderr.
+
+    Ray prints lost nodes to stdout, at any log level and until the process ends.
+    """
+    stdout = sys.stdout
+    token = _json_output.set(stdout)
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        _answers.reset(token)
-        if answers is sys.__stdout__:
+        _json_output.reset(token)
+        if stdout is sys.__stdout__:
             sys.stdout = sys.stderr
 
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of done and total for the time of a block; where there is no terminal, a line now and then."""
+    """Show a bar of `done` and `total` while a block runs; without a terminal, a line every LINE_SECONDS.
+
+    Yields:
+        A function that takes `done` and `total`.
+    """
     columns = (
         TextColumn("{task.description:9}"),
         BarColumn(),
@@ -59,13 +65,13 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     )
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task(what, total=1, start=True)
-        said = time.monotonic()
+        printed = time.monotonic()
 
         def show(done: int, total: int) -> None:
-            nonlocal said
+            nonlocal printed
             progress.update(task, completed=done, total=total)
-            if not errors.is_terminal and time.monotonic() - said >= LINE_SECONDS:
-                said = time.monotonic()
+            if not errors.is_terminal and time.monotonic() - printed >= LINE_SECONDS:
+                printed = time.monotonic()
                 print_status(f"{what:9} {done}/{total}")
 
         yield show
@@ -73,7 +79,11 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def training_bar() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A bar of loss per depth, audio seconds per second and time left, fed with metrics records."""
+    """Show a bar with the loss of each depth, audio seconds per second and the time left while a block runs.
+
+    Yields:
+        A function that takes metrics records, of training steps and of validations.
+    """
     columns = (
         TextColumn("training "),
         BarColumn(bar_width=20),
@@ -99,7 +109,7 @@ def training_bar() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 class _Tracker:
-    """Smooths speed and estimates the time left from progress since the first record of this attempt."""
+    """Smooths the speed and estimates the time left from the progress since the first record."""
 
     def __init__(self) -> None:
         self._began: tuple[float, float] | None = None
@@ -133,8 +143,8 @@ class _Tracker:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; columns whose values are numbers go right."""
-    # As texts, or names and hypotheses with [brackets] would be read as rich's markup.
+    """Print a table to stdout; columns of numbers are aligned right."""
+    # As Text, so that rich does not read names and hypotheses with [brackets] as markup.
     table = Table(
         title=Text(title) if title else None, title_justify="left", box=None, pad_edge=False, header_style="bold"
     )

@@ -1,1 +1,1 @@
-"""One file a stage: what each command does, from a spec to files in the store."""
+"""One file for each stage: what a command does, from a spec to files in the store."""

@@ -1,4 +1,4 @@
-"""Models to deploy: a fold as it is or with weights of one byte, or one depth of it as a stock or an ONNX model."""
+"""The stage `export`: a foldable model, also with int8 weights, or one depth as a stock or ONNX model."""
 
 import json
 import tempfile
@@ -32,17 +32,27 @@ ONE_DEPTH = ("unrolled", "onnx")
 
 
 def export_model(model: str, store: str, kind: str, out: str, depth: int | None = None) -> dict[str, Any]:
-    """Write a model into a new folder (or bucket prefix): `model`, `format`, `depths`, `files`, and their `bytes`.
+    """Write a model to a new folder or bucket prefix, with the provenance of its run in `export.json`.
 
-    seed: the fold, which stock transformers opens as its shallowest depth. unrolled: one depth, the deepest by
-    default, as a stock model. onnx: the CTC logits of one depth (see `foldray.models.onnx`). int8: the
-    fold, matrices and convolutions as one byte a weight. `export.json` says which training it came from. Raises
-    UserError for a folder that holds something else, an invalid depth, or `--depth` where it does not apply.
+    Args:
+        model: A run id in the store, a run or checkpoint URI, or a model folder.
+        store: The store that run ids refer to.
+        kind: `seed`: the foldable model, which stock transformers opens as its shallowest depth. `unrolled`: one depth
+            as a stock model. `onnx`: the CTC logits of one depth (`foldray.models.onnx`). `int8`: the foldable model
+            with one byte for each weight of matrices and convolutions.
+        out: The new folder.
+        depth: The depth of `unrolled` and `onnx`; the deepest by default.
+
+    Returns:
+        `model` (the folder), `format`, `depths`, `files` (bytes by name) and their `bytes`.
+
+    Raises:
+        UserError: The folder has other files, the depth is invalid, or `--depth` does not apply.
     """
     if kind not in FORMATS:
-        raise UserError("--format", f"'{kind}' is none of {', '.join(FORMATS)}")
+        raise UserError("--format", f"must be one of {', '.join(FORMATS)} (got '{kind}')")
     if depth is not None and kind not in ONE_DEPTH:
-        raise UserError("--depth", f"{kind} holds every depth; leave it out, or take --format unrolled or onnx")
+        raise UserError("--depth", f"{kind} contains every depth; leave --depth out, or use --format unrolled or onnx")
     if kind == "onnx":
         check_extra("onnx", "onnx", "onnxscript", where="--format", what="onnx")
     place = storage.absolute(out)
@@ -54,7 +64,7 @@ def export_model(model: str, store: str, kind: str, out: str, depth: int | None 
         raise _not_empty(out)  # before a model is loaded
     found = find_model(model, store)
     if kind == "int8" and stored_precision(found.uri) == "int8":
-        raise UserError(model, "has weights of one byte already")
+        raise UserError(model, "is an int8 export already; export the original model")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         depths = _write(found, folder, kind, depth)
@@ -65,14 +75,14 @@ def export_model(model: str, store: str, kind: str, out: str, depth: int | None 
 
 
 def _check_place(place: str, out: str, expected: set[str]) -> None:
-    """Refuse a folder with anything but what an export that was cut off left there. Raises UserError."""
+    """Raise UserError for a folder with files that are not of an interrupted export of the same kind."""
     if storage.list_folders(place) or set(storage.list_files(place)) - expected:
         raise _not_empty(out)
     storage.check_writable(place, "--out")
 
 
 def _exported(place: str) -> str:
-    """The format of an export, whole or cut off, that lies there; "" for none."""
+    """Return the format of the export in a folder, whole or interrupted; "" if there is none."""
     file = ModelFolder(place).export
     return str(storage.read_json(file).get("format")) if storage.exists(file) else ""
 
@@ -106,8 +116,8 @@ def _write(found: FoundModel, folder: Path, kind: str, depth: int | None) -> lis
 
 
 def _shrink(folder: Path) -> None:
-    """Put one file of int8 weights in the place of a model folder's weights and private parts."""
-    # What was saved, not the state dict: that names tied weights twice.
+    """Replace the weights and private parts of a model folder with one file of int8 weights."""
+    # From the saved files, because a state dict has tied weights twice.
     weights = [file for file in (folder / STOCK_FILE, folder / PRIVATE_FILE) if file.exists()]
     small = to_int8({name: tensor for file in weights for name, tensor in load_file(file).items()})
     save_file({name: tensor.contiguous() for name, tensor in small.items()}, folder / INT8_FILE)

@@ -1,4 +1,4 @@
-"""The stage `prepare`."""
+"""The stage `prepare`: from a raw corpus to shards, index, quarantine and manifest in the store."""
 
 from foldray import storage
 from foldray.config.corpus import BUILTIN_CORPUS, CorpusSpec
@@ -11,22 +11,33 @@ from foldray.storage.layout import PreparedCorpus, Store
 
 
 def prepare_stage(spec: RunSpec) -> tuple[str, Manifest]:
-    """The prepared corpus of a spec, made if it is not there: its URI and manifest."""
+    """Prepare the corpus of a spec unless it is prepared; return its URI and manifest."""
     return prepare_corpus(spec.corpus, spec.storage.root)
 
 
 def prepare_corpus(corpus: CorpusSpec, root: str) -> tuple[str, Manifest]:
-    """A corpus, prepared in the store `root` if it is not there: its URI and manifest."""
+    """Prepare a corpus in the store `root` unless it is prepared; return its URI and manifest."""
     return prepare_checked(checked_corpus(corpus, root), corpus, root)
 
 
 def checked_corpus(corpus: CorpusSpec, root: str) -> Corpus:
-    """The corpus behind a spec, after making sure that its prepared form could be written."""
+    """Find the raw corpus of a spec. Raises UserError if the store `root` is not writable."""
     storage.check_writable(storage.absolute(root), "storage.root")
     return find_corpus(corpus, root)
 
 
 def prepare_checked(found: Corpus, corpus: CorpusSpec, root: str, cpus: float = 1) -> tuple[str, Manifest]:
+    """Prepare a corpus that `checked_corpus` found and print what was kept and what was quarantined.
+
+    Args:
+        found: The raw corpus.
+        corpus: The spec's section.
+        root: The store.
+        cpus: Logical CPUs that a local Ray needs for the stages that follow.
+
+    Returns:
+        URI and manifest of the prepared corpus.
+    """
     from foldray.data.prepare import prepare
 
     builtin = corpus.path == BUILTIN_CORPUS
@@ -37,7 +48,7 @@ def prepare_checked(found: Corpus, corpus: CorpusSpec, root: str, cpus: float = 
         with counting("preparing") as on_progress:
             folder, manifest = prepare(found, corpus, root, cpus=cpus, on_progress=on_progress)
     except UserError as error:
-        # Not where the store itself refused or stayed away: asking it again would wait as long once more.
+        # Only for errors in the corpus: an unreachable store would be waited for a second time.
         prepared = Store(root).corpus(found.corpus_id)
         if error.where.startswith("corpus.") and storage.exists(prepared.quarantine):
             _show_quarantine(prepared)
@@ -53,12 +64,12 @@ def prepare_checked(found: Corpus, corpus: CorpusSpec, root: str, cpus: float = 
 
 
 def _show_quarantine(corpus: PreparedCorpus) -> None:
-    """The first few entries of the quarantine, so that nobody needs to open a table to see what is wrong."""
+    """Print the first entries of the quarantine."""
     entries = read_quarantine(corpus.uri)
     for entry in entries[:SHOWN]:
-        print_status(f"set aside {entry['source']}: {entry['reason']} ({entry['detail']})")
+        print_status(f"excluded  {entry['source']}: {entry['reason']} ({entry['detail']})")
     if len(entries) > SHOWN:
-        print_status(f"set aside {len(entries) - SHOWN} more: {corpus.quarantine}")
+        print_status(f"excluded  {len(entries) - SHOWN} more: {corpus.quarantine}")
 
 
 SHOWN = 5

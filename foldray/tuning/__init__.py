@@ -1,1 +1,1 @@
-"""Searching for the best fold on Ray Tune: trials are ordinary runs, chosen by Optuna, stopped early by ASHA."""
+"""Hyperparameter search on Ray Tune: trials are ordinary runs, suggested by Optuna and stopped early by ASHA."""

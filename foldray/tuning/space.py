@@ -1,4 +1,4 @@
-"""From a search section to the spec of a trial."""
+"""The search space: from the section `search` of a spec to the specs of its trials."""
 
 import itertools
 import json
@@ -12,11 +12,11 @@ from foldray.config.spec import RunSpec
 from foldray.errors import UserError
 
 Config = dict[str, Any]
-"""What a sampler drew, by field: numbers as they are, choices as JSON."""
+"""The values that a sampler drew, by field: numbers as they are, choices as JSON."""
 
 
 def suggest(search: SearchSpec, trial: Any) -> Config:
-    """Draw every field that applies from an Optuna trial."""
+    """Draw every field whose conditions hold from an Optuna trial."""
     drawn: Config = {}
     for name, domain in search.space.items():
         allowed = {other: [json.dumps(value) for value in values] for other, values in domain.when.items()}
@@ -33,7 +33,7 @@ def suggest(search: SearchSpec, trial: Any) -> Config:
 
 
 def grid_points(search: SearchSpec) -> list[Config]:
-    """Every combination of the grids' values, as many as there are trials; the sampler draws the other fields."""
+    """Return the combinations of the grids' values, at most one for each trial; the sampler draws the other fields."""
     grids = {name: domain.grid for name, domain in search.space.items() if domain.grid}
     if not grids:
         return []
@@ -42,25 +42,27 @@ def grid_points(search: SearchSpec) -> list[Config]:
 
 
 def points_left(search: SearchSpec, drawn: Sequence[Config]) -> list[Config]:
-    """The grids' points that no trial has drawn. One that was killed at its start may have left no record, so that
-    counting records would not do."""
+    """Return the grids' points that no trial has drawn yet.
+
+    Counting records would miss some: a trial that was killed at its start may have left none.
+    """
     return [point for point in grid_points(search) if not any(point.items() <= config.items() for config in drawn)]
 
 
 def sampler_of(search: SearchSpec) -> Any:
-    """Optuna's sampler."""
+    """Create the Optuna sampler of a search."""
     from optuna import samplers
 
     if search.sampler == "random":
         return samplers.RandomSampler(seed=search.seed)
     if search.sampler == "nsga2":
         return samplers.NSGAIISampler(seed=search.seed, population_size=max(4, search.trials // 4))
-    # By default ten trials are drawn at random, which is all that a small search has.
+    # Optuna draws the first ten trials at random by default: all of a small search.
     return samplers.TPESampler(seed=search.seed, n_startup_trials=min(10, max(3, search.trials // 3)))
 
 
 def overrides_of(search: SearchSpec, config: Config) -> list[str]:
-    """What was drawn as `key=value`; numbers as short as their domain allows, for people to read and repeat."""
+    """Return drawn values as `key=value`, numbers rounded as far as their domain allows so that they can be retyped."""
     return [
         f"{name}={_short(value, search.space[name]) if isinstance(value, float) else value}"
         for name, value in config.items()
@@ -68,7 +70,7 @@ def overrides_of(search: SearchSpec, config: Config) -> list[str]:
 
 
 def _short(value: float, domain: Domain) -> float:
-    """A number to a thousandth of its range (of itself, if drawn by its logarithm), and within it."""
+    """Round a number to a thousandth of its range (of itself if log-uniform), staying within the range."""
     low, high = domain.uniform or domain.loguniform or (value, value)
     scale = min(high - low, value) if domain.loguniform else high - low
     if not scale:
@@ -77,34 +79,37 @@ def _short(value: float, domain: Domain) -> float:
 
 
 def trial_spec(base: RunSpec, config: Config) -> RunSpec:
-    """The ordinary run that is a trial. Raises UserError where the drawn fields do not go together."""
+    """Return the spec of a trial's run. Raises UserError if the drawn values contradict each other."""
     assert base.search
     return override_spec(plain(base), overrides_of(base.search, config))
 
 
 def plain(base: RunSpec) -> RunSpec:
-    """A spec without its search."""
+    """Return a spec without its section `search`."""
     return base.model_copy(update={"search": None})
 
 
 def start_spec(base: RunSpec) -> RunSpec:
-    """The run whose seed all trials begin with."""
+    """Return the spec of the run whose trained seed all trials start from."""
     assert base.search
-    # It has the machine for itself: as many workers as all trials together.
+    # It runs alone, with as many workers as all concurrent trials together.
     workers = base.scale.most_workers * base.search.concurrent
     alone = plain(base).model_copy(update={"scale": base.scale.model_copy(update={"workers": workers})})
     return override_spec(alone, [f"{name}={json.dumps(value)}" for name, value in base.search.start.items()])
 
 
 def baseline_spec(base: RunSpec, depth: int) -> RunSpec:
-    """A model of one depth by itself, trained as long as a trial and the start before it."""
+    """Return the spec of an unfolded model of one depth, trained as long as a trial and the start before it."""
     values = plain(base).model_dump(mode="json")
     values["fold"] = {"num_layers": depth, "depths": [depth]}
     values["valid"]["depth"] = None
     if base.search and base.search.start:
         start = start_spec(base).optim
         if (start.epochs is None) != (base.optim.epochs is None):
-            raise UserError("search.start", "baselines train as long as trial and start: count both in epochs or steps")
+            raise UserError(
+                "search.start",
+                "baselines train as long as trial and start; give both in epochs or both in steps",
+            )
         for unit in ("epochs", "steps"):
             if values["optim"][unit] is not None and getattr(start, unit) is not None:
                 values["optim"][unit] += getattr(start, unit)

@@ -78,7 +78,7 @@ def test_a_cluster_that_is_not_there_is_one_line(
 ) -> None:
     """At once; Ray itself would be silent for over five minutes and raise then."""
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was asked"))
-    monkeypatch.setattr("foldray.runtime.ray.KNOCK_SECONDS", 0.5)
+    monkeypatch.setattr("foldray.runtime.ray.CONNECT_SECONDS", 0.5)
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
     code, out, err = call(capsys, "prepare", "an4", f"corpus.path={spoken}", f"storage.root={tmp_path}", "--json")
     assert code == 2
@@ -200,7 +200,7 @@ def test_evaluate_results_report_transcribe(
     code, _, err = call(capsys, "evaluate", "run", "--decoding", "joint", "--store", store)
     assert (code, err.splitlines()[-1]) == (2, "--decoding: joint needs a decoder, which ParakeetForCTC lacks; use ctc")
     code, _, err = call(capsys, "evaluate", "run", "--decoding", "magic", "--store", store)
-    assert (code, err.splitlines()[-1]) == (2, "--decoding: 'magic' is none of ctc, attention, joint")
+    assert (code, err.splitlines()[-1]) == (2, "--decoding: must be one of ctc, attention, joint (got 'magic')")
 
 
 def test_training_progress_says_loss_by_depth_speed_and_time_left(

@@ -231,15 +231,21 @@ def test_wrong_exports(capsys: pytest.CaptureFixture[str], finished: TrainJob, t
     before = {each: each.read_bytes() for each in Path(full).iterdir()}
     export_model("run", store, "int8", small)
     for arguments, problem in (
-        (["run", "--format", "tflite", "-o", new], "--format: 'tflite' is none of seed, unrolled, onnx, int8"),
+        (
+            ["run", "--format", "tflite", "-o", new],
+            "--format: must be one of seed, unrolled, onnx, int8 (got 'tflite')",
+        ),
         (["run", "--format", "seed", "-o", full], f"--out: {full} is not empty; name a new folder"),
         (["run", "--format", "seed", "-o", file], f"--out: {file} is a file; name a new folder"),
         (["run", "--format", "seed", "-o", f"{file}/below"], "--out: "),
         (["run", "--format", "unrolled", "-o", new, "--depth", "0"], "depth: depth 0 is shallower than the seed"),
-        (["run", "--format", "seed", "-o", new, "--depth", "2"], "--depth: seed holds every depth; leave it out"),
+        (
+            ["run", "--format", "seed", "-o", new, "--depth", "2"],
+            "--depth: seed contains every depth; leave --depth out",
+        ),
         (["run", "--format", "unrolled", "-o", new, "--depth", "1"], "depth: depth 1 is shallower than the seed"),
         (["nosuch", "--format", "seed", "-o", new], "nosuch: is neither a finished run nor a model folder"),
-        ([small, "--format", "int8", "-o", new], f"{small}: has weights of one byte already"),
+        ([small, "--format", "int8", "-o", new], f"{small}: is an int8 export already"),
     ):
         code, out, err = call(capsys, "export", *arguments, "--store", store)
         assert code == 2, err
