@@ -123,7 +123,7 @@ def _train(rank: int, spec: RunSpec, corpus: str, folder: str, ahead: bool) -> N
         for turn, (_, weight) in enumerate(step):
             inputs, frames_B, labels_BU, num_labels_B = next(loaded)
             alone = contextlib.nullcontext() if workers == 1 or turn + 1 == len(step) else net.no_sync()
-            with alone, renorm.listening(frames_B, weight):
+            with alone, renorm.observing(frames_B, weight):
                 logits_PBTV = net(**inputs).logits.unflatten(0, (len(spec.fold.depths), -1))
                 labels = (frames_B, labels_BU, num_labels_B)
                 loss = joint_loss(logits_PBTV, *labels, count, alpha=spec.loss.alpha, beta=spec.loss.beta)

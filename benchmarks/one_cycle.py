@@ -109,7 +109,7 @@ def _step(model: nn.Module, plan: FoldPlan) -> Callable[[], None]:
 
     def run() -> None:
         beta = 0.3 if len(plan.depths) > 1 else 0.0
-        with renorm.listening(frames_B, 1.0):
+        with renorm.observing(frames_B, 1.0):
             logits_NTV = model(input_features=features_BTM, attention_mask=mask_BT).logits
             logits_PBTV = logits_NTV.unflatten(0, (len(plan.depths), BATCH))
             joint_loss(logits_PBTV, frames_B, labels_BU, lengths_B, counts, alpha=0.5, beta=beta).total.backward()

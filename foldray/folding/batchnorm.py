@@ -1,10 +1,10 @@
-"""BatchNorm where a block runs several times: an affine map, the same for every depth, batch and worker.
+"""BatchNorm for blocks that run several times: an affine map, the same for every depth, batch and worker.
 
-Batch statistics would mix the depths and make padding and the number of workers change what a model says, so
-statistics are moving ones, as at inference. Training from scratch needs more than that: without the gradient through a
-batch's own mean, what all frames have in common drowns what tells them apart, and deep stacks stay on CTC's plateau. So
-there the norm begins with each batch's own statistics and goes over to the moving ones, with the gradient of the
-former throughout: Batch Renormalization (Ioffe, arXiv 1702.03275), by shares instead of limits.
+Batch statistics would mix the depths and make outputs depend on padding and on the number of workers, so the norm uses
+moving statistics, as in inference. Training from scratch needs more: without the gradient through the batch's own mean,
+what all frames have in common drowns what distinguishes them, and deep stacks stay on CTC's plateau. There the norm
+starts with each batch's own statistics and moves over to the moving ones, always with the gradient of the former:
+Batch Renormalization (Ioffe, arXiv 1702.03275), with a mixing share instead of limits.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,25 +14,29 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-Settled = TypeVar("Settled", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class FixedBatchNorm(nn.BatchNorm1d):
-    """A BatchNorm that normalises by its moving statistics, in training too; its scale and shift learn.
+    """A BatchNorm that normalises by its moving statistics, in training too; scale and shift are trained.
 
-    told: while a model is trained from scratch, what its norms are told; None: the statistics never move.
+    Attributes:
+        context: The current pass while a model is trained from scratch; None if the statistics never change.
     """
 
-    told: "Told | None" = None
+    context: "NormContext | None" = None
 
     @property
-    def normalises_by(self) -> nn.Module:
-        """The holder of the statistics: running_mean, running_var, num_batches_tracked; and, where they move, seen_3C,
-        the frames, sums and sums of squares since they did."""
+    def active_statistics(self) -> nn.Module:
+        """The module with the statistics of the running use.
+
+        They are running_mean, running_var and num_batches_tracked, and while they are updated `seen_3C`: frames, sums
+        and sums of squares since the last update.
+        """
         return self
 
     def holders(self) -> "list[nn.Module]":
-        """All that hold statistics of this norm: itself, and repeated uses of it that have their own."""
+        """List the modules with statistics of this norm: itself, and repeated uses with private statistics."""
         return [self, *(own for own in self.modules() if own is not self and hasattr(own, "running_mean"))]
 
     def train(self, mode: bool = True) -> "FixedBatchNorm":  # noqa: ARG002
@@ -41,13 +45,13 @@ class FixedBatchNorm(nn.BatchNorm1d):
         return self
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, T) in and out."""
-        told, by = self.told, cast(Any, self.normalises_by)
-        if told is None or told.frames_B is None:
+        """Normalise (B, C, T)."""
+        context, by = self.context, cast(Any, self.active_statistics)
+        if context is None or context.frames_B is None:
             return nn.functional.batch_norm(
                 input, by.running_mean, by.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
-        return self._renormalise(input, by, told.share, told.weight, told.frames_B)
+        return self._renormalise(input, by, context.share, context.weight, context.frames_B)
 
     def _renormalise(self, hidden_BCT: Tensor, by: Any, share: Tensor, weight: Tensor, frames_B: Tensor) -> Tensor:
         wide_BCT = hidden_BCT.float()
@@ -71,17 +75,16 @@ class FixedBatchNorm(nn.BatchNorm1d):
 
 
 def make_stock(model: nn.Module) -> None:
-    """Turn every norm into the stock BatchNorm that it is at inference, in place."""
+    """Turn every fixed norm back into a stock BatchNorm, in place."""
     for module in model.modules():
         if type(module) is FixedBatchNorm:
-            if module.told is not None:
-                del module.told, module.seen_3C
+            if module.context is not None:
+                del module.context, module.seen_3C
             module.__class__ = nn.BatchNorm1d  # type: ignore[assignment]
 
 
-def settle(model: Settled) -> Settled:
-    """Let every BatchNorm normalise by its moving statistics, in place: those it was loaded with, until `Renorm`s move
-    them."""
+def fix_statistics(model: ModuleT) -> ModuleT:
+    """Make every BatchNorm use its moving statistics in training too, in place; only a `Renorm` updates them."""
     for module in model.modules():
         if type(module) is nn.BatchNorm1d:
             module.__class__ = FixedBatchNorm
@@ -89,9 +92,9 @@ def settle(model: Settled) -> Settled:
     return model
 
 
-def _rest_biases(model: nn.Module) -> None:
-    """Stop the training of biases that a norm takes away again: their gradient is rounding alone, of which AdamW would
-    make steps, other ones for another number of workers."""
+def _freeze_biases_before_norms(model: nn.Module) -> None:
+    """Freeze biases that a norm subtracts again: their gradient is rounding noise, which AdamW would scale up to steps
+    that differ with the number of workers."""
     for module in model.modules():
         if any(isinstance(child, FixedBatchNorm) for child in module.children()):
             convolution = getattr(module, "depthwise_conv", None)
@@ -99,10 +102,16 @@ def _rest_biases(model: nn.Module) -> None:
                 convolution.bias.requires_grad_(False)
 
 
-class Told:
-    """What all norms of a model are told of a forward pass: how much moving statistics count, what its frames count
-    for, and how many of each utterance are no padding. Tensors, which a compiled block takes as they come; numbers
-    would be compiled in."""
+class NormContext:
+    """Per-pass context shared by all norms of a model.
+
+    Tensors, because torch.compile would compile numbers in.
+
+    Attributes:
+        share: Weight of the moving statistics in the normalisation, 0 to 1.
+        weight: Weight of this pass's frames in the statistics.
+        frames_B: Valid frames of each utterance; None outside a pass.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.share = torch.zeros((), device=device)
@@ -111,49 +120,64 @@ class Told:
 
 
 class Renorm:
-    """What moves the statistics of the BatchNorms of a model that is trained from scratch.
+    """Updates the BatchNorm statistics of a model that is trained from scratch.
 
-    share: how much the moving statistics count in the normalisation, beside the batch's own; from 0, where training
-    begins, to 1, where the norm is the map that it is at inference. Set it before each step, `move` after it. Comes
-    before the optimiser: biases right before a norm are not trained.
+    Set `share` before each optimiser step and call `move` after it. Create it before the optimiser: biases right
+    before a norm are frozen.
+
+    Attributes:
+        share: Weight of the moving statistics in the normalisation: 0 uses the batch's own, as at the start of
+            training, 1 the moving ones, as in inference.
+
+    Example:
+        >>> renorm = Renorm(model, device)
+        >>> renorm.share = 0.5
+        >>> with renorm.observing(frames_B, weight=1.0):
+        ...     loss(model(**inputs)).backward()
+        >>> renorm.move()
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._norms = [module for module in model.modules() if isinstance(module, FixedBatchNorm)]
-        _rest_biases(model)
-        self._told = Told(device)
+        _freeze_biases_before_norms(model)
+        self._context = NormContext(device)
         self._moving: list[tuple[FixedBatchNorm, Any]] = []
         for norm in self._norms:
-            norm.told = self._told
+            norm.context = self._context
             for by in norm.holders():
                 by.seen_3C = torch.zeros(3, norm.num_features, device=device, dtype=torch.float64)
                 self._moving.append((norm, by))
 
     @property
     def share(self) -> float:
-        """How much the moving statistics count in the steps that follow."""
-        return float(self._told.share)
+        """Weight of the moving statistics in the following steps."""
+        return float(self._context.share)
 
     @share.setter
     def share(self, share: float) -> None:
-        self._told.share.fill_(share)
+        self._context.share.fill_(share)
 
     @contextmanager
-    def listening(self, frames_B: Tensor, weight: float) -> Iterator[None]:
-        """A forward pass and its backward, of so many valid frames an utterance; at weight 0 none of them counts."""
-        self._told.frames_B = frames_B
-        self._told.weight.fill_(weight)
+    def observing(self, frames_B: Tensor, weight: float) -> Iterator[None]:
+        """Enclose a forward pass and its backward.
+
+        Args:
+            frames_B: Valid frames of each utterance.
+            weight: Weight of these frames in the statistics; 0 ignores them.
+        """
+        self._context.frames_B = frames_B
+        self._context.weight.fill_(weight)
         try:
             yield
         finally:
-            self._told.frames_B = None
+            self._context.frames_B = None
 
     @torch.no_grad()
     def move(self, add_up: Callable[[Tensor], object] | None = None) -> None:
-        """After a step: move all statistics towards those of its frames, by the norm's momentum, or as much as in the
-        mean of all steps where that is more.
+        """Update all statistics after a step, by each norm's momentum, or at first by the mean of all steps so far.
 
-        add_up: adds a tensor up over all workers, in place; None: there is but one.
+        Args:
+            add_up: Sums a tensor over all workers, in place; None for a single worker.
         """
         if not self._norms:
             return
@@ -164,9 +188,9 @@ class Renorm:
         for (norm, by), part in zip(self._moving, parts, strict=True):
             count_C, total_C, squares_C = part.view_as(by.seen_3C)
             by.seen_3C.zero_()
-            heard = count_C[0] > 0  # a step's depths may leave a layer out
-            by.num_batches_tracked += heard
-            momentum = heard * by.num_batches_tracked.to(by.running_mean).reciprocal().clamp(norm.momentum, 1.0)
+            has_frames = count_C[0] > 0  # a step's depths may leave a layer out
+            by.num_batches_tracked += has_frames
+            momentum = has_frames * by.num_batches_tracked.to(by.running_mean).reciprocal().clamp(norm.momentum, 1.0)
             mean_C = total_C / count_C.clamp(min=1)
             variance_C = squares_C / count_C.clamp(min=1) - mean_C.square()
             by.running_mean.lerp_(mean_C.to(by.running_mean), momentum)

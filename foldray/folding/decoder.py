@@ -1,4 +1,4 @@
-"""Decoders behind a folded encoder, which is as many times as long on the batch axis as depths run."""
+"""Stock decoders on a folded encoder, whose batch axis holds every depth that runs."""
 
 from typing import Any
 
@@ -7,16 +7,15 @@ from torch import nn
 from foldray.errors import UserError
 
 PER_UTTERANCE = ("input_ids", "attention_mask", "encoder_attention_mask", "inputs_embeds", "position_ids")
-"""What a decoder is given for each utterance; the encoder's states are there for each depth as well."""
+"""Decoder arguments with one row per utterance; the encoder's states have one per utterance and depth."""
 
 
 def repeat_for_depths(decoder: nn.Module) -> None:
-    """From now on give a stock decoder what it gets for each utterance once for every depth that the encoder ran."""
+    """Repeat a decoder's per-utterance inputs for each depth that the encoder runs, from now on."""
     decoder.register_forward_pre_hook(_repeat, with_kwargs=True)
 
 
 def _repeat(_decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Give the decoder its inputs once for every depth that the encoder has run."""
     states, given = kwargs.get("encoder_hidden_states"), kwargs.get("input_ids")
     given = kwargs.get("inputs_embeds") if given is None else given
     if states is None or given is None or len(states) == len(given):

@@ -1,13 +1,13 @@
-"""Private parts: what each repeated use of a physical layer has for itself.
+"""Private parts: parameters that each repeated use of a physical layer has for itself.
 
 Every private part is a function of a stock module's own tensors: a norm's scale and shift, or a
 BatchNorm's statistics, are replaced, a projection gets a low-rank term, a branch's last projection
-is scaled and shifted. So the tensors of any (layer, use) can be written out as a stock module's, and
-a folded model computes with exactly those: no difference to an unrolled copy, and none to the seed
-while the parts are fresh.
+is scaled and shifted. So the tensors of any (layer, use) can be written as those of a stock module, and
+a folded model computes with exactly these tensors: it equals an unrolled copy, and the seed until the
+parts are trained.
 
-The class of a stock module is swapped for one whose `weight` and `bias` are those of the running
-use. The parameters keep their stock names; private ones stand beside them as `private.<use>.<part>`.
+A stock module's class is replaced by one whose `weight` and `bias` are those of the running use. Its
+parameters keep their stock names; private ones are added as `private.<use>.<part>`.
 """
 
 import functools
@@ -19,50 +19,49 @@ from torch import Tensor, nn
 from foldray.folding.block_shape import BlockShape, Norm, Projection
 from foldray.folding.plan import Private
 
-"""The file of private parts beside a model's weights."""
+"""The file of private parts in a model folder."""
 USE = "fold_use"
-"""Keyword by which the stack tells a block its use. It travels with the call of `forward`, so that
-activation checkpointing, which runs that again during backward, runs it as the same use; a hook
-would be left out there."""
+"""Keyword in which the stack passes a block its use. It is an argument of `forward`, so that activation
+checkpointing, which calls `forward` again in backward, runs the same use; a hook would not run there."""
 
 SEED_USE = "0"
 
 NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.GroupNorm, nn.RMSNorm)
 
 
-class _Use:
-    """Which use of a block is running; shared by the private modules of that block.
+class RunningUse:
+    """The use of a block that is running; shared by the private modules of that block.
 
-    A text, because torch.compile takes a number for one that may be any, and then can't look its parts up.
+    A string: torch.compile treats ints as dynamic and then can't look up the parts by them.
     """
 
     number = SEED_USE
 
 
 class PrivateModule(nn.Module):
-    """What a stock module with private parts is besides. `weight` and `bias` are those of the running use."""
+    """Mixin for a stock module that has private parameters; `weight` and `bias` are those of the running use."""
 
     stock: type[nn.Module]
     private: nn.ModuleDict
-    running: _Use
+    running: RunningUse
 
     @property
     def weight(self) -> Tensor | None:
-        """The stock weight at use 0, this use's own else."""
+        """The weight of the running use; at use 0 the stock one."""
         return self.at_use("weight", self.running.number)
 
     @property
     def bias(self) -> Tensor | None:
-        """The stock bias at use 0, this use's own else."""
+        """The bias of the running use; at use 0 the stock one."""
         return self.at_use("bias", self.running.number)
 
     @property
-    def normalises_by(self) -> nn.Module:
-        """The holder of the statistics by which a BatchNorm normalises at the running use."""
+    def active_statistics(self) -> nn.Module:
+        """The module with a BatchNorm's statistics for the running use."""
         return self.statistics_of(self.running.number)
 
     def statistics_of(self, use: str) -> nn.Module:
-        """The holder of a BatchNorm's statistics at one use: the norm itself, or that use's own."""
+        """Return the module with a BatchNorm's statistics for one use: the norm itself, or that use's parts."""
         own = None if use == SEED_USE else self.private[use]
         return self if own is None or "running_mean" not in own._buffers else own
 
@@ -70,14 +69,14 @@ class PrivateModule(nn.Module):
         return _blank, (PrivateModule, self.stock), self.__getstate__()  # type: ignore[no-untyped-call]
 
     def at_use(self, name: str, use: str) -> Tensor | None:
-        """`weight` or `bias` of one use; None where the module has none."""
+        """Return `weight` or `bias` of one use; None if the module has none."""
         stock = self._parameters.get(name)
         if stock is None or use == SEED_USE:
             return stock
         parts: dict[str, Any] = self.private[use]._parameters
         tensor: Tensor = parts.get(name, stock)
         if name == "weight" and "lora_a" in parts:
-            # Merged, not applied beside: one more product of small matrices, and equal to the unrolled model.
+            # Merged, not applied in parallel: one more product of small matrices, and equal to the unrolled model.
             tensor = tensor + (parts["lora_b"] @ parts["lora_a"]).view_as(tensor)
         if "scale" in parts:
             tensor = tensor * (1 + parts["scale"]).view(-1, *[1] * (tensor.ndim - 1))
@@ -92,10 +91,10 @@ class PrivateModule(nn.Module):
 
 
 class PrivateBlock(nn.Module):
-    """What a stock block with private modules is besides."""
+    """Mixin for a stock block that contains private modules."""
 
     stock: type[nn.Module]
-    running: _Use
+    running: RunningUse
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _blank, (PrivateBlock, self.stock), self.__getstate__()  # type: ignore[no-untyped-call]
@@ -116,7 +115,7 @@ def _own_class(kind: Any, stock: Any) -> Any:
 
 
 def _blank(kind: Any, stock: Any) -> Any:
-    """An empty module of a class made here, which pickle and deepcopy can't find by its name."""
+    """An empty module of a class created here, which pickle and deepcopy can't find by its name."""
     own = _own_class(kind, stock)
     return own.__new__(own)
 
@@ -148,7 +147,7 @@ def add_private_parts(block: nn.Module, private: Private, uses: int) -> None:
     """Give a block private parts for its uses 1 to `uses` - 1; they have no effect before they are trained."""
     if not private or uses < 2:
         return
-    running = _Use()
+    running = RunningUse()
     for path, module in list(block.named_modules()):
         parts = [
             _Parts(_fresh_parts(path, module, private), _fresh_statistics(module, private)) for _ in range(1, uses)
@@ -204,19 +203,19 @@ def _like(module: Any, *shape: int) -> Tensor:
 
 
 def is_projection(module: nn.Module) -> bool:
-    """Whether a module is a matrix product: linear, or a convolution over single frames."""
+    """Whether a module is a matrix product: a linear layer, or a convolution over single frames."""
     pointwise = isinstance(module, nn.Conv1d) and module.kernel_size == (1,) and module.groups == 1
     return isinstance(module, nn.Linear) or pointwise
 
 
 def private_modules(module: nn.Module) -> list[PrivateModule]:
-    """The modules in `module` that have private parts."""
+    """List the modules in `module` that have private parts."""
     return [each for each in module.modules() if isinstance(each, PrivateModule)]
 
 
 @torch.no_grad()
-def settle_use(block: nn.Module, use: int) -> None:
-    """Turn a copy of a block into the stock block that it is at one use, in place."""
+def merge_private(block: nn.Module, use: int) -> None:
+    """Merge the private parts of one use into a copy of a block, in place; it becomes a stock block."""
     for module in private_modules(block):
         chosen = str(min(use, len(module.private)))
         tensors = {name: module.at_use(name, chosen) for name in ("weight", "bias")}
@@ -232,7 +231,7 @@ def settle_use(block: nn.Module, use: int) -> None:
 
 
 def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A folded model's state dict as the stock one of its seed, and the private parts."""
+    """Split a folded model's state dict into that of its stock seed, and the private parts."""
     own = {key: tensor for key, tensor in state.items() if is_private_key(key)}
     return {key: tensor for key, tensor in state.items() if key not in own}, own
 

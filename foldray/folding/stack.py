@@ -17,7 +17,7 @@ from foldray.folding.private import USE, add_private_parts, block_shape
 
 
 def check_layers(blocks: Sequence[nn.Module], plan: FoldPlan) -> None:
-    """Raise ValueError, naming the field, if a plan does not fit the blocks it is to fold."""
+    """Check that a plan fits the blocks. Raises ValueError naming the field."""
     if len(blocks) != plan.num_layers:
         raise ValueError(f"num_layers: the plan folds {plan.num_layers} layers, the model has {len(blocks)}")
     block_shape(blocks[0]).check(plan.private, is_repeated=max(plan.uses()) > 1)
@@ -27,8 +27,19 @@ class FoldedStack(nn.ModuleList):
     """Physical layers under their stock names ("0", "1", …), run along the paths of a plan.
 
     Because the names are the stock ones, the state dict of a folded model without its private parts
-    is a valid stock checkpoint of its seed. `run_depths` chooses which depths a forward pass runs;
-    all by default. carried: the keyword in which blocks hand something on besides the hidden states.
+    is a valid stock checkpoint of its seed.
+
+    Args:
+        layers: The stock blocks.
+        plan: The fold plan.
+        carried: Keyword in which blocks pass something on besides the hidden states (WavLM's position bias).
+
+    Attributes:
+        run_depths: The depths that a forward pass runs; all planned ones by default.
+        keep_output: Whether to keep the last hidden states for `take_output`.
+
+    Raises:
+        ValueError: The plan does not fit the blocks; names the field.
     """
 
     def __init__(self, layers: Iterable[nn.Module], plan: FoldPlan, carried: str | None = None) -> None:
@@ -55,11 +66,15 @@ class FoldedStack(nn.ModuleList):
         return [self[i] for i in range(len(self))]
 
     def forward(self, hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run each depth of `run_depths`; a prefix that two paths share is computed once.
+        """Run each depth of `run_depths`; a prefix that several paths share is computed once.
 
-        hidden_BTD: (B, T, D). Returns (P*B, T, D): all of the first depth's utterances, then the
-        next depth's; and what the blocks carry, where they do. Further arguments (masks, positions)
-        go to every block as they are. Where `keep_output` asks, `take_output` gives the states again.
+        Args:
+            hidden_BTD: Input states (B, T, D).
+            args, kwargs: Masks, positions and so on, passed to every block.
+
+        Returns:
+            States (P*B, T, D): all utterances at the first depth, then all at the next. With `carried`, a pair of
+            them and the carried value.
         """
         paths = [self.plan.path(depth) for depth in self.run_depths]
         reached: dict[tuple[int, ...], tuple[Tensor, Any]] = {(): (hidden_BTD, kwargs.get(self._carried or ""))}
@@ -70,7 +85,7 @@ class FoldedStack(nn.ModuleList):
                 if prefix not in reached:
                     reached[prefix] = self._advance(prefix, reached[prefix[:-1]], args, kwargs)
             ends.append(reached[path])
-            # Only what a later path starts from stays, so that inference holds few activations.
+            # Keep only states that a later path starts from, so that inference holds few activations.
             later = paths[i + 1 :]
             reached = {
                 prefix: state
@@ -82,7 +97,7 @@ class FoldedStack(nn.ModuleList):
         return (hidden_NTD, ends[-1][1]) if self._carried else hidden_NTD
 
     def take_output(self) -> Tensor:
-        """The stacked states of the last forward pass, (P*B, T, D), once: they hold its whole graph."""
+        """Return the states of the last forward pass, (P*B, T, D), and forget them: they hold its whole graph."""
         assert self._output is not None
         output, self._output = self._output, None
         return output
@@ -94,7 +109,7 @@ class FoldedStack(nn.ModuleList):
         layer = prefix[-1]
         hidden_BTD, carried = state
         if self.plan.private and self._uses[layer] > 1:
-            # A depth deeper than the trained ones has no parts for its further uses: the last ones serve.
+            # A depth deeper than the trained ones has no parts for its further uses: it runs the last ones.
             kwargs = {**kwargs, USE: str(min(prefix[:-1].count(layer), self._uses[layer] - 1))}
         if self._carried is None:
             return self[layer](hidden_BTD, *args, **kwargs), None

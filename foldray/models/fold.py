@@ -9,10 +9,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from foldray.errors import UserError
-from foldray.folding.batchnorm import make_stock, settle
+from foldray.folding.batchnorm import fix_statistics, make_stock
 from foldray.folding.decoder import decode_once, repeat_for_depths
 from foldray.folding.plan import FoldPlan
-from foldray.folding.private import settle_use
+from foldray.folding.private import merge_private
 from foldray.folding.stack import FoldedStack, check_layers
 from foldray.models.families import Family, family_of
 
@@ -35,13 +35,13 @@ def fold(model: PreTrainedModel, plan: FoldPlan) -> PreTrainedModel:
         raise ValueError("the model is folded already; unroll() it first")
     _refuse_layout(model, family, plan)
     check_layers(list(encoder.layers), plan)  # before anything is changed
-    settle(model)
+    fix_statistics(model)
     encoder.layers = FoldedStack(encoder.layers, plan, family.carried)
     for holder in (encoder_config(model), encoder):
         for name in ("layerdrop", "encoder_layerdrop"):
             if hasattr(holder, name):
                 setattr(holder, name, 0.0)
-    _rest_unused(model, family)
+    _freeze_unused(model, family)
     if family.decoder:
         repeat_for_depths(model.get_submodule(family.decoder))
     return model
@@ -75,7 +75,7 @@ def _unrolled_blocks(stack: FoldedStack, depth: int, family: Family) -> list[nn.
     blocks = []
     for position, layer in enumerate(path):
         block = copy.deepcopy(stack.physical_layers()[layer])
-        settle_use(block, path[:position].count(layer))
+        merge_private(block, path[:position].count(layer))
         for name in family.first_block_only if position else ():
             parent, _, child = name.rpartition(".")
             if hasattr(block.get_submodule(parent), child):
@@ -109,7 +109,7 @@ def _path(plan: FoldPlan, depth: int) -> tuple[int, ...]:
         raise UserError("depth", f"{error.args[0]} (trained: {trained})") from None
 
 
-def _rest_unused(model: PreTrainedModel, family: Family) -> None:
+def _freeze_unused(model: PreTrainedModel, family: Family) -> None:
     """Stop training what no forward pass reaches: DDP refuses unused parameters.
 
     The vector that masked frames get is one of them where no frame is masked.

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from foldray import storage
 from foldray.config.model import ModelSpec
 from foldray.errors import UserError
-from foldray.folding.batchnorm import settle
+from foldray.folding.batchnorm import fix_statistics
 from foldray.folding.plan import FoldPlan
 from foldray.models.families import FAMILIES, Family, family_of, family_of_config
 from foldray.models.fold import encoder_config, fold, stack_of
@@ -86,7 +86,7 @@ def _fold_deeper(
         fold(model, plan)
     if method == "svd":
         fit_private(stack_of(model), kept or sources)
-    return model, [settle(block) for block in kept]
+    return model, [fix_statistics(block) for block in kept]
 
 
 @torch.no_grad()

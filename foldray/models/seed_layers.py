@@ -12,7 +12,7 @@ from foldray.folding.private import PrivateModule, is_projection
 from foldray.folding.stack import FoldedStack
 
 Method = Literal["stepwise", "first", "average", "svd"]
-Place = tuple[int, int]
+LayerUse = tuple[int, int]
 """A physical layer and a use of it."""
 
 
@@ -29,7 +29,7 @@ def seed_layers(available: int, num_layers: int, method: Literal["stepwise", "fi
     return [round(i * (available - 1) / (num_layers - 1)) for i in range(num_layers)]
 
 
-def sources_of(plan: FoldPlan, available: int) -> dict[Place, int]:
+def sources_of(plan: FoldPlan, available: int) -> dict[LayerUse, int]:
     """Which layer of a model with `available` layers each (layer, use) stands for: the one at its place on the path.
 
     Raises ValueError where the plan has no path of that depth.

@@ -173,7 +173,7 @@ class Cycle:
 
     def _backward(self, batch: Batch, counts: StepCounts, progress: float, weight: float, *, last: bool) -> Tensor:
         """Add one micro-batch's gradients; returns its share of the parts of the loss, (L, P)."""
-        renormed = self._renorm.listening(batch.frames_B, weight) if self._renorm else nullcontext()
+        renormed = self._renorm.observing(batch.frames_B, weight) if self._renorm else nullcontext()
         with accumulating(self._model, last=last), renormed:
             with torch.autocast(self._worker.device.type, self._dtype, enabled=self._dtype is not None):
                 output = self._model(**batch.inputs)

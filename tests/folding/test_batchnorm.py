@@ -17,7 +17,7 @@ from foldray.config.recipes import load_recipe
 from foldray.config.training import OptimSpec
 from foldray.data.manifest import Manifest
 from foldray.errors import UserError
-from foldray.folding.batchnorm import FixedBatchNorm, Renorm, settle
+from foldray.folding.batchnorm import FixedBatchNorm, Renorm, fix_statistics
 from foldray.folding.plan import Private
 from foldray.models.count import count_parameters
 from foldray.models.fold import stack_of
@@ -61,11 +61,11 @@ def valid_frames(batch_BCT: Tensor) -> Tensor:
 
 def renormed(share: float, frames: int = 7) -> tuple[Renorm, FixedBatchNorm, Tensor, Tensor]:
     """A norm at a share, its output's valid frames, and the gradient of a loss in its input's."""
-    norm = settle(nn.Sequential(some_norm()))
+    norm = fix_statistics(nn.Sequential(some_norm()))
     renorm = Renorm(norm, torch.device("cpu"))
     renorm.share = share
     batch_BCT = some_batch(frames)
-    with renorm.listening(FRAMES_B, 1.0):
+    with renorm.observing(FRAMES_B, 1.0):
         output_1CN = valid_frames(norm(batch_BCT))
         (output_1CN * torch.arange(output_1CN.numel()).view_as(output_1CN).sin()).sum().backward()
     assert batch_BCT.grad is not None
@@ -98,16 +98,16 @@ def test_padding_counts_for_nothing(share: float) -> None:
     tight, loose = renormed(share), renormed(share, frames=21)
     for ours, theirs in zip(tight[2:], loose[2:], strict=True):
         torch.testing.assert_close(ours, theirs)
-    ours, theirs = (each[1].normalises_by.seen_3C.float() for each in (tight, loose))
+    ours, theirs = (each[1].active_statistics.seen_3C.float() for each in (tight, loose))
     torch.testing.assert_close(ours, theirs)
 
 
 def test_statistics_move_by_what_a_step_has_heard() -> None:
     renorm, norm, *_ = renormed(0.0)
     heard = [some_batch(), some_batch() * 2 + 1]
-    with renorm.listening(FRAMES_B, 1.0):
+    with renorm.observing(FRAMES_B, 1.0):
         norm(heard[1])
-    with renorm.listening(FRAMES_B, 0.0):  # a worker without a batch of its own
+    with renorm.observing(FRAMES_B, 0.0):  # a worker without a batch of its own
         norm(some_batch() * 100)
     frames = torch.cat([*(valid_frames(each) for each in heard), torch.tensor([[1.0, 3.0]]).expand(1, 4, 2)], 2)[
         0
@@ -118,7 +118,7 @@ def test_statistics_move_by_what_a_step_has_heard() -> None:
     torch.testing.assert_close(norm.running_var, frames.var(1, correction=0))
     before = norm.running_mean.clone()
     for step in range(2, 14):
-        with renorm.listening(FRAMES_B, 1.0):
+        with renorm.observing(FRAMES_B, 1.0):
             norm(heard[0])
         renorm.move()
         share = max(0.1, 1 / step)
@@ -169,7 +169,7 @@ def test_training_goes_over_from_one_to_the_other(prepared: tuple[str, Manifest]
         renorm: trained_with(prepared, tmp_path / str(i), renorm).model
         for i, renorm in enumerate([(0.0, 0.0), (1.0, 1.0), (0.1, 0.3)])
     }
-    shares = [norms_of(model)[0].told.share.item() for model in ways.values()]
+    shares = [norms_of(model)[0].context.share.item() for model in ways.values()]
     assert shares == [1.0, 0.0, 1.0]
     moving, own, _ = (model.state_dict() for model in ways.values())
     key = "encoder.layers.0.conv.pointwise_conv1.weight"
@@ -184,16 +184,16 @@ def test_in_the_end_training_sees_what_inference_sees(prepared: tuple[str, Manif
     """With moving statistics alone, the losses of a step are those of the same weights in evaluation."""
     job = job_for("parakeet", prepared, tmp_path, steps=6, renorm=(0.0, 0.0))
     model = train_model(job, Worker()).model
-    told = norms_of(model)[0].told
+    context = norms_of(model)[0].context
     features = torch.randn(2, 200, 40, generator=torch.Generator().manual_seed(0))
     inputs = {"input_features": features, "attention_mask": torch.ones(2, 200, dtype=torch.long)}
     model.eval()
     with torch.no_grad():
         said = model(**inputs).logits
-    told.frames_B = torch.tensor([50, 50])
+    context.frames_B = torch.tensor([50, 50])
     torch.testing.assert_close(model(**inputs).logits, said, rtol=1e-4, atol=1e-5)
     stock = unroll(model, 4)
-    assert not any(hasattr(module, "told") for module in stock.modules())
+    assert not any(hasattr(module, "context") for module in stock.modules())
 
 
 def test_averaged_weights_come_with_averaged_statistics(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
@@ -251,9 +251,11 @@ def test_statistics_become_those_of_what_each_use_hears(prepared: tuple[str, Man
     heard: dict[int, list[tuple[str, Tensor]]] = {}
 
     def listen(norm: FixedBatchNorm, inputs: tuple[Tensor]) -> None:
-        told = norm.told
-        if told is not None and told.frames_B is not None and told.weight:
-            frames = [each[:, :count] for each, count in zip(inputs[0].detach(), told.frames_B.tolist(), strict=True)]
+        context = norm.context
+        if context is not None and context.frames_B is not None and context.weight:
+            frames = [
+                each[:, :count] for each, count in zip(inputs[0].detach(), context.frames_B.tolist(), strict=True)
+            ]
             heard.setdefault(id(norm), []).append((norm.running.number, torch.cat(frames, 1)))  # type: ignore[operator]
 
     handle = nn.modules.module.register_module_forward_pre_hook(
@@ -334,7 +336,7 @@ def test_a_run_that_never_moved_its_statistics_goes_on_so(prepared: tuple[str, M
         with pytest.raises(ZeroDivisionError):
             train_model(job, Worker(), Surroundings(lambda record: record["step"] // (record["step"] < 5)))
     model = train_model(job, Worker()).model
-    assert all(norm.told is None and not norm.running_mean.any() for norm in norms_of(model))
+    assert all(norm.context is None and not norm.running_mean.any() for norm in norms_of(model))
 
 
 def test_adapters_go_with_pretrained_weights_only(prepared: tuple[str, Manifest], tmp_path: Path) -> None:

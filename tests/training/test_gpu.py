@@ -241,7 +241,7 @@ def test_a_full_batch_of_each_recipe_fits(name: str, prepared: tuple[str, Manife
     renorm = Renorm(model, GPU)
     optimizer = torch.optim.AdamW(model.parameters())
     for _ in range(2):
-        with renorm.listening(batch.frames_B, 1.0):
+        with renorm.observing(batch.frames_B, 1.0):
             with torch.autocast("cuda", dtype, enabled=dtype is not None):
                 output = model(**batch.inputs)
             objective(output, batch, counts, 0.5)[0].backward()
