@@ -1,7 +1,7 @@
 """From a model's outputs to text."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,11 @@ from foldray.data.audio import BadAudioError
 from foldray.data.audio import decode as decode_audio
 from foldray.errors import UserError
 from foldray.evaluation.beam_search import attention_decode, ctc_nbest, rescore
+from foldray.models.conformer import ConformerForSpeech
 from foldray.models.families import family_of
 from foldray.models.features import build_extractor, extract_features, output_frames, whole_frames
 from foldray.models.fold import ctc_logits, set_depths, stack_of
+from foldray.models.folded_model import FoldedModel
 from foldray.models.processor import read_tokenizer
 from foldray.models.save_load import load_model
 from foldray.models.tokenizer import Tokenizer
@@ -57,16 +59,17 @@ def check_decoding(model: nn.Module, decoding: Decoding) -> None:
 
 @torch.no_grad()
 def recognise(
-    model: Any, inputs: dict[str, Tensor], frames_B: Tensor, tokenizer: Tokenizer, decoding: Decoding = "ctc"
+    model: FoldedModel, inputs: dict[str, Tensor], frames_B: Tensor, tokenizer: Tokenizer, decoding: Decoding = "ctc"
 ) -> list[str]:
     """Text of each utterance of a batch at the one depth that the model is set to.
 
     `ctc` is greedy; `attention` a beam search with the decoder; `joint` lets the decoder choose among
     the best hypotheses of CTC, at the weights of arXiv 2505.21237's training.
     """
+    hybrid = cast(ConformerForSpeech, model)  # the only family with a decoder and CTC, see check_decoding
     if decoding == "attention":
         longest = min(int(frames_B.max()), model.config.max_target_positions - 2)
-        return [tokenizer.decode(ids) for ids in attention_decode(model, inputs, longest, BEAM)]
+        return [tokenizer.decode(ids) for ids in attention_decode(hybrid, inputs, longest, BEAM)]
     output = model(**inputs)
     logits_BTV = ctc_logits(output)
     if decoding == "ctc":
@@ -74,7 +77,7 @@ def recognise(
     log_probs_BTV = logits_BTV.float().log_softmax(-1).cpu()
     nbest = [ctc_nbest(log_probs_BTV[b, :frames], BEAM) for b, frames in enumerate(frames_B.tolist())]
     hidden = output.encoder_last_hidden_state
-    return [tokenizer.decode(ids) for ids in rescore(model, inputs, nbest, CTC_WEIGHT, hidden)]
+    return [tokenizer.decode(ids) for ids in rescore(hybrid, inputs, nbest, CTC_WEIGHT, hidden)]
 
 
 def transcribe(

@@ -14,6 +14,7 @@ from foldray.errors import UserError
 from foldray.folding.block_shape import numbers
 from foldray.folding.plan import FoldPlan
 from foldray.models.families import FAMILIES
+from foldray.models.folded_model import FoldedModel
 from foldray.models.shape_counts import AS_IS, PRECISIONS, ShapeCounts, find_counts
 
 MACS_SECONDS = 10.0
@@ -131,7 +132,7 @@ def shape_key(spec: ModelSpec, vocab_size: int) -> dict[str, Any]:
     return {"family": spec.family, "config": spec.config, "vocab_size": vocab_size, "seconds": MACS_SECONDS}
 
 
-def costs_of(model: Any, depths: Sequence[int] = (), precision: str | None = None) -> list[DepthCost]:
+def costs_of(model: FoldedModel, depths: Sequence[int] = (), precision: str | None = None) -> list[DepthCost]:
     """Compute the cost of some depths of a folded model, of all planned ones by default, stored at a precision."""
     from foldray.models.count import count_config
     from foldray.models.fold import stack_of

@@ -7,26 +7,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from foldray.config.corpus import SAMPLE_RATE
 from foldray.errors import UserError
 from foldray.models.families import Family, family_of, transformers_class
+from foldray.models.folded_model import FoldedModel
 
 
-def output_frames(model: nn.Module, num_samples: Sequence[int]) -> list[int]:
+def output_frames(model: nn.Module | FoldedModel, num_samples: Sequence[int]) -> list[int]:
     """Count the valid output frames of utterances with so many samples (16 kHz), as the model's own masks do."""
-    stock = getattr(model, "module", model)
+    stock: Any = getattr(model, "module", model)
     frames: Tensor = family_of(stock).frames(stock, torch.tensor(list(num_samples)))
     return [int(count) for count in frames]
 
 
-def whole_frames(model: nn.Module, waveform_T: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def whole_frames(model: FoldedModel, waveform_T: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Cut a remainder at the end that the model would keep or drop depending on the rest of the batch."""
     return waveform_T[: family_of(model).whole_samples(model, len(waveform_T))]
 
 
-def feature_windows(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[tuple[int, Tensor]]:
+def feature_windows(model: FoldedModel, inputs: dict[str, Tensor]) -> Iterator[tuple[int, Tensor]]:
     """Yield the index and the valid log-mel windows (T, F) of each utterance, as views; nothing for waveforms.
 
     Stacked windows are split into the single windows they consist of.
@@ -39,7 +39,7 @@ def feature_windows(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[tup
         yield i, inputs[family.inputs][i, : int(mask_T.sum())].view(-1, bins)
 
 
-def keep_extractor(model: Any, family: Family, source: str) -> None:
+def keep_extractor(model: FoldedModel, family: Family, source: str) -> None:
     """Attach the feature extractor saved with a checkpoint (a folder or hub name) to the model, if there is one.
 
     Checkpoints of one family differ in it: WavLM base reads audio as it is, WavLM large normalises it.
@@ -53,10 +53,11 @@ def keep_extractor(model: Any, family: Family, source: str) -> None:
         return
     if extractor.sampling_rate != SAMPLE_RATE:
         raise UserError(source, f"reads audio at {extractor.sampling_rate} Hz; foldray prepares {SAMPLE_RATE}")
-    model.extractor = extractor
+    holder: Any = model  # no stock model has this attribute
+    holder.extractor = extractor
 
 
-def build_extractor(model: nn.Module) -> Any:
+def build_extractor(model: FoldedModel) -> Any:
     """Build the stock feature extractor of a model: that of its checkpoint, or its family's usual one."""
     if (own := getattr(model, "extractor", None)) is not None:
         return own
@@ -65,9 +66,7 @@ def build_extractor(model: nn.Module) -> Any:
     return transformers_class(family.extractor)(**options, sampling_rate=SAMPLE_RATE)
 
 
-def extract_features(
-    model: PreTrainedModel, extractor: Any, waveforms: list[npt.NDArray[np.float32]]
-) -> dict[str, Tensor]:
+def extract_features(model: FoldedModel, extractor: Any, waveforms: list[npt.NDArray[np.float32]]) -> dict[str, Tensor]:
     """Compute the stock model's keyword arguments for a batch of 16 kHz waveforms, padded to the longest.
 
     The extractor always computes a mask, even if the model was trained without: it would otherwise

@@ -1,4 +1,4 @@
-"""Folding and unfolding stock models, and the shapes of what goes in and out of them."""
+"""Fold stock models, choose their depths, and unroll one depth to a stock model."""
 
 import copy
 from collections.abc import Sequence
@@ -15,19 +15,36 @@ from foldray.folding.plan import FoldPlan
 from foldray.folding.private import merge_private
 from foldray.folding.stack import FoldedStack, check_layers
 from foldray.models.families import Family, family_of
+from foldray.models.folded_model import FoldedModel
 
 # --- Folding ---------------------------------------------------------------------------------------
 
 
 def fold(model: PreTrainedModel, plan: FoldPlan) -> PreTrainedModel:
-    """Make a stock model with `plan.num_layers` blocks foldable, in place, and return it.
+    """Fold a stock model, in place: its blocks become the physical layers of a plan.
 
-    The folded model runs every depth of the plan: logits (P*B, T, V), shallowest depth first; with a
-    decoder, its inputs are repeated for every depth and the logits are (P*B, U, V). Give no labels:
-    the library's own losses know of one depth; ours are in `foldray.folding.loss`. The state dict
-    keeps the stock keys of the seed, private parts beside them. Layer dropping is switched off (a
-    dropped shared layer would vanish from some uses only) and BatchNorm runs as a fixed affine (see
-    `foldray.folding.batchnorm`). Raises UserError for a model, ValueError for a plan that does not fit.
+    The folded model runs every depth of the plan at once. Its state dict keeps the stock keys of the
+    seed, plus private parts. Layer dropping is disabled (a dropped shared layer would be missing from some
+    uses only) and BatchNorm uses its moving statistics (see `foldray.folding.batchnorm`).
+
+    Args:
+        model: A stock model with `plan.num_layers` blocks.
+        plan: The fold plan.
+
+    Returns:
+        The same model. Its logits are (P*B, T, V): all utterances at the shallowest depth first. With a decoder
+        they are (P*B, U, V), and its inputs are repeated for every depth. Give it no labels: the library's losses
+        expect one depth; the joint loss is in `foldray.folding.loss`.
+
+    Raises:
+        UserError: The model can't be folded.
+        ValueError: The plan does not fit the model; names the field.
+
+    Example:
+        >>> model = transformers.Wav2Vec2ForCTC.from_pretrained("./wav2vec2-8-layers")
+        >>> model = fold(model, FoldPlan(num_layers=8, depths=(8, 12)))
+        >>> model(audio_BT).logits.shape  # two depths of a batch of 4
+        torch.Size([8, 499, 32])
     """
     family = family_of(model)
     encoder = encoder_of(model)
@@ -54,9 +71,20 @@ def _refuse_layout(model: PreTrainedModel, family: Family, plan: FoldPlan) -> No
 
 
 def unroll(model: PreTrainedModel, depth: int) -> PreTrainedModel:
-    """A stock, unshared copy of one depth of a folded model; its output equals that depth's.
+    """Copy one depth of a folded model to a stock model without shared layers; outputs are equal.
 
-    Private parts are written into the copies. Raises UserError for a depth that has no path.
+    Args:
+        model: A folded model, which stays as it is.
+        depth: The depth, trained or not; private parts are merged into the copied layers.
+
+    Returns:
+        A stock model of `depth` blocks.
+
+    Raises:
+        UserError: The depth has no path.
+
+    Example:
+        >>> unroll(model, 12).save_pretrained("./wav2vec2-12-layers")
     """
     family = family_of(model)
     encoder = encoder_of(model)
@@ -84,8 +112,8 @@ def _unrolled_blocks(stack: FoldedStack, depth: int, family: Family) -> list[nn.
     return blocks
 
 
-def stack_of(model: nn.Module) -> FoldedStack:
-    """The folded stack of a model, also inside DistributedDataParallel. Raises ValueError if it is not folded."""
+def stack_of(model: nn.Module | FoldedModel) -> FoldedStack:
+    """Get the folded stack of a model, also inside DistributedDataParallel. Raises ValueError if it is not folded."""
     layers = encoder_of(getattr(model, "module", model)).layers
     if not isinstance(layers, FoldedStack):
         raise ValueError("the model is not folded; call fold(model, plan) first")
@@ -93,7 +121,20 @@ def stack_of(model: nn.Module) -> FoldedStack:
 
 
 def set_depths(model: nn.Module, depths: int | Sequence[int]) -> None:
-    """Choose which depths a folded model runs from now on, trained or not. Raises UserError for one without a path."""
+    """Choose the depths that a folded model runs from now on.
+
+    Args:
+        model: A folded model.
+        depths: One depth or several, trained or not; logits have one block of B rows for each.
+
+    Raises:
+        UserError: A depth has no path.
+
+    Example:
+        >>> set_depths(model, 12)
+        >>> model(audio_BT).logits.shape
+        torch.Size([4, 499, 32])
+    """
     stack = stack_of(model)
     chosen = (depths,) if isinstance(depths, int) else tuple(depths)
     for depth in chosen:
@@ -110,10 +151,7 @@ def _path(plan: FoldPlan, depth: int) -> tuple[int, ...]:
 
 
 def _freeze_unused(model: PreTrainedModel, family: Family) -> None:
-    """Stop training what no forward pass reaches: DDP refuses unused parameters.
-
-    The vector that masked frames get is one of them where no frame is masked.
-    """
+    """Freeze unused parameters, which DDP refuses; the mask vector is one of them if no frames are masked."""
     config: Any = model.config
     masks = getattr(config, "apply_spec_augment", True) and getattr(config, "mask_time_prob", 0.0) > 0
     for name, parameter in model.named_parameters():
@@ -121,13 +159,13 @@ def _freeze_unused(model: PreTrainedModel, family: Family) -> None:
             parameter.requires_grad_(False)
 
 
-def encoder_of(model: nn.Module) -> Any:
-    """The module whose `layers` are the blocks."""
+def encoder_of(model: nn.Module | FoldedModel) -> Any:
+    """Get the module whose `layers` are the blocks."""
     return model.get_submodule(family_of(model).encoder)
 
 
 def encoder_config(model: PreTrainedModel) -> Any:
-    """The configuration that counts the blocks (Parakeet nests it)."""
+    """Get the configuration that counts the blocks (Parakeet nests it)."""
     return family_of(model).depth_config(model.config)
 
 
@@ -135,6 +173,6 @@ def encoder_config(model: PreTrainedModel) -> Any:
 
 
 def ctc_logits(output: Any) -> torch.Tensor:
-    """The CTC logits (P*B, T, V) in what a model puts out."""
+    """Get the CTC logits (P*B, T, V) from a model's output."""
     logits: torch.Tensor = output.ctc_logits if "ctc_logits" in output else output.logits
     return logits

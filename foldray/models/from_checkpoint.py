@@ -1,4 +1,4 @@
-"""From a stock checkpoint of any depth to a folded model, and how far that is from where it came."""
+"""Fold stock checkpoints of any depth, and measure how far the folded model starts from them."""
 
 import copy
 import warnings
@@ -33,23 +33,34 @@ from foldray.storage.layout import PRIVATE_FILE, ModelFolder
 
 
 def fold_checkpoint(checkpoint: str | Path, plan: FoldPlan, method: Method = "stepwise") -> PreTrainedModel:
-    """A folded model out of a stock checkpoint in a local folder, a bucket or on the hub, in evaluation mode.
+    """Load a stock checkpoint and fold it, in evaluation mode.
 
-    The family is the checkpoint's own. Its head stays; a checkpoint without one, as pretraining
-    leaves it, gets a random one and a warning. method: how its layers become the seed (see
-    `foldray.models.seed_layers`). Raises UserError for a class that can't be folded, for weights that
-    lack a key or have one too many, and for a plan that does not fit.
+    Args:
+        checkpoint: A local folder, a URI or a hub name; its model family is detected.
+        plan: The fold plan. The checkpoint may have more layers than `plan.num_layers`.
+        method: How its layers become the physical ones: "stepwise" takes evenly spaced layers, "first" the lowest,
+            "average" and "svd" compute means (see `foldray.models.seed_layers`).
+
+    Returns:
+        The folded model with the checkpoint's head. A checkpoint without one, such as a pretrained encoder, gets a
+        random head and a warning.
+
+    Raises:
+        UserError: The model's class can't be folded, a key is missing or unexpected, or the plan does not fit.
+
+    Example:
+        >>> model = fold_checkpoint("facebook/wav2vec2-base-960h", FoldPlan(8, (8, 12)))
     """
     place = find_checkpoint(str(checkpoint))
     if not is_hub_name(place) and storage.exists(ModelFolder(place).file(PRIVATE_FILE)):
-        raise UserError(place, "is a foldable model with private parts, which would be lost; open it with load_model")
+        raise UserError(place, "is a folded model with private parts, which would be lost; open it with load_model")
     config = read_config(place)
     family = family_of_config(config)
     if family is None:
         raise UserError(str(checkpoint), f"is a {config.model_type}, which foldray does not fold")
     model, fresh = load_stock(family, place, config, seed=0)
     if any(key.startswith(family.head) for key in fresh):
-        warnings.warn(f"{checkpoint} has no head of {family.model}; it starts at random", stacklevel=2)
+        warnings.warn(f"{checkpoint} has no head of {family.model}; it is initialised at random", stacklevel=2)
     folded, _ = _fold_deeper(model, family, plan, method)
     nn.Module.eval(folded)
     return folded
@@ -58,7 +69,7 @@ def fold_checkpoint(checkpoint: str | Path, plan: FoldPlan, method: Method = "st
 def load_folded(
     spec: ModelSpec, checkpoint: str, plan: FoldPlan, tokenizer: Tokenizer, seed: int
 ) -> tuple[PreTrainedModel, list[nn.Module], list[str]]:
-    """A folded model out of a stock checkpoint, the checkpoint's own layers, and the keys that start anew.
+    """Fold a stock checkpoint for training; returns the model, the checkpoint's layers and the re-initialised keys.
 
     Only the head for another tokenizer may be re-initialised; any other missing, surplus or misshapen key
     raises UserError. `checkpoint`: as `find_checkpoint` gives it.
@@ -93,10 +104,17 @@ def _fold_deeper(
 def initial_distances(
     model: PreTrainedModel, sources: Sequence[nn.Module], inputs: dict[str, Tensor], frames_B: Tensor
 ) -> dict[int, float]:
-    """How far each depth begins from the model whose layers `sources` are.
+    """Measure how far each depth starts from the model with the layers `sources`.
 
-    The Euclidean distance of the encoder's output over valid frames, relative to its length there:
-    0 is the same function, above 1 nothing of it is left. inputs: of the stock model, one batch.
+    Args:
+        model: The folded model.
+        sources: The layers of the model it was folded from.
+        inputs: One batch of the stock model's inputs.
+        frames_B: Valid output frames.
+
+    Returns:
+        By depth, the Euclidean distance of the encoder's outputs over valid frames, relative to the norm of the
+        original ones: 0 is the same function, above 1 nothing of it is left.
     """
     encoder: Any = model.get_submodule(family_of(model).encoder)
     folded, was_training = encoder.layers, model.training
@@ -117,10 +135,10 @@ def initial_distances(
 
 
 def _encoded(model: PreTrainedModel, encoder: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    heard: list[Tensor] = []
-    hook = encoder.register_forward_hook(lambda _module, _args, output: heard.append(output.last_hidden_state))
+    outputs: list[Tensor] = []
+    hook = encoder.register_forward_hook(lambda _module, _args, output: outputs.append(output.last_hidden_state))
     try:
         model(**inputs)
     finally:
         hook.remove()
-    return heard[0]
+    return outputs[0]

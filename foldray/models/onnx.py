@@ -14,9 +14,10 @@ from foldray.config.corpus import SAMPLE_RATE
 from foldray.errors import UserError
 from foldray.models.families import family_of
 from foldray.models.features import build_extractor, extract_features, whole_frames
+from foldray.models.folded_model import FoldedModel
 
 
-def write_onnx(stock: Any, file: Path) -> None:
+def write_onnx(stock: FoldedModel, file: Path) -> None:
     """Write the CTC logits (B, T', V) of a stock model as ONNX: any number of utterances, of any length.
 
     Inputs have the stock names: audio or features, and the mask where the stock extractor makes one. An utterance's own
@@ -55,7 +56,7 @@ def write_onnx(stock: Any, file: Path) -> None:
 class _CtcLogits(torch.nn.Module):
     """A stock model as a function of its audio input and mask, by place."""
 
-    def __init__(self, stock: Any, names: list[str]) -> None:
+    def __init__(self, stock: FoldedModel, names: list[str]) -> None:
         super().__init__()
         # Parameters that learn would bring their gradients' operations along, which ONNX does not know.
         self.stock = stock.requires_grad_(False).eval()

@@ -4,16 +4,15 @@ import importlib
 import json
 from pathlib import Path
 
-from torch import nn
-
 from foldray import storage
 from foldray.models.families import family_of, transformers_class
 from foldray.models.features import build_extractor
+from foldray.models.folded_model import FoldedModel
 from foldray.models.tokenizer import END, PAD, UNKNOWN, Tokenizer, tokenizer_from_json
 from foldray.storage.layout import SUBWORDS_FILE, VOCABULARY_FILE, ModelFolder
 
 
-def save_processor(model: nn.Module, tokenizer: Tokenizer, folder: Path) -> None:
+def save_processor(model: FoldedModel, tokenizer: Tokenizer, folder: Path) -> None:
     """The stock feature extractor and tokenizer beside the weights, so that stock code runs the model."""
     folder.mkdir(parents=True, exist_ok=True)
     build_extractor(model).save_pretrained(folder)

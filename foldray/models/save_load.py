@@ -1,4 +1,4 @@
-"""Foldable models as folders: a stock checkpoint of the seed, `fold.json` that says how to unfold it, private parts."""
+"""Folded models as folders: a stock checkpoint of the seed, `fold.json` with the plan, and private parts."""
 
 import json
 import tempfile
@@ -25,10 +25,20 @@ from foldray.storage.layout import FOLD_FILE, INT8_FILE, PRIVATE_FILE, TRAINING_
 
 
 def load_model(folder: str | Path, depth: int | None = None) -> PreTrainedModel:
-    """A foldable model from a model folder or a run's checkpoint (local or in a bucket), in evaluation mode.
+    """Load a folded model from a model folder or a run's checkpoint, in evaluation mode.
 
-    With `depth` it runs that depth alone, trained or not: logits (B, T, V). Raises UserError for a
-    folder that holds no foldable model, an incomplete one, or a depth that has no path.
+    Args:
+        folder: A local folder or a URI such as s3://bucket/store/runs/RUN_ID/model.
+        depth: Run this depth only, trained or not; all planned ones by default.
+
+    Returns:
+        The model; logits are (P*B, T, V), or (B, T, V) with `depth`.
+
+    Raises:
+        UserError: The folder has no complete folded model, or the depth has no path.
+
+    Example:
+        >>> model = load_model("./foldray-store/runs/an4-1a2b3c4d5e/model", depth=6)
     """
     uri = str(folder)
     plan = read_plan(uri)
@@ -36,7 +46,7 @@ def load_model(folder: str | Path, depth: int | None = None) -> PreTrainedModel:
         config = transformers_class("AutoConfig").from_pretrained(local, trust_remote_code=False)
         family = family_of_config(config)
         if family is None:
-            raise UserError(uri, f"holds a {config.model_type}, which foldray does not fold")
+            raise UserError(uri, f"is a {config.model_type}, which foldray does not fold")
         state, private = _read_int8(local, uri)
         model, report = from_pretrained(family, str(local), config, uri, "MODEL", state)
         if state and (local / "generation_config.json").exists():
@@ -55,11 +65,11 @@ def load_model(folder: str | Path, depth: int | None = None) -> PreTrainedModel:
 
 
 def read_plan(uri: str) -> FoldPlan:
-    """The plan of a saved foldable model. Raises UserError if there is none."""
+    """Read the plan of a saved folded model. Raises UserError if the folder has none."""
     file = ModelFolder(uri).fold
     if not storage.exists(file):
         if not storage.is_folder(uri):
-            raise UserError(uri, "is not there")
+            raise UserError(uri, "not found")
         mend = "write one with save_model, or fold a stock checkpoint with fold_checkpoint"
         raise UserError(uri, f"holds no foldable model ({FOLD_FILE} is missing); {mend}")
     values = storage.read_json(file)
@@ -67,7 +77,7 @@ def read_plan(uri: str) -> FoldPlan:
     try:
         return FoldPlan(**values, private=Private() if private == "none" else Private(**private))
     except (TypeError, ValueError) as error:
-        raise UserError(file, f"is no fold plan ({error})") from None
+        raise UserError(file, f"is not a fold plan ({error})") from None
 
 
 def _read_private(folder: Path) -> dict[str, Tensor]:
@@ -76,23 +86,23 @@ def _read_private(folder: Path) -> dict[str, Tensor]:
 
 
 def _read_int8(folder: Path, uri: str) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
-    """Stock weights and private parts of a model whose weights were stored as one byte each; nothing of another."""
+    """Stock weights and private parts of an int8 model; None and nothing for any other."""
     file = folder / INT8_FILE
     if not file.exists():
         return None, {}
     try:
         return split_state(from_int8(load_file(file)))
     except (SafetensorError, ValueError) as error:
-        raise UserError(ModelFolder(uri).file(INT8_FILE), f"is damaged ({one_line(error)}); export it anew") from None
+        raise UserError(ModelFolder(uri).file(INT8_FILE), f"is damaged ({one_line(error)}); export it again") from None
 
 
 def stored_precision(uri: str) -> str:
-    """What the weights in a model folder are stored as: float32 or int8."""
+    """Get the precision of the weights in a model folder: float32 or int8."""
     return "int8" if storage.exists(ModelFolder(uri).file(INT8_FILE)) else "float32"
 
 
 def load_private(model: PreTrainedModel, private: dict[str, Tensor], origin: str) -> None:
-    """Put saved private parts into a folded model. Raises UserError for missing, surplus or misshapen ones."""
+    """Load private parts into a folded model. Raises UserError for missing, unexpected or misshapen ones."""
     expected = split_state(model.state_dict())[1]
     wrong = set(expected) ^ set(private)
     wrong |= {key for key in expected.keys() & private.keys() if expected[key].shape != private[key].shape}
@@ -102,10 +112,19 @@ def load_private(model: PreTrainedModel, private: dict[str, Tensor], origin: str
 
 
 def save_model(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
-    """A folder that stock transformers opens as the seed, with `fold.json` and the private parts beside the weights.
+    """Save a folded model to a folder that stock transformers opens as the seed.
 
-    tokenizer: where given, the feature extractor and a stock tokenizer are written too.
-    Raises ValueError for a model that is not folded.
+    Args:
+        model: A folded model.
+        folder: A local folder; gets the stock checkpoint, `fold.json` and the private parts.
+        tokenizer: If given, the feature extractor and a stock tokenizer are saved too.
+
+    Raises:
+        ValueError: The model is not folded.
+
+    Example:
+        >>> save_model(model, "./folded")
+        >>> seed = transformers.AutoModelForCTC.from_pretrained("./folded")  # the shallowest depth
     """
     folder = Path(folder)
     stack_of(model)
@@ -117,7 +136,7 @@ def save_model(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer 
 
 
 def describe_model(model: PreTrainedModel, tokenizer: Tokenizer) -> dict[str, bytes]:
-    """The files of `save_model` except the weights, by name."""
+    """Get the files of `save_model` except the weights, by name."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         model.config.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Seeds from deeper models: which layers of a checkpoint become the physical ones, and what private parts begin as."""
+"""Seeds from deeper models: which layers become the physical ones, and initial values of private parts."""
 
 import copy
 from collections.abc import Sequence
@@ -13,26 +13,26 @@ from foldray.folding.stack import FoldedStack
 
 Method = Literal["stepwise", "first", "average", "svd"]
 LayerUse = tuple[int, int]
-"""A physical layer and a use of it."""
+"""A physical layer and the number of one of its uses."""
 
 
 def seed_layers(available: int, num_layers: int, method: Literal["stepwise", "first"]) -> list[int]:
-    """Indices of the `num_layers` layers to take of `available`.
+    """Choose the indices of `num_layers` layers out of `available`.
 
-    `stepwise` takes evenly spaced layers, the first and the last among them (best for strictly tied
+    `stepwise` takes evenly spaced layers including the first and the last (best for strictly tied
     layers in arXiv 2410.20672, section 3); `first` takes the lowest.
     """
     if num_layers > available:
-        raise ValueError(f"the checkpoint has {available} layers, the fold wants {num_layers}")
+        raise ValueError(f"the checkpoint has {available} layers, the fold needs {num_layers}")
     if method == "first" or num_layers == 1:
         return list(range(num_layers))
     return [round(i * (available - 1) / (num_layers - 1)) for i in range(num_layers)]
 
 
 def sources_of(plan: FoldPlan, available: int) -> dict[LayerUse, int]:
-    """Which layer of a model with `available` layers each (layer, use) stands for: the one at its place on the path.
+    """Map each (layer, use) to the layer it replaces in a model of `available` layers: the one at its path position.
 
-    Raises ValueError where the plan has no path of that depth.
+    Raises ValueError if the plan has no path of that depth.
     """
     try:
         path = plan.path(available)
@@ -42,24 +42,26 @@ def sources_of(plan: FoldPlan, available: int) -> dict[LayerUse, int]:
 
 
 def check_seed(available: int, plan: FoldPlan, method: Method) -> None:
-    """Raise ValueError if a method can't make the seed of a plan out of so many layers."""
+    """Raise ValueError if a method can't compute the seed of a plan from so many layers."""
     if method not in get_args(Method):
-        raise ValueError(f"'{method}' is no way to make a seed; use one of {', '.join(get_args(Method))}")
+        raise ValueError(f"'{method}' must be one of {', '.join(get_args(Method))}")
     seed_layers(available, plan.num_layers, "first")
     if method == "svd" and not plan.private.lora_rank:
-        raise ValueError("svd puts what the average leaves out into private low-rank parts; add lora to them")
+        raise ValueError("svd stores the residual of the average in private low-rank parts; add lora to private")
     if method in ("average", "svd"):
-        stood_for = {layer for layer, _ in sources_of(plan, available)}
-        if missing := set(range(plan.num_layers)) - stood_for:
-            raise ValueError(f"layer {min(missing)} stands for no layer of the checkpoint: its path leaves it out")
+        used = {layer for layer, _ in sources_of(plan, available)}
+        if missing := set(range(plan.num_layers)) - used:
+            raise ValueError(
+                f"layer {min(missing)} replaces no layer of the checkpoint: the path of its depth leaves it out"
+            )
 
 
 def seed_blocks(sources: Sequence[nn.Module], plan: FoldPlan, method: Method) -> list[nn.Module]:
-    """The physical layers out of a deeper model's.
+    """Compute the physical layers from those of a deeper model.
 
-    `average` and `svd` give each the mean of the layers that it stands for on the path of the
-    checkpoint's own depth (arXiv 2410.20672, section 2.2). Raises ValueError where there are too few
-    layers, no such path, or, for `svd`, no low-rank parts to take the residual.
+    `average` and `svd` compute the mean of the layers that each one replaces on the path of the
+    checkpoint's depth (arXiv 2410.20672, section 2.2). Raises ValueError for too few layers, a missing
+    path, or, for `svd`, missing low-rank parts.
     """
     check_seed(len(sources), plan, method)
     if method == "stepwise" or method == "first":
@@ -84,10 +86,10 @@ def _average(blocks: Sequence[nn.Module]) -> nn.Module:
 
 @torch.no_grad()
 def fit_private(stack: FoldedStack, sources: Sequence[nn.Module]) -> None:
-    """Let each use's private parts make up for what the shared layer lacks of the layer it stands for.
+    """Initialise each use's private parts with the difference between the shared layer and the layer it replaces.
 
     Low-rank terms become the truncated singular value decomposition of the difference, the best of
-    their rank in the Frobenius norm (arXiv 2410.20672, section 2.2); norms become that layer's own.
+    their rank in the Frobenius norm (arXiv 2410.20672, section 2.2); norms are copied.
     """
     blocks = stack.physical_layers()
     for (layer, use), source in sources_of(stack.plan, len(sources)).items():
@@ -112,7 +114,7 @@ def _fit(module: PrivateModule, use: int, source: nn.Module) -> None:
 
 
 def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(outputs, rank) and (rank, inputs) whose product is the matrix's best approximation of that rank."""
+    """Factor a matrix into (outputs, rank) and (rank, inputs), its best approximation of that rank."""
     u, s, v = torch.linalg.svd(matrix.float(), full_matrices=False)
     root = s[:rank].sqrt()
     return u[:, :rank] * root, root[:, None] * v[:rank]

@@ -175,7 +175,7 @@ def test_a_head_for_other_units_starts_anew_even_at_the_same_size(tmp_path: Path
 
 def test_seeds_that_cannot_be_are_refused(tmp_path: Path) -> None:
     _, folder = saved("hubert", tmp_path)
-    with pytest.raises(UserError, match="the checkpoint has 6 layers, the fold wants 8"):
+    with pytest.raises(UserError, match="the checkpoint has 6 layers, the fold needs 8"):
         fold_checkpoint(str(folder), FoldPlan(8, (8, 12)))
     with pytest.raises(UserError, match="add lora to them"):
         fold_checkpoint(str(folder), FoldPlan(3, (3, 6)), "svd")
@@ -191,7 +191,7 @@ def test_seeds_that_cannot_be_are_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_as_pretraining_leaves_it_gets_a_fresh_head_and_a_warning(tmp_path: Path) -> None:
     stock, _ = saved("hubert", tmp_path / "ctc")
     stock.hubert.save_pretrained(tmp_path / "headless")
-    with pytest.warns(UserWarning, match="has no head of HubertForCTC; it starts at random"):
+    with pytest.warns(UserWarning, match="has no head of HubertForCTC; it is initialised at random"):
         model = fold_checkpoint(tmp_path / "headless", FoldPlan(6, (6, 8)))
     ours, theirs = (each.hubert.encoder.layers[5].final_layer_norm.weight for each in (model, stock))
     assert torch.equal(ours, theirs)
@@ -203,11 +203,11 @@ def test_a_foldable_folder_is_not_folded_again_at_the_cost_of_its_private_parts(
     save_model(fold(tiny_model("hubert"), FoldPlan(3, (3, 6), private=Private(norms=True))), tmp_path)
     with pytest.raises(UserError, match="private parts, which would be lost; open it with load_model"):
         fold_checkpoint(tmp_path, FoldPlan(3, (3, 4)))
-    with pytest.raises(UserError, match="'mean' is no way to make a seed; use one of stepwise, first, average, svd"):
+    with pytest.raises(UserError, match="'mean' must be one of stepwise, first, average, svd"):
         fold_checkpoint(str(saved("hubert", tmp_path / "stock")[1]), FoldPlan(3, (3, 6)), "mean")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="write one with save_model, or fold a stock checkpoint with fold_checkpoint"):
         load_model(str(tmp_path / "stock"))
-    with pytest.raises(UserError, match="nowhere: is not there"):
+    with pytest.raises(UserError, match="nowhere: not found"):
         load_model(str(tmp_path / "nowhere"))
 
 

@@ -37,7 +37,7 @@ REFUSED = {
 """Speech models whose blocks can't be repeated as they are, and why."""
 
 
-def family_of(model: Any) -> Family:
+def family_of(model: object) -> Family:
     """Find the family of a stock or folded model.
 
     Raises:
@@ -56,7 +56,7 @@ def family_of(model: Any) -> Family:
     )
 
 
-def family_of_config(config: Any) -> Family | None:
+def family_of_config(config: object) -> Family | None:
     """Find the family of a transformers configuration; None if foldray folds no such model."""
     return next((family for family in FAMILIES.values() if family.config == type(config).__name__), None)
 

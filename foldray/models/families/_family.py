@@ -3,12 +3,16 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foldray.folding.plan import FoldPlan
+from foldray.models.folded_model import FoldedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def _all_samples(model: Any, num_samples: int) -> int:  # noqa: ARG001
+def _all_samples(model: FoldedModel, num_samples: int) -> int:  # noqa: ARG001
     return num_samples
 
 
@@ -60,10 +64,10 @@ class Family:
     config: str
     extractor: str
     encoder: str
-    frames: Callable[[Any, Any], Any]
-    input_shape: Callable[[Any, int], tuple[int, ...]]
+    frames: Callable[[FoldedModel, "Tensor"], "Tensor"]
+    input_shape: Callable[[FoldedModel, int], tuple[int, ...]]
     extractor_options: Callable[[Any], dict[str, Any]]
-    whole_samples: Callable[[Any, int], int] = _all_samples
+    whole_samples: Callable[[FoldedModel, int], int] = _all_samples
     mel_bins: Callable[[Any], int] | None = None
     refusal: Callable[[Any], str | None] = _foldable
     inputs: str = "input_values"

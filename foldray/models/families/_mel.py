@@ -1,6 +1,11 @@
 """Log-mel windows of 10 ms, subsampled by convolutions inside the encoder, as in Parakeet."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from foldray.models.folded_model import FoldedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HOP = 160
 """Samples between two log-mel windows (10 ms)."""
@@ -8,12 +13,13 @@ MEL_BINS = 80
 """Mel bins where the configuration has no field for them."""
 
 
-def subsampled_frames(model: Any, samples: Any) -> Any:
+def subsampled_frames(model: FoldedModel, samples: "Tensor") -> "Tensor":
     """Count output frames of the encoder's subsampling convolutions."""
-    return model.encoder._get_subsampling_output_length(samples // HOP)
+    frames: Tensor = model.encoder._get_subsampling_output_length(samples // HOP)
+    return frames
 
 
-def windows_shape(model: Any, samples: int) -> tuple[int, ...]:
+def windows_shape(model: FoldedModel, samples: int) -> tuple[int, ...]:
     """Return the shape of one utterance's log-mel windows."""
     return (1, samples // HOP, mel_bins(model.config))
 

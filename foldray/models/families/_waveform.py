@@ -1,8 +1,12 @@
 """wav2vec 2.0 and its descendants: one layout under different names, on raw waveforms."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foldray.models.families._family import Family
+from foldray.models.folded_model import FoldedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PRETRAINING = ("quantizer.", "project_hid.", "project_q.")
 """Parts of pretraining checkpoints that recognition does not use."""
@@ -22,12 +26,13 @@ def wav2vec2_like(name: str, prefix: str, base: str, **more: Any) -> Family:
     )
 
 
-def conv_frames(model: Any, samples: Any) -> Any:
+def conv_frames(model: FoldedModel, samples: "Tensor") -> "Tensor":
     """Count output frames of the convolutional front end."""
-    return model._get_feat_extract_output_lengths(samples)
+    frames: Tensor = model._get_feat_extract_output_lengths(samples)
+    return frames
 
 
-def waveform_shape(model: Any, samples: int) -> tuple[int, ...]:  # noqa: ARG001
+def waveform_shape(model: FoldedModel, samples: int) -> tuple[int, ...]:  # noqa: ARG001
     """Return the shape of one waveform."""
     return (1, samples)
 

@@ -1,16 +1,20 @@
 """SEW: squeezes groups of frames before the blocks and expands them again after."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from foldray.models.families._waveform import conv_frames, wav2vec2_like
+from foldray.models.folded_model import FoldedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def _frames(model: Any, samples: Any) -> Any:
-    group = model.config.squeeze_factor
+def _frames(model: FoldedModel, samples: "Tensor") -> "Tensor":
+    group: int = model.config.squeeze_factor
     return conv_frames(model, samples) // group * group  # only whole groups count
 
 
-def _whole_samples(model: Any, samples: int) -> int:
+def _whole_samples(model: FoldedModel, samples: int) -> int:
     # An unfinished group of frames is cut from the batch's longest utterance only; padding would change the others.
     convolutions = list(zip(model.config.conv_kernel, model.config.conv_stride, strict=True))
     length: int = samples

@@ -1,10 +1,15 @@
 """Wav2Vec2-BERT: Conformer blocks on log-mel windows, several of which are stacked into one frame."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from foldray.models.families._family import Family
 from foldray.models.families._mel import HOP, MEL_BINS
+from foldray.models.folded_model import FoldedModel
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Count = TypeVar("Count", int, "Tensor")
 WINDOW = 400
 """Samples of one log-mel window (25 ms)."""
 
@@ -13,19 +18,19 @@ def _stacked(config: Any) -> int:
     return int(config.feature_projection_input_dim) // MEL_BINS
 
 
-def _windows(samples: Any) -> Any:
+def _windows(samples: Count) -> Count:
     return (samples - WINDOW) // HOP + 1
 
 
-def _frames(model: Any, samples: Any) -> Any:
+def _frames(model: FoldedModel, samples: "Tensor") -> "Tensor":
     return _windows(samples) // _stacked(model.config)
 
 
-def _input_shape(model: Any, samples: int) -> tuple[int, ...]:
-    return (1, _frames(model, samples), model.config.feature_projection_input_dim)
+def _input_shape(model: FoldedModel, samples: int) -> tuple[int, ...]:
+    return (1, _windows(samples) // _stacked(model.config), model.config.feature_projection_input_dim)
 
 
-def _whole_samples(model: Any, samples: int) -> int:
+def _whole_samples(model: FoldedModel, samples: int) -> int:
     # An unfinished group of windows is cut from the batch's longest utterance only; padding would change the others.
     stacked = _stacked(model.config)
     windows: int = _windows(samples) // stacked * stacked

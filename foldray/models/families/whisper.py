@@ -1,15 +1,19 @@
 """Whisper: log-mel windows of a fixed length, an attention decoder and no CTC."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foldray.models.families._family import Family
+from foldray.models.folded_model import FoldedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def _frames(model: Any, samples: Any) -> Any:
+def _frames(model: FoldedModel, samples: "Tensor") -> "Tensor":
     return samples.new_full(samples.shape, model.config.max_source_positions)
 
 
-def _input_shape(model: Any, samples: int) -> tuple[int, ...]:  # noqa: ARG001
+def _input_shape(model: FoldedModel, samples: int) -> tuple[int, ...]:  # noqa: ARG001
     return (1, model.config.num_mel_bins, 2 * model.config.max_source_positions)
 
 
