@@ -18,14 +18,16 @@ from typing import IO, Any
 
 BUCKET = "foldray-tests"
 BLOCKS = range(20_000, 22_700, 5)
-"""First of five ports each; every port also opens port + 10,000, still below those the kernel gives to clients."""
+"""First port of each block of five. The server also opens port + 10,000, still below the kernel's ephemeral ports."""
 
 
 class S3Server:
-    """The server's process, its keys and its ports; after `kill()`, `start()` brings it back with the same data.
+    """A server process with its keys and ports; `start()` after `kill()` restarts it with the same data.
 
-    On another host (tests/support/hosts.py), give its address and its way to begin processes, and `call` what asks
-    the server.
+    Args:
+        folder: Data, log and keys of the server.
+        address: Address of the host it runs on, such as one of tests/support/hosts.py.
+        popen: Starts a process on that host.
     """
 
     def __init__(
@@ -49,12 +51,12 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables with which a process may do everything in the bucket."""
+        """Environment variables with full access to the bucket."""
         return self._environment("writer")
 
     @property
     def read_only_environment(self) -> dict[str, str]:
-        """Variables with which a process may read and list, but not write."""
+        """Environment variables with permission to read and list only."""
         return self._environment("reader")
 
     def _environment(self, name: str) -> dict[str, str]:
@@ -68,11 +70,11 @@ class S3Server:
         }
 
     def uri(self, prefix: str) -> str:
-        """A place in the server's bucket."""
+        """Return the URI of a prefix in the server's bucket."""
         return f"s3://{BUCKET}/{prefix}"
 
     def client(self) -> Any:
-        """A plain boto3 client, to look behind what foldray says."""
+        """Return a boto3 client that does not depend on foldray."""
         import boto3.session
         from botocore.config import Config
 
@@ -84,12 +86,12 @@ class S3Server:
         )
 
     def keys(self, prefix: str = "") -> list[str]:
-        """Every key below a prefix, empty "directory" objects included."""
+        """Return every key below a prefix, empty "directory" objects included."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
 
     def start(self, wait: bool = True) -> None:
-        """Start the server; by default until a PUT works."""
+        """Start the server and, by default, wait until a PUT works."""
         port = self._ports
         bind = self._address if self._address == "127.0.0.1" else "0.0.0.0"
         command = [
@@ -108,7 +110,7 @@ class S3Server:
             self.wait()
 
     def wait(self) -> None:
-        """Until a PUT works."""
+        """Wait until a PUT works."""
         assert self._process
         client, until = self.client(), time.monotonic() + 300
         while True:
@@ -118,11 +120,11 @@ class S3Server:
             except Exception:
                 if time.monotonic() > until or self._process.poll() is not None:
                     log = (self._folder / "log").read_text(errors="replace")[-2000:]
-                    raise RuntimeError(f"the S3 server does not start: {log}") from None
+                    raise RuntimeError(f"S3 server does not start: {log}") from None
                 time.sleep(0.1)
 
     def kill(self) -> None:
-        """SIGKILL, as a power cut would."""
+        """Send SIGKILL; like a power cut, it leaves no time to save anything."""
         if self._process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -130,17 +132,17 @@ class S3Server:
             self._process = None
 
     def pause(self) -> None:
-        """Keep every connection and say nothing."""
+        """Stop responding, with all connections open."""
         assert self._process
         os.killpg(self._process.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Go on after `pause()`."""
+        """Resume after `pause()`."""
         assert self._process
         os.killpg(self._process.pid, signal.SIGCONT)
 
     def close(self) -> None:
-        """Kill the server and take away what it left."""
+        """Kill the server and delete its files."""
         self.kill()
         for port in range(self._ports, self._ports + 5):
             for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
@@ -153,10 +155,10 @@ class S3Server:
 
 
 def _claim_ports() -> tuple[int, IO[str]]:
-    """The first port of a free block, and the lock that keeps other test processes off it while it is open."""
+    """Return the first port of a free block and an open lock file that reserves it from other test processes."""
     offset = os.getpid() % len(BLOCKS)
     for first in [*BLOCKS[offset:], *BLOCKS[:offset]]:
-        with contextlib.suppress(OSError):  # taken, or another user's
+        with contextlib.suppress(OSError):  # in use, or the lock belongs to another user
             claim = open(Path(tempfile.gettempdir()) / f"foldray-s3-{first}.lock", "w")  # noqa: SIM115
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if all(_is_free(port) and _is_free(port + 10_000) for port in range(first, first + 5)):

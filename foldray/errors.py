@@ -1,10 +1,12 @@
-"""The one exception a user is meant to read."""
+"""The exception whose message is written for users."""
 
 
 class UserError(Exception):
-    """The user's input is wrong: one line that says where and how to mend it (exit code 2).
+    """An error in the user's input or environment, reported in one line (exit code 2).
 
-    `where` names the field, file or row; `problem` says what is wrong and what to do.
+    Args:
+        where: Field, file or row with the error.
+        problem: What is wrong and how to fix it.
     """
 
     def __init__(self, where: str, problem: str) -> None:
@@ -21,5 +23,5 @@ class DamagedFileError(UserError):
 
 
 def one_line(error: BaseException, most: int = 200) -> str:
-    """An exception's message on one line of at most so many characters, or its kind where it has none."""
+    """Return an exception's message on one line of at most `most` characters, or its class name if it has none."""
     return " ".join(str(error).split())[:most] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Files on a disk: what the verbs of `storage` do there."""
+"""Local files: what the functions of `foldray.storage` do on a file system."""
 
 import contextlib
 import errno
@@ -8,24 +8,24 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-ASIDE = re.compile(r"\..*\.[0-9a-f]{32}$")
-"""Names of files that are being written; no listing shows them."""
+TEMPORARY = re.compile(r"\..*\.[0-9a-f]{32}$")
+"""Names of files that are still being written; listings leave them out."""
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, but for files that are being written; nothing if it is not there."""
+    """Return the entries of a folder without temporary files; empty if it does not exist."""
     try:
-        with os.scandir(folder) as found:
-            return [entry for entry in found if not ASIDE.match(entry.name)]
+        with os.scandir(folder) as listed:
+            return [entry for entry in listed if not TEMPORARY.match(entry.name)]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
 def size(path: Path) -> int | None:
-    """Bytes of a file; None for a folder, or a name that no file can have."""
+    """Return the bytes of a file; None for a missing file, a folder or an invalid name."""
     try:
         return path.stat().st_size if path.is_file() else None
-    except ValueError:  # a NUL in it
+    except ValueError:  # the name contains NUL
         return None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
@@ -33,27 +33,29 @@ def size(path: Path) -> int | None:
         raise
 
 
-def files(folder: Path, prefix: str = "", above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, int]]:
-    """Files below a folder with their bytes, by relative path; links to folders are followed, but not in circles."""
+def files(
+    folder: Path, prefix: str = "", parents: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[str, int]]:
+    """Yield relative path and bytes of each file below a folder; follows links to folders, but no cycles."""
     for entry in entries(folder):
         if entry.is_file():
             yield prefix + entry.name, entry.stat().st_size
         elif entry.is_dir():
-            found = entry.stat()
-            itself = found.st_dev, found.st_ino
-            if itself not in above:
-                yield from files(Path(entry.path), f"{prefix}{entry.name}/", above | {itself})
+            status = entry.stat()
+            identity = status.st_dev, status.st_ino
+            if identity not in parents:
+                yield from files(Path(entry.path), f"{prefix}{entry.name}/", parents | {identity})
 
 
 def write(target: Path, data: bytes) -> None:
-    """Write a file so that no reader ever sees half of it."""
-    with _written_aside(target, data) as part:
+    """Write or replace a file atomically."""
+    with _temporary_file(target, data) as part:
         part.replace(target)
 
 
 def create(target: Path, data: bytes) -> bool:
-    """Write a file unless it is there; False where it is. Of many who try at once, one succeeds."""
-    with _written_aside(target, data) as part:
+    """Create a file; return False if it already exists. Of concurrent writers, one succeeds."""
+    with _temporary_file(target, data) as part:
         try:
             os.link(part, target)
         except FileExistsError:
@@ -66,11 +68,11 @@ def create(target: Path, data: bytes) -> bool:
 
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""What file systems without hard links answer: FAT, mounted buckets, some network shares."""
+"""Errors of `os.link` on file systems without hard links: FAT, mounted buckets, some network shares."""
 
 
 def _create_without_links(target: Path, data: bytes) -> bool:
-    """As `create`; but a reader may see the file empty for a moment."""
+    """Like `create`, but a reader may see the file empty for a moment."""
     try:
         with target.open("xb") as file:
             file.write(data)
@@ -80,8 +82,8 @@ def _create_without_links(target: Path, data: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _written_aside(target: Path, data: bytes) -> Iterator[Path]:
-    """A whole file beside `target`, under a name that no listing shows; gone afterwards."""
+def _temporary_file(target: Path, data: bytes) -> Iterator[Path]:
+    """Yield a complete temporary file next to `target`, deleted afterwards; listings leave it out."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:

@@ -1,48 +1,67 @@
-"""Objects of S3: the requests behind the verbs of `storage`, each retried while the store is away."""
+"""S3 objects: the requests behind `foldray.storage`, each retried while the store is unavailable."""
 
 import functools
 import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import NotRequired, TypedDict, TypeVar
 
-from foldray.storage.outages import answer_of, retrying
-from foldray.storage.s3 import THREADS, client_of, object_of
+from foldray.storage.outages import retrying
+from foldray.storage.refusals import error_code
+from foldray.storage.s3 import THREADS, ListObjectsResponse, client_of, object_of
 from foldray.storage.uri import bucket_and_key
 
 T = TypeVar("T")
 
+DELETE_SIZE = 1000
+"""Objects per DeleteObjects request; S3's maximum."""
+
 MULTIPART_BYTES = 32 * 2**20
+"""Size from which objects are uploaded in parts."""
 
 
-def _ask(uri: str, operation: str, **arguments: Any) -> dict[str, Any]:
-    """A request to S3, with retries."""
-    return retrying(lambda: dict(getattr(client_of(uri), operation)(**arguments)), uri)
+class _ListRequest(TypedDict):
+    Bucket: str
+    Prefix: str
+    Delimiter: NotRequired[str]
+    MaxKeys: NotRequired[int]
+    ContinuationToken: NotRequired[str]
 
 
-def pages(uri: str, **arguments: Any) -> Iterator[dict[str, Any]]:
-    """Pages of the listing below a prefix, each retried for itself."""
+def pages(uri: str, delimiter: str = "", page_size: int | None = None) -> Iterator[ListObjectsResponse]:
+    """Yield the pages of the listing below a prefix, each with its own retries.
+
+    Args:
+        uri: Folder to list.
+        delimiter: "/" lists only what is directly in the folder; "" everything below it.
+        page_size: Objects per page; None for the store's default, 1,000 on S3.
+    """
     bucket, key = bucket_and_key(uri)
-    asked = {"Bucket": bucket, "Prefix": key and f"{key}/", **arguments}
+    request: _ListRequest = {"Bucket": bucket, "Prefix": key and f"{key}/"}
+    if delimiter:
+        request["Delimiter"] = delimiter
+    if page_size:
+        request["MaxKeys"] = page_size
     while True:
-        page = _ask(uri, "list_objects_v2", **asked)
+        page = retrying(lambda: client_of(uri).list_objects_v2(**request), uri)
         yield page
         if not page.get("IsTruncated"):
             return
-        asked["ContinuationToken"] = page["NextContinuationToken"]
+        request["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def files(uri: str, **arguments: Any) -> Iterator[tuple[str, int]]:
-    """Files below a prefix with their bytes, by relative path. Empty "directory" objects are none."""
+def files(uri: str, delimiter: str = "", page_size: int | None = None) -> Iterator[tuple[str, int]]:
+    """Yield relative path and bytes of each file below a prefix; empty "directory" objects are skipped."""
     key = bucket_and_key(uri)[1]
     skipped = len(key) + 1 if key else 0
-    for page in pages(uri, **arguments):
+    for page in pages(uri, delimiter, page_size):
         for entry in page.get("Contents", ()):
             if not entry["Key"].endswith("/"):
                 yield entry["Key"][skipped:], entry["Size"]
 
 
 def in_threads(action: Callable[[str], T], items: list[str]) -> list[T]:
+    """Map `action` over the items in parallel; results in the order of the items."""
     if len(items) < 2:
         return [action(item) for item in items]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -50,7 +69,10 @@ def in_threads(action: Callable[[str], T], items: list[str]) -> list[T]:
 
 
 def size(uri: str) -> int | None:
-    """Bytes of an object, None if it is not there; a GET of one byte, since a HEAD hides why the store refuses."""
+    """Return the bytes of an object, None if it does not exist.
+
+    It reads one byte instead of sending a HEAD request, whose response gives no reason for a refusal.
+    """
     if not bucket_and_key(uri)[1]:
         return None
     try:
@@ -61,47 +83,47 @@ def size(uri: str) -> int | None:
 
 
 def read_part(uri: str, offset: int, length: int) -> tuple[bytes, int]:
-    """A part of an object, and the bytes of the whole."""
+    """Return up to `length` bytes of an object from `offset`, and the bytes of the whole object."""
 
-    def ask() -> tuple[bytes, int]:
+    def get() -> tuple[bytes, int]:
         client = client_of(uri)
         try:
-            answer = client.get_object(**object_of(uri), Range=f"bytes={offset}-{offset + length - 1}")
+            response = client.get_object(**object_of(uri), Range=f"bytes={offset}-{offset + length - 1}")
         except client.exceptions.ClientError as error:
-            if answer_of(error)[1] != 416:  # nothing there from offset on
+            if error_code(error)[1] != 416:  # `offset` is at or behind the end
                 raise
-            return b"", int(client.head_object(**object_of(uri))["ContentLength"])
-        total = answer.get("ContentRange", "").rpartition("/")[2]
-        data: bytes = answer["Body"].read()
-        return data, int(total) if total.isdigit() else int(answer["ContentLength"])
+            return b"", client.head_object(**object_of(uri))["ContentLength"]
+        total = response.get("ContentRange", "").rpartition("/")[2]
+        data = response["Body"].read()
+        return data, int(total) if total.isdigit() else response["ContentLength"]
 
-    return retrying(ask, uri)
+    return retrying(get, uri)
 
 
 def read(uri: str) -> bytes:
-    """A whole object. Raises FileNotFoundError."""
-    return retrying(lambda: bytes(client_of(uri).get_object(**object_of(uri))["Body"].read()), uri)
+    """Return a whole object. Raises FileNotFoundError."""
+    return retrying(lambda: client_of(uri).get_object(**object_of(uri))["Body"].read(), uri)
 
 
 def write(uri: str, data: bytes) -> None:
-    """One PUT, or parts side by side: S3 shows neither before it is complete."""
+    """Write an object by one PUT or a multipart upload; S3 shows it only when it is complete."""
     retrying(lambda: _put(uri, data), uri)
 
 
 def create(uri: str, data: bytes) -> bool:
-    """One conditional PUT: False where an object of that name is there already, written by somebody else."""
+    """Write an object by a conditional PUT; False if another writer has already created it."""
 
-    def ask() -> bool:
+    def put() -> bool:
         client = client_of(uri)
         try:
             client.put_object(**object_of(uri), Body=data, IfNoneMatch="*")
         except client.exceptions.ClientError as error:
-            if answer_of(error)[1] != 412:
+            if error_code(error)[1] != 412:
                 raise
-            return read(uri) == data  # the answer to this very request may have been lost on the way
+            return read(uri) == data  # an earlier try of ours may have succeeded, its response lost
         return True
 
-    return retrying(ask, uri)
+    return retrying(put, uri)
 
 
 def _put(uri: str, data: bytes) -> None:
@@ -118,21 +140,21 @@ def _put(uri: str, data: bytes) -> None:
 
 
 def delete(uri: str) -> None:
-    """Delete an object if it is there."""
-    _ask(uri, "delete_object", **object_of(uri))
+    """Delete an object if it exists."""
+    retrying(lambda: client_of(uri).delete_object(**object_of(uri)), uri)
 
 
 def delete_below(uri: str) -> None:
-    """Delete everything below a prefix, empty "directory" objects too."""
+    """Delete every object below a prefix, empty "directory" objects included."""
     keys = [entry["Key"] for page in pages(uri) for entry in page.get("Contents", ())]
-    for begin in range(0, len(keys), 1000):
-        retrying(functools.partial(_delete, uri, keys[begin : begin + 1000]), uri)
+    for begin in range(0, len(keys), DELETE_SIZE):
+        retrying(functools.partial(_delete, uri, keys[begin : begin + DELETE_SIZE]), uri)
 
 
 def _delete(uri: str, keys: list[str]) -> None:
     client = client_of(uri)
-    listed = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-    answer = client.delete_objects(Bucket=bucket_and_key(uri)[0], Delete=listed)
-    for failed in answer.get("Errors", ()):
+    request = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+    response = client.delete_objects(Bucket=bucket_and_key(uri)[0], Delete=request)
+    for failed in response.get("Errors", ()):
         if failed.get("Code") != "NoSuchKey":
             raise client.exceptions.ClientError({"Error": failed}, "DeleteObjects")

@@ -1,49 +1,49 @@
-"""URIs: what a location is, before anything is asked of it."""
+"""URIs of local files and S3 objects: parsing, joining and splitting, without any request."""
 
 import re
 from pathlib import Path
 
 from foldray.errors import UserError
 
-NO_PLACE = "is no place foldray can use; give a folder or s3://bucket/prefix"
+UNSUPPORTED = "is not a supported location; use a folder or s3://bucket/prefix"
 
 
 def absolute(uri: str) -> str:
-    """A URI or path as workers on any host of the run may use it: local paths become absolute.
+    """Return a URI that workers on other hosts can use: local paths become absolute.
 
-    Raises UserError for what is neither a path nor `s3://bucket…`.
+    Raises UserError for anything but a path or `s3://bucket…`.
     """
     if is_s3(uri) and uri.removeprefix("s3://").strip("/"):
         return uri.rstrip("/")
     if re.match(r"\w+:/", uri) and not uri.startswith("file://"):
-        raise UserError(uri, NO_PLACE)
+        raise UserError(uri, UNSUPPORTED)
     return str(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 
 def local_path(uri: str) -> Path:
-    """The path of a local URI. Raises UserError for any other."""
+    """Return the path of a local URI. Raises UserError for other URIs."""
     return Path(absolute(uri))
 
 
 def is_local(uri: str) -> bool:
-    """Whether the URI is a plain folder or file of this machine."""
+    """Return whether the URI is a local path."""
     return "://" not in uri or uri.startswith("file://")
 
 
 def is_s3(uri: str) -> bool:
-    """Whether the URI is in a bucket."""
+    """Return whether the URI is in an S3 bucket."""
     return uri.startswith("s3://")
 
 
 def is_known(uri: str) -> bool:
-    """Whether the URI is of a kind that is read at all."""
+    """Return whether the URI has a supported scheme."""
     return is_local(uri) or is_s3(uri)
 
 
 def join(uri: str, *parts: str) -> str:
-    """Parts appended to a URI with single slashes; options after '?' stay at the end.
+    """Append parts to a URI with single slashes; options after '?' stay at the end.
 
-    A '?' in a part is a letter of its name: it stands as %3F in a URI, where '?' begins the options.
+    A '?' in a part belongs to a file's name and is written as %3F, since '?' begins the options of a URI.
     """
     if is_local(uri):
         return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
@@ -52,31 +52,31 @@ def join(uri: str, *parts: str) -> str:
 
 
 def split(uri: str) -> tuple[str, str]:
-    """The folder that a URI lies in, and its name there; options after '?' stay with the folder."""
+    """Return the parent folder of a URI and its name there; options after '?' stay with the folder."""
     base, mark, options = (uri, "", "") if is_local(uri) else uri.partition("?")
     folder, _, name = base.rstrip("/").rpartition("/")
     return folder + mark + options, name
 
 
 def relative(uri: str, folder: str) -> str:
-    """The path of a URI below a folder; the URI itself where it lies elsewhere."""
+    """Return the path of a URI relative to a folder, or the URI itself if it is not below it."""
     base, _, options = folder.partition("?") if not is_local(folder) else (folder, "", "")
     if options and not uri.endswith(f"?{options}"):
-        # A row of a manifest: `URI:number`, the number behind the options.
-        path, _, rest = uri.partition(f"?{options}")
-        uri = path + rest
+        # A row of a manifest, `URI:number`, has its number after the options.
+        path, _, number = uri.partition(f"?{options}")
+        uri = path + number
     elif options:
         uri = uri.removesuffix(f"?{options}")
     return uri.removeprefix(base.rstrip("/") + "/")
 
 
 def filesystem_path(uri: str) -> str:
-    """The path of a URI inside its filesystem: keys as they are, since names may hold any character."""
+    """Return the local path, or bucket and key as S3 has them: without options, %3F as '?'."""
     return absolute(uri) if is_local(uri) else uri.split("://", 1)[1].partition("?")[0].replace("%3F", "?")
 
 
 def place(uri: str) -> str:
-    """What decides which filesystem serves a URI: nothing for local files, else scheme, bucket and options."""
+    """Return what selects the client of a URI: scheme, bucket and options; '' for local files."""
     if is_local(uri):
         return ""
     scheme, _, rest = uri.partition("://")
@@ -85,11 +85,13 @@ def place(uri: str) -> str:
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
+    """Split a URI of S3 into bucket and key. Raises UserError if the bucket is missing."""
     bucket, _, key = filesystem_path(uri).partition("/")
     if not bucket:
-        raise UserError(uri, NO_PLACE)
+        raise UserError(uri, UNSUPPORTED)
     return bucket, key.strip("/")
 
 
 def bare(uri: str) -> str:
+    """Return a URI without its options."""
     return uri.partition("?")[0]

@@ -214,7 +214,7 @@ def test_a_store_that_stays_away_is_one_line(s3_server: "S3Server", s3_store: st
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert "Traceback" not in err
-    assert err.strip().splitlines()[-1].startswith("storage.root: http://127.0.0.1:9 does not answer")
+    assert err.strip().splitlines()[-1].startswith("storage.root: http://127.0.0.1:9 is unavailable")
 
 
 @pytest.mark.main

@@ -1,4 +1,4 @@
-"""Every verb against a real S3 server: what it leaves there, what it says when refused, and outages it outlives."""
+"""`foldray.storage` on a real S3 server: objects it leaves, messages for refusals, and retries during outages."""
 
 import http.server
 import io
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.support.s3_server"]
 BUCKET = "foldray-tests"
 
-VERBS: dict[str, Callable[[str], Any]] = {
+OPERATIONS: dict[str, Callable[[str], Any]] = {
     "exists": storage.exists,
     "is_folder": storage.is_folder,
     "list_files": storage.list_files,
@@ -49,7 +49,7 @@ def key(uri: str) -> str:
     return uri.removeprefix(f"s3://{BUCKET}/")
 
 
-def test_every_verb_and_nothing_but_files_is_left(s3_server: "S3Server", s3_store: str) -> None:
+def test_every_operation_leaves_only_files(s3_server: "S3Server", s3_store: str) -> None:
     names = ["a.txt", "deep/er/b c+d%20.txt", "deep/\u00fc#1.txt", "empty"]
     for name in names:
         storage.write_bytes(storage.join(s3_store, name), name.encode() if name != "empty" else b"")
@@ -94,18 +94,18 @@ def test_every_verb_and_nothing_but_files_is_left(s3_server: "S3Server", s3_stor
     assert not storage.is_folder(s3_store)
 
 
-def test_what_is_not_there(s3_store: str) -> None:
+def test_missing_files_and_folders(s3_store: str) -> None:
     nowhere = storage.join(s3_store, "nowhere")
     assert not storage.exists(nowhere)
     assert not storage.is_folder(nowhere)
     assert storage.list_files(nowhere) == storage.list_folders(nowhere) == []
     assert storage.list_tree(nowhere) == {}
-    for verb in (storage.read_bytes, storage.open_file, lambda uri: storage.read_range(uri, 0, 1)):
+    for operation in (storage.read_bytes, storage.open_file, lambda uri: storage.read_range(uri, 0, 1)):
         with pytest.raises(FileNotFoundError, match="nowhere"):
-            verb(nowhere)
+            operation(nowhere)
 
 
-def test_empty_directory_objects_are_neither_files_nor_folders(s3_server: "S3Server", s3_store: str) -> None:
+def test_empty_directory_objects_are_ignored(s3_server: "S3Server", s3_store: str) -> None:
     client, prefix = s3_server.client(), key(s3_store)
     for marker in (f"{prefix}/hollow/", f"{prefix}/hollow/deeper/", f"{prefix}/full/"):
         client.put_object(Bucket=BUCKET, Key=marker, Body=b"")
@@ -120,19 +120,19 @@ def test_empty_directory_objects_are_neither_files_nor_folders(s3_server: "S3Ser
     assert s3_server.keys(prefix) == []
 
 
-def test_a_listing_of_many_pages(s3_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listings_of_many_pages_are_complete(s3_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{number:02}" for number in range(25)]
     for name in names:
         storage.write_bytes(storage.join(s3_store, name), b"1")
     whole = objects.pages
-    monkeypatch.setattr(objects, "pages", lambda uri, **asked: whole(uri, **{**asked, "MaxKeys": 10}))
+    monkeypatch.setattr(objects, "pages", lambda uri, delimiter="", _size=None: whole(uri, delimiter, 10))
     assert storage.list_files(s3_store) == names
     assert list(storage.list_tree(s3_store)) == names
     storage.remove_folder(s3_store)
     assert storage.list_files(s3_store) == []
 
 
-def test_a_file_of_many_parts_arrives_whole(s3_server: "S3Server", s3_store: str) -> None:
+def test_multipart_upload_is_complete(s3_server: "S3Server", s3_store: str) -> None:
     data = random.Random(0).randbytes(60 * 2**20)
     storage.write_bytes(s3_store, data)
     assert storage.read_bytes(s3_store) == data
@@ -141,7 +141,7 @@ def test_a_file_of_many_parts_arrives_whole(s3_server: "S3Server", s3_store: str
     storage.remove(s3_store)
 
 
-def test_a_writer_killed_in_the_middle_leaves_the_old_file(s3_server: "S3Server", s3_store: str) -> None:
+def test_a_writer_killed_during_an_upload_leaves_the_old_file(s3_server: "S3Server", s3_store: str) -> None:
     kept, fresh = storage.join(s3_store, "kept"), storage.join(s3_store, "fresh")
     storage.write_bytes(kept, b"old")
     code = (
@@ -165,39 +165,39 @@ def test_a_writer_killed_in_the_middle_leaves_the_old_file(s3_server: "S3Server"
     assert storage.list_tree(s3_store) == {"kept": 3}
 
 
-def test_one_line_for_a_missing_bucket_and_files_are_not_just_missing(s3_server: "S3Server", s3_store: str) -> None:  # noqa: ARG001
-    for name, verb in VERBS.items():
+def test_a_missing_bucket_is_reported_and_is_not_a_missing_file(s3_server: "S3Server", s3_store: str) -> None:  # noqa: ARG001
+    for name, operation in OPERATIONS.items():
         with pytest.raises(UserError) as caught:
-            verb("s3://no-such-bucket/store/x")
-        expected = f"storage: there is no bucket no-such-bucket at {s3_server.endpoint}; create it, or "
+            operation("s3://no-such-bucket/store/x")
+        expected = f"storage: bucket no-such-bucket not found at {s3_server.endpoint}; create it, or "
         assert str(caught.value).startswith(expected), name
 
 
 REFUSALS = [
-    ({"AWS_ACCESS_KEY_ID": "AKIANOBODY"}, "does not know the access key for {bucket}; mend AWS_ACCESS_KEY_ID"),
-    ({"AWS_SECRET_ACCESS_KEY": "wrong-secret"}, "the secret key for {bucket} at {endpoint} is wrong; mend AWS_SECRET"),
-    ({"AWS_SESSION_TOKEN": "stale-token"}, "mend AWS_ACCESS_KEY_ID or unset AWS_SESSION_TOKEN"),
-    ({"AWS_ACCESS_KEY_ID": ""}, "there are no credentials for {bucket} (Unable to locate credentials); set AWS_ACCESS"),
+    ({"AWS_ACCESS_KEY_ID": "AKIANOBODY"}, "does not know the access key for {bucket}; fix AWS_ACCESS_KEY_ID"),
+    ({"AWS_SECRET_ACCESS_KEY": "wrong-secret"}, "the secret key for {bucket} at {endpoint} is wrong; fix AWS_SECRET"),
+    ({"AWS_SESSION_TOKEN": "stale-token"}, "fix AWS_ACCESS_KEY_ID or unset AWS_SESSION_TOKEN"),
+    ({"AWS_ACCESS_KEY_ID": ""}, "no credentials for {bucket} (Unable to locate credentials); set AWS_ACCESS"),
     ({"AWS_SECRET_ACCESS_KEY": ""}, "missing: AWS_SECRET_ACCESS_KEY); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
     (
         {"AWS_PROFILE": "nobody"},
-        "there are no credentials for {bucket} (The config profile (nobody) could not be found",
+        "no credentials for {bucket} (The config profile (nobody) could not be found",
     ),
-    ({"AWS_ENDPOINT_URL": "127.0.0.1:9"}, "the S3 endpoint '127.0.0.1:9' is no URL; set AWS_ENDPOINT_URL"),
+    ({"AWS_ENDPOINT_URL": "127.0.0.1:9"}, "S3 endpoint '127.0.0.1:9' is not a URL; set AWS_ENDPOINT_URL"),
 ]
 
 
 @pytest.mark.parametrize(("changed", "expected"), REFUSALS)
-@pytest.mark.parametrize("verb", ["exists", "write_bytes", "list_files"])
-def test_one_line_for_wrong_credentials(
-    verb: str,
+@pytest.mark.parametrize("operation", ["exists", "write_bytes", "list_files"])
+def test_wrong_credentials_are_reported_in_one_line(
+    operation: str,
     changed: dict[str, str],
     expected: str,
     s3_server: "S3Server",
     s3_store: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    storage.exists(s3_store)  # a client with the right keys is there already
+    storage.exists(s3_store)  # a client with the right keys exists already
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
     for name, value in changed.items():
         if value:
@@ -208,15 +208,15 @@ def test_one_line_for_wrong_credentials(
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     began = time.monotonic()
     with pytest.raises(UserError) as caught:
-        VERBS[verb](s3_store)
+        OPERATIONS[operation](s3_store)
     assert time.monotonic() - began < 3
-    said = str(caught.value)
-    assert said.startswith("storage: ")
-    assert expected.format(bucket=BUCKET, endpoint=s3_server.endpoint) in said
-    assert not any(hidden in said for hidden in (secret, "wrong-secret", "stale-token", "\n"))
+    message = str(caught.value)
+    assert message.startswith("storage: ")
+    assert expected.format(bucket=BUCKET, endpoint=s3_server.endpoint) in message
+    assert not any(hidden in message for hidden in (secret, "wrong-secret", "stale-token", "\n"))
 
 
-def test_one_line_for_rights_to_read_only(
+def test_read_only_credentials_are_reported(
     s3_server: "S3Server", s3_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = storage.join(s3_store, "file")
@@ -225,26 +225,26 @@ def test_one_line_for_rights_to_read_only(
         monkeypatch.setenv(name, value)
     assert storage.read_bytes(file) == b"1"
     assert storage.list_tree(s3_store) == {"file": 1}
-    for verb in ("write_bytes", "remove"):
+    for operation in ("write_bytes", "remove"):
         with pytest.raises(UserError, match=rf"storage: {s3_server.endpoint} denies access to {file}; use credentials"):
-            VERBS[verb](file)
+            OPERATIONS[operation](file)
     with pytest.raises(UserError, match=r"denies access to .*; use credentials"):
         storage.remove_folder(s3_store)
     with pytest.raises(UserError, match=r"storage.root: .* denies access"):
         storage.check_writable(s3_store, "storage.root")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    with pytest.raises(UserError, match="denies access"):  # it gets as far as the server without credentials
+    with pytest.raises(UserError, match="denies access"):  # sent without credentials, refused by the server
         storage.exists(f"{file}?anonymous=true")
 
 
 @pytest.mark.parametrize("bucket", ["Not_A_Bucket!", "x"])
-def test_one_line_for_a_name_that_no_bucket_can_have(bucket: str, s3_store: str) -> None:  # noqa: ARG001
-    with pytest.raises(UserError, match=r"^storage: .* is no name a bucket can have; mend the URI s3://"):
+def test_invalid_bucket_names_are_reported(bucket: str, s3_store: str) -> None:  # noqa: ARG001
+    with pytest.raises(UserError, match=r"^storage: .* is not a valid bucket name; fix the URI s3://"):
         storage.write_bytes(f"s3://{bucket}/store/x", b"")
 
 
-def test_endpoint_and_region_may_stand_in_the_uri(
+def test_endpoint_and_region_from_the_uri(
     s3_server: "S3Server", s3_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = s3_server.endpoint.removeprefix("http://")
@@ -260,21 +260,23 @@ def test_endpoint_and_region_may_stand_in_the_uri(
         storage.exists(f"{s3_store}?colour=blue")
 
 
-def test_nobody_listens(s3_store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refused_connection_is_retried_then_reported(
+    s3_store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     monkeypatch.setenv("FOLDRAY_STORAGE_RETRY_SECONDS", "1")
     began = time.monotonic()
-    with pytest.raises(UserError, match=r"storage: http://127.0.0.1:9 does not answer \(.*\); start it, or mend AWS_E"):
+    with pytest.raises(UserError, match=r"storage: http://127.0.0.1:9 is unavailable \(.*\); start it, or fix AWS_E"):
         storage.read_bytes(s3_store)
     assert 0.9 < time.monotonic() - began < 6
     assert [record.message.split(" (")[0] for record in caplog.records] == [
-        f"s3://{BUCKET} at http://127.0.0.1:9 is away"
+        f"s3://{BUCKET} at http://127.0.0.1:9 is unavailable"
     ]
 
 
 @contextmanager
 def outage(server: "S3Server", seconds: float) -> Iterator[threading.Thread]:
-    """The server killed now, and back some seconds later."""
+    """Kill the server now and restart it some seconds later."""
     server.kill()
 
     def restart() -> None:
@@ -290,7 +292,7 @@ def outage(server: "S3Server", seconds: float) -> Iterator[threading.Thread]:
 
 
 @pytest.mark.main
-def test_an_outage_in_the_middle_of_two_hundred_writes_and_reads(
+def test_two_hundred_writes_and_reads_survive_an_outage(
     s3_server: "S3Server", s3_store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     done = threading.Semaphore(0)
@@ -312,12 +314,13 @@ def test_an_outage_in_the_middle_of_two_hundred_writes_and_reads(
     assert storage.list_tree(s3_store) == {f"{number:03}": 1000 * len(str(number)) for number in range(200)}
     assert s3_server.keys(key(s3_store)) == [f"{key(s3_store)}/{number:03}" for number in range(200)]
     messages = [record.message for record in caplog.records if record.name == "foldray.storage"]
-    said = [message.split(" (")[0].rsplit(" ", 1)[1] for message in messages]
-    assert said in (["away", "back"], ["away", "back"] * 2)  # a server that just began may fall over once more
+    states = [message.split(" (")[0].rsplit(" is ", 1)[1] for message in messages]
+    outage_states = ["unavailable", "available again"]
+    assert states in (outage_states, outage_states * 2)  # a server that has just started may fail once more
     assert all(record.levelno == logging.WARNING for record in caplog.records if record.name == "foldray.storage")
 
 
-def test_a_reader_and_every_verb_outlive_an_outage(s3_server: "S3Server", s3_store: str) -> None:
+def test_an_open_reader_and_every_operation_survive_an_outage(s3_server: "S3Server", s3_store: str) -> None:
     data, big = random.Random(1).randbytes(4 * 2**20), storage.join(s3_store, "tree", "big")
     storage.write_bytes(big, data)
     parquet = io.BytesIO()
@@ -356,35 +359,35 @@ def test_a_reader_and_every_verb_outlive_an_outage(s3_server: "S3Server", s3_sto
     assert sorted(storage.list_tree(s3_store)) == ["large", "rows.parquet", "tree/big"]
 
 
-def test_a_server_that_hangs_is_noticed(
+def test_a_hanging_server_times_out_and_is_retried(
     s3_server: "S3Server", s3_store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(s3, "ANSWER_SECONDS", 1)
-    monkeypatch.setenv("AWS_REGION", "eu-west-1")  # another client than those of other tests
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")  # a client of its own, with this timeout
     storage.write_bytes(s3_store, b"1")
     s3_server.pause()
     with ThreadPoolExecutor(1) as pool:
         try:
             read = pool.submit(storage.read_bytes, s3_store)
             time.sleep(3.5)
-            assert "is away (Read timeout" in caplog.text
+            assert "is unavailable (Read timeout" in caplog.text
         finally:
             s3_server.resume()
         assert read.result() == b"1"
 
 
 @contextmanager
-def answering(
-    monkeypatch: pytest.MonkeyPatch, status: int, code: str, times: int, said: str = "no"
+def refusing_server(
+    monkeypatch: pytest.MonkeyPatch, status: int, code: str, times: int, message: str = "no"
 ) -> Iterator[list[str]]:
-    """A stand-in for what SeaweedFS never says: an S3 that refuses `times` times, then gives an object of two bytes."""
-    asked: list[str] = []
+    """An S3 server with errors that SeaweedFS never returns: refuses `times` requests, then serves two bytes."""
+    requests: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
-            refused = len(asked) <= times
-            body = f"<Error><Code>{code}</Code><Message>{said}</Message></Error>".encode() if refused else b"ok"
+            requests.append(self.path)
+            refused = len(requests) <= times
+            body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode() if refused else b"ok"
             self.send_response(status if refused else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -397,7 +400,7 @@ def answering(
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         try:
-            yield asked
+            yield requests
         finally:
             server.shutdown()
 
@@ -406,34 +409,35 @@ def answering(
     ("status", "code"),
     [(503, "SlowDown"), (500, "InternalError"), (502, "BadGateway"), (429, "TooManyRequests"), (400, "RequestTimeout")],
 )
-def test_what_passes_is_waited_for(status: int, code: str, s3_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(monkeypatch, status, code, times=2) as asked:
+def test_transient_errors_are_retried(status: int, code: str, s3_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with refusing_server(monkeypatch, status, code, times=2) as requests:
         assert storage.read_bytes(s3_store) == b"ok"
-    assert len(asked) == 3
+    assert len(requests) == 3
 
 
 @pytest.mark.parametrize(
     ("status", "code", "expected"),
     [
         (400, "ExpiredToken", "have expired; renew AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"),
-        (400, "InvalidToken", "refuses the session token for"),
+        (400, "InvalidToken", "rejects the session token for"),
         (301, "PermanentRedirect", f"bucket {BUCKET} is in another region; set AWS_REGION to it"),
         (400, "AuthorizationHeaderMalformed", f"bucket {BUCKET} is in another region, eu-west-9; set AWS_REGION to it"),
-        (403, "RequestTimeTooSkewed", "the clock of this machine is too far from"),
+        (403, "RequestTimeTooSkewed", "this machine's clock differs too much from"),
         (501, "NotImplemented", "refused s3://"),
     ],
 )
-def test_what_is_refused_for_good_is_not_asked_again(
+def test_permanent_errors_are_reported_without_retries(
     status: int, code: str, expected: str, s3_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = "the region 'us-east-1' is wrong; expecting 'eu-west-9'" if "Malformed" in code else "no"
-    with answering(monkeypatch, status, code, times=99, said=said) as asked, pytest.raises(UserError) as caught:
+    message = "the region 'us-east-1' is wrong; expecting 'eu-west-9'" if "Malformed" in code else "no"
+    server = refusing_server(monkeypatch, status, code, times=99, message=message)
+    with server as requests, pytest.raises(UserError) as caught:
         storage.read_bytes(s3_store)
     assert expected in caught.value.problem
-    assert len(asked) <= 3  # botocore itself looks for the bucket's region
+    assert len(requests) <= 3  # botocore itself queries the bucket's region
 
 
-def test_a_forked_or_pickled_worker_makes_its_own_client(s3_store: str) -> None:
+def test_a_forked_process_creates_its_own_client(s3_store: str) -> None:
     storage.write_bytes(s3_store, b"1")
     child = os.fork()
     if child == 0:

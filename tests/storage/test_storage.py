@@ -1,4 +1,4 @@
-"""Files are whole or not there; what cannot be a store is refused."""
+"""`foldray.storage` on local folders: atomic writes, missing files, unsupported locations."""
 
 from pathlib import Path
 
@@ -8,9 +8,7 @@ from foldray import storage
 from foldray.errors import UserError
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "deep" / "file.json"
     storage.write_bytes(str(file), b"old")
 
@@ -24,7 +22,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert [path.name for path in file.parent.iterdir()] == ["file.json"]
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_missing_local_files_and_folders(tmp_path: Path) -> None:
     nowhere = str(tmp_path / "nowhere")
     assert not storage.exists(nowhere)
     assert not storage.is_folder(nowhere)
@@ -34,24 +32,24 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     storage.remove_folder(nowhere)
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(nowhere)
-    with pytest.raises(UserError, match=r"nope://x/y: is no place foldray can use"):
+    with pytest.raises(UserError, match=r"nope://x/y: is not a supported location"):
         storage.exists("nope://x/y")
 
 
-def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_store_without_write_permission_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"storage.root: cannot write to .*/file/store"):
         storage.check_writable(str(tmp_path / "file" / "store"), "storage.root")
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "http://host/x", "s3:/bucket/x", "s3://", "hdfs://h/x"])
-def test_places_that_are_neither_a_folder_nor_a_bucket_are_refused_at_once(uri: str) -> None:
-    for verb in (storage.absolute, storage.exists, storage.list_tree, storage.read_bytes):
-        with pytest.raises(UserError, match="is no place foldray can use; give a folder or s3://bucket/prefix"):
-            verb(uri)
+def test_unsupported_locations_are_refused_without_a_request(uri: str) -> None:
+    for operation in (storage.absolute, storage.exists, storage.list_tree, storage.read_bytes):
+        with pytest.raises(UserError, match="is not a supported location; use a folder or s3://bucket/prefix"):
+            operation(uri)
 
 
-def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_without_cycles(tmp_path: Path) -> None:
     (tmp_path / "data" / "audio").mkdir(parents=True)
     (tmp_path / "data" / "audio" / "a.wav").write_bytes(b"1")
     (tmp_path / "linked").symlink_to(tmp_path / "data" / "audio")

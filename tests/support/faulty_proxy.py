@@ -1,4 +1,4 @@
-"""A proxy on loopback before an S3 server, which spoils the requests it is told to spoil."""
+"""A loopback proxy in front of an S3 server that injects faults into chosen requests."""
 
 import http.client
 import threading
@@ -8,34 +8,35 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-Way = Literal["503", "429", "cut", "lost", "lost_win"]
+FaultKind = Literal["503", "429", "cut", "lost", "lost_win"]
+"""503 and 429: the status returned. cut: the connection closes in the middle of the request's body. lost: the server
+gets the request, the client no response. lost_win: as lost, but only for responses with status 200."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a fault may depend on: `number` counts all requests from 0."""
+    """A request as fault functions receive it; `number` counts all requests from 0."""
 
     number: int
     method: str
     key: str
 
 
-Fault = Callable[[Request], Way | None]
-"""How to spoil a request: 503 or 429, cut in the middle of its body, or served with the answer lost on the way back
-(lost_win: only where the server took it)."""
+Fault = Callable[[Request], FaultKind | None]
+"""Chooses the fault of a request; None forwards it unchanged."""
 
-ANSWERS = {"503": "SlowDown", "429": "TooManyRequests"}
+CODES = {"503": "SlowDown", "429": "TooManyRequests"}
 
 
 class FaultyProxy:
-    """The proxy while its `with` lasts; set `fault` at any time, `spoiled` counts what was done, by way."""
+    """The proxy, as a context manager; `fault` may be set at any time, `injected` counts faults by kind."""
 
     def __init__(self, endpoint: str) -> None:
-        self._behind = endpoint.removeprefix("http://")
+        self._upstream = endpoint.removeprefix("http://")
         self._numbers = 0
         self._lock = threading.Lock()
         self.fault: Fault = lambda request: None
-        self.spoiled: Counter[str] = Counter()
+        self.injected: Counter[str] = Counter()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -48,15 +49,15 @@ class FaultyProxy:
         self._server.shutdown()
         self._server.server_close()
 
-    def _way(self, method: str, path: str) -> Way | None:
+    def _choose(self, method: str, path: str) -> FaultKind | None:
         with self._lock:
-            way = self.fault(Request(self._numbers, method, path.partition("?")[0]))
+            kind = self.fault(Request(self._numbers, method, path.partition("?")[0]))
             self._numbers += 1
-            return way
+            return kind
 
-    def _count(self, way: Way) -> None:
+    def _count(self, kind: FaultKind) -> None:
         with self._lock:
-            self.spoiled[way] += 1
+            self.injected[kind] += 1
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         proxy = self
@@ -65,39 +66,40 @@ class FaultyProxy:
             protocol_version = "HTTP/1.1"
 
             def log_message(self, *_: object) -> None:
-                """Nobody reads it."""
+                """No log."""
 
-            def _pass(self) -> None:
-                way = proxy._way(self.command, self.path)
+            def _forward(self) -> None:
+                kind = proxy._choose(self.command, self.path)
                 length = int(self.headers.get("Content-Length", 0))
-                body = self.rfile.read(length // 2 if way == "cut" else length)
-                if way in ANSWERS:
-                    proxy._count(way)
-                    self._answer(int(way), {}, f"<Error><Code>{ANSWERS[way]}</Code></Error>".encode())
+                body = self.rfile.read(length // 2 if kind == "cut" else length)
+                if kind in CODES:
+                    proxy._count(kind)
+                    self._respond(int(kind), {}, f"<Error><Code>{CODES[kind]}</Code></Error>".encode())
                     return
-                behind = http.client.HTTPConnection(proxy._behind, timeout=30)
+                upstream = http.client.HTTPConnection(proxy._upstream, timeout=30)
                 try:
-                    behind.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+                    upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                     for name, value in self.headers.items():
                         if name.lower() != "expect":
-                            behind.putheader(name, value)  # the Host too: it is signed
-                    behind.endheaders(body)
-                    if way == "cut":
-                        proxy._count(way)
+                            upstream.putheader(name, value)  # Host included: it is part of the signature
+                    upstream.endheaders(body)
+                    if kind == "cut":
+                        proxy._count(kind)
                         self.close_connection = True
                         return
-                    answer = behind.getresponse()
-                    said = answer.read()
+                    response = upstream.getresponse()
+                    content = response.read()
                 finally:
-                    behind.close()
-                if way == "lost" or (way == "lost_win" and answer.status == 200):
-                    proxy._count(way)
+                    upstream.close()
+                if kind == "lost" or (kind == "lost_win" and response.status == 200):
+                    proxy._count(kind)
                     self.close_connection = True
                     return
-                headers = {name: value for name, value in answer.getheaders() if name.lower() not in HOP}
-                self._answer(answer.status, headers, said, int(answer.getheader("Content-Length", len(said))))
+                headers = {name: value for name, value in response.getheaders() if name.lower() not in HOP}
+                length = int(response.getheader("Content-Length", len(content)))  # HEAD: a length without content
+                self._respond(response.status, headers, content, length)
 
-            def _answer(self, status: int, headers: dict[str, str], body: bytes, length: int | None = None) -> None:
+            def _respond(self, status: int, headers: dict[str, str], body: bytes, length: int | None = None) -> None:
                 self.send_response_only(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
@@ -106,10 +108,10 @@ class FaultyProxy:
                 if self.command != "HEAD":
                     self.wfile.write(body)
 
-            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _forward
 
         return Handler
 
 
 HOP = ("connection", "content-length", "transfer-encoding", "keep-alive")
-"""Headers that are between two neighbours; bodies are passed on whole."""
+"""Hop-by-hop headers, which a proxy does not forward; bodies are forwarded whole."""

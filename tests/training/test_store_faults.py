@@ -1,5 +1,4 @@
-"""A store that says no, or loses connections in the middle: training ends as on a folder, and a reader beside it never
-meets a half of anything.
+"""A store with faults: training ends with the same bits as on a local folder, and readers never see partial files.
 
 An outage of 30 seconds: FOLDRAY_TEST_AWAY_SECONDS=30 python -m pytest tests/training/test_store_faults.py -k away
 """
@@ -30,7 +29,7 @@ from foldray.training.context import TrainJob, Worker
 from foldray.training.fencing import Attempt, claim_group, claim_submission
 from foldray.training.final_model import finish_run
 from foldray.training.loop import train_model
-from tests.support.faulty_proxy import FaultyProxy, Request, Way
+from tests.support.faulty_proxy import FaultKind, FaultyProxy, Request
 from tests.support.training import MEASURED, assert_same, job_for
 
 if TYPE_CHECKING:
@@ -44,8 +43,8 @@ RACERS, ROUNDS = 8, 4
 
 @pytest.fixture
 def proxy(s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch, s3_store: str) -> Iterator[FaultyProxy]:
-    """Between this process and the store."""
-    assert s3_store  # its environment comes first
+    """A proxy between this process and the store."""
+    assert s3_store  # sets its environment before this fixture
     with FaultyProxy(s3_server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
@@ -55,34 +54,34 @@ def proxy(s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch, s3_store: str)
 
 
 class Away:
-    """503 to everything for a while, from the first upload of a checkpoint's weights on."""
+    """503 for every request for some seconds, from the first upload of a checkpoint."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._until = seconds, 0.0
 
-    def __call__(self, request: Request) -> Way | None:
+    def __call__(self, request: Request) -> FaultKind | None:
         if not self._until and request.method == "PUT" and "/checkpoints/" in request.key:
             self._until = time.monotonic() + self._seconds
         return "503" if time.monotonic() < self._until else None
 
 
 class Throttled:
-    """503 or 429 to a fifth of all requests, at random."""
+    """503 or 429 for a random fifth of all requests."""
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
 
-    def __call__(self, _: Request) -> Way | None:
+    def __call__(self, _: Request) -> FaultKind | None:
         return self._rng.choice(["503", "429", *[None] * 8])
 
 
 class Cut:
-    """Connections break in the middle of every upload's first try; answers to the second tries of a few are lost."""
+    """The first try of every upload is cut; the response to the second try of some is lost."""
 
     def __init__(self) -> None:
         self._tries: Counter[str] = Counter()
 
-    def __call__(self, request: Request) -> Way | None:
+    def __call__(self, request: Request) -> FaultKind | None:
         if request.method != "PUT":
             return None
         self._tries[request.key] += 1
@@ -92,7 +91,7 @@ class Cut:
 
 
 class Reader(threading.Thread):
-    """Looks at a run all the while, on a way of its own to the store; `seen` counts what it opened."""
+    """Reads a run repeatedly on a connection without faults; `seen` counts what it opened."""
 
     def __init__(self, run: str) -> None:
         super().__init__(daemon=True)
@@ -111,7 +110,7 @@ class Reader(threading.Thread):
         for found in whole_checkpoints(self._run)[-1:]:
             try:
                 saved = read_checkpoint(found.uri)
-            except FileNotFoundError:  # let go since it was listed: then it is not called whole any more
+            except FileNotFoundError:  # deleted since it was listed, its manifest first
                 assert not storage.exists(storage.join(found.uri, MANIFEST_FILE))
                 self.seen["gone"] += 1
             else:
@@ -124,10 +123,10 @@ class Reader(threading.Thread):
         self.seen["metrics"] += 1
 
     def finish(self) -> None:
-        """Stop, and say what was wrong."""
+        """Stop and raise the first failure."""
         self._over.set()
         self.join(60)
-        assert not self.is_alive(), "it hangs"
+        assert not self.is_alive(), "the reader hangs"
         if self.failure:
             raise self.failure
 
@@ -137,7 +136,7 @@ def timeless(records: list[dict]) -> list[dict]:
 
 
 def tensors(run: str) -> dict[str, torch.Tensor]:
-    """Everything in the newest checkpoint and in the finished model, by file."""
+    """Return all tensors of the newest checkpoint and of the finished model, by file."""
     files = read_verified(whole_checkpoints(run)[-1].uri)
     files |= {f"model/{name}": storage.read_bytes(f"{run}/model/{name}") for name in storage.list_files(f"{run}/model")}
     kept = {name: load(data) for name, data in files.items() if name.endswith(".safetensors")}
@@ -146,7 +145,7 @@ def tensors(run: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def on_a_folder(prepared: tuple[str, Manifest], tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
-    """A finished run on a folder, many checkpoints of which were let go again."""
+    """A finished run on a local folder, most of whose checkpoints were deleted again."""
     job = job_for("parakeet", prepared, tmp_path_factory.mktemp("folder"), epochs=3)
     job = replace(job, spec=override_spec(job.spec, ["checkpoint.every_steps=2"]))
     finish(job)
@@ -159,26 +158,26 @@ def finish(job: TrainJob) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("way", ["away", "throttled", "cut"])
-def test_a_faulty_store_changes_no_bit_and_shows_no_half(
-    way: str, on_a_folder: TrainJob, proxy: FaultyProxy, s3_server: "S3Server", s3_store: str
+@pytest.mark.parametrize("kind", ["away", "throttled", "cut"])
+def test_faults_change_no_bit_and_expose_no_partial_files(
+    kind: str, on_a_folder: TrainJob, proxy: FaultyProxy, s3_server: "S3Server", s3_store: str
 ) -> None:
     job = replace(on_a_folder, run=f"{s3_store}/run", corpus=f"{s3_store}/corpus")
     storage.upload(Path(on_a_folder.corpus), job.corpus)
     reader = Reader(f"{job.run}?scheme=http&endpoint_override={s3_server.endpoint.removeprefix('http://')}")
     reader.start()
-    proxy.fault = {"away": Away(AWAY_SECONDS), "throttled": Throttled(7), "cut": Cut()}[way]
+    proxy.fault = {"away": Away(AWAY_SECONDS), "throttled": Throttled(7), "cut": Cut()}[kind]
     finish(job)
-    spoiled = proxy.spoiled.copy()
+    injected = proxy.injected.copy()
     proxy.fault = lambda request: None
     reader.finish()
-    print(f"spoiled {dict(spoiled)}; the reader opened {dict(reader.seen)}")
+    print(f"injected {dict(injected)}; the reader opened {dict(reader.seen)}")
     assert_same(tensors(on_a_folder.run), tensors(job.run))
     assert timeless(read_metrics(on_a_folder.run)) == timeless(read_metrics(job.run))
     kept = [[found.step for found in whole_checkpoints(run)] for run in (on_a_folder.run, job.run)]
     assert kept[0] == kept[1]
-    assert spoiled.keys() == {"away": {"503"}, "throttled": {"503", "429"}, "cut": {"cut", "lost"}}[way]
-    assert min(spoiled.values()) >= 3
+    assert injected.keys() == {"away": {"503"}, "throttled": {"503", "429"}, "cut": {"cut", "lost"}}[kind]
+    assert min(injected.values()) >= 3
     assert reader.seen["checkpoints"]
     assert reader.seen["metrics"]
 
@@ -187,21 +186,21 @@ def test_a_faulty_store_changes_no_bit_and_shows_no_half(
 
 
 @pytest.mark.main
-@pytest.mark.parametrize("way", ["lost_win", "lost", "503"])
-def test_of_many_racers_one_wins_and_knows_it_though_answers_are_lost(
-    way: Way, proxy: FaultyProxy, s3_store: str
+@pytest.mark.parametrize("kind", ["lost_win", "lost", "503"])
+def test_one_of_many_concurrent_creators_wins_despite_lost_responses(
+    kind: FaultKind, proxy: FaultyProxy, s3_store: str
 ) -> None:
     rng = random.Random(3)
     lost: set[str] = set()
 
-    def spoil(request: Request) -> Way | None:
+    def fault(request: Request) -> FaultKind | None:
         if request.method != "PUT":
             return None
-        if way != "lost_win":
-            return way if rng.random() < 0.4 else None
+        if kind != "lost_win":
+            return kind if rng.random() < 0.4 else None
         return None if request.key in lost else "lost_win"
 
-    proxy.fault = spoil
+    proxy.fault = fault
     for number in range(ROUNDS):
         uri = f"{s3_store}/race-{number}"
         start = threading.Barrier(RACERS)
@@ -215,11 +214,11 @@ def test_of_many_racers_one_wins_and_knows_it_though_answers_are_lost(
             won = list(pool.map(race, tickets))
         assert sum(won) == 1
         assert storage.read_bytes(uri) == tickets[won.index(True)]
-    assert proxy.spoiled[way] >= ROUNDS
+    assert proxy.injected[kind] >= ROUNDS
 
 
 @pytest.mark.main
-def test_attempts_are_numbered_without_a_gap_though_answers_are_lost(proxy: FaultyProxy, s3_store: str) -> None:
+def test_attempts_are_numbered_without_gaps_despite_lost_responses(proxy: FaultyProxy, s3_store: str) -> None:
     rng = random.Random(5)
     proxy.fault = lambda request: rng.choice(["lost", "cut", "503", *[None] * 6]) if request.method == "PUT" else None
     run = f"{s3_store}/run"
@@ -228,4 +227,4 @@ def test_attempts_are_numbered_without_a_gap_though_answers_are_lost(proxy: Faul
         groups = list(pool.map(lambda _: claim_group(run, RACERS), range(RACERS)))
     assert sorted(claimed) == [Attempt(number) for number in range(1, RACERS + 1)]
     assert sorted(groups) == [Attempt(RACERS, number) for number in range(1, RACERS + 1)]
-    assert proxy.spoiled["lost"]
+    assert proxy.injected["lost"]
