@@ -1,8 +1,8 @@
-"""Benchmarks, each beside a peer in one run; the ratios are what counts."""
+"""Benchmarks, each next to a peer in one run; the ratios are what counts."""
 
 from collections.abc import Callable
-from typing import Any
 
+from benchmarks.measure import BenchmarkResult
 from foldray.errors import UserError
 
 BENCHMARKS = ("joint-step", "one-cycle", "resume", "prepare", "ingest", "consumers", "train", "results")
@@ -16,8 +16,8 @@ def run_benchmark(
     utterances: int,
     with_peer: bool,
     on_progress: Callable[[int, int], None],
-) -> dict[str, Any]:
-    """`name`, `ours`, `peer`, `ratio` and `shape` of a benchmark. Raises UserError for a name that is none."""
+) -> BenchmarkResult:
+    """Run the benchmark `name`. Raises UserError for an unknown name."""
     if name not in BENCHMARKS:
         raise UserError(name, f"is not a benchmark; use {', '.join(BENCHMARKS)}")
     if name == "joint-step":

@@ -1,16 +1,19 @@
 """`python -m benchmarks NAME`: one benchmark with its peer, side by side in one run; the ratios are what counts.
 
-Leave the machine alone while one runs. Example: `python -m benchmarks joint-step --rounds 3`
+Nothing else should run on the machine meanwhile. Example: `python -m benchmarks joint-step --rounds 3`
 """
 
-from typing import Annotated, Any
+from typing import Annotated, TypeAlias
 
 import typer
 
 from benchmarks import BENCHMARKS, run_benchmark
+from benchmarks.measure import BenchmarkResult
 from foldray.cli.exits import run_command
 from foldray.cli.results import Json
 from foldray.runtime.terminal import counting, output, print_json, print_table
+
+Value: TypeAlias = float | str | dict[str, float]
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -23,18 +26,18 @@ def bench(
     ] = 5,
     hours: Annotated[float, typer.Option(min=0.01, help="Hours of audio (prepare).")] = 10.0,
     utterances: Annotated[int, typer.Option(min=1000, help="Utterances of the manifest (resume).")] = 1_000_000,
-    peer: Annotated[bool, typer.Option(help="Whether the peer runs too (resume).")] = True,
+    peer: Annotated[bool, typer.Option(help="Run the peer too (resume).")] = True,
     as_json: Json = False,
 ) -> None:
-    """Run a benchmark beside its peer. Leave the machine alone meanwhile.
+    """Run a benchmark next to its peer. Nothing else should run on the machine meanwhile.
 
     joint-step: a joint training step against the deepest path alone.
     one-cycle: a step of a fold against steps of all the models it replaces.
     resume: resuming in the middle of an epoch of a huge corpus.
-    prepare: hours of audio prepared a second.
-    ingest: batches a second into a model that does nothing.
+    prepare: hours of audio prepared per second.
+    ingest: batches per second into a model that does nothing.
     consumers: ways of feeding 64 training workers.
-    train: utterances a second under Ray Train and in a bare loop.
+    train: utterances per second under Ray Train and in a bare loop.
     results: queries over a store of a million rows.
 
     Example: python -m benchmarks joint-step
@@ -50,18 +53,19 @@ def bench(
         if not as_json:
             benchmark_tables(measured[-1])
     if as_json:
-        print_json({"benchmarks": measured} if name == "all" else measured[0])
+        print_json({"benchmarks": measured} if name == "all" else dict(measured[0]))
 
 
-def benchmark_tables(measured: dict[str, Any]) -> None:
-    """A benchmark: what was measured of ours and of the peer, their ratios, and the shape of the work."""
-    for part in ("ours", "peer", "ratio"):
-        print_table("", [part, "value"], [[key, _figure(value)] for key, value in measured[part].items()])
+def benchmark_tables(measured: BenchmarkResult) -> None:
+    """Print the values of both sides, their ratios, and the shape of the work."""
+    parts = {"ours": measured["ours"], "peer": measured["peer"], "ratio": measured["ratio"]}
+    for part, values in parts.items():
+        print_table("", [part, "value"], [[key, _figure(value)] for key, value in values.items()])
     output.print(measured["shape"])
 
 
-def _figure(value: Any) -> str:
-    """A measured value, or its name's parts."""
+def _figure(value: Value) -> str:
+    """A measured value, or the values of a part."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_figure(each)}" for key, each in value.items())
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,8 +1,8 @@
-"""Training as one writes it down without foldray's loop: the peer of `foldray bench train`.
+"""Training in a plain PyTorch loop: the peer of `python -m benchmarks train`.
 
-The weights, the loss, the optimiser and the planned batches are ours, the loop is not: rows lie in memory,
-FLAC is decoded by soundfile and made features by the stock extractor between the steps or by a process
-of torch's DataLoader, and several of it meet in DistributedDataParallel over gloo.
+The weights, the loss, the optimiser and the planned batches are ours, the loop is not: rows are in memory, soundfile
+and the stock extractor turn them into features between the steps or in a process of torch's DataLoader, and several
+processes train with DistributedDataParallel over gloo.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
 
 from benchmarks.measure import hold_to_core
 from foldray.config.corpus import SAMPLE_RATE
@@ -39,20 +40,29 @@ from foldray.results.metrics import Record
 from foldray.training.cursor import plan_of
 from foldray.training.schedule import moving_share
 
-INIT, TOLD_FILE = "init", "steps.json"
+INIT, RECORDS_FILE = "init", "steps.json"
 
 Loaded = tuple[dict[str, Tensor], Tensor, Tensor, Tensor]
 
 
 def run_bare(spec: RunSpec, corpus: str, folder: str, *, ahead: bool = False) -> list[Record]:
-    """Train from the very weights that ours begins with, in `spec.scale.workers` processes: each step's `seconds`,
-    `ctc` by depth and `grad_norm`. ahead: a DataLoader decodes; folder: an empty one."""
+    """Train from the same initial weights as ours, in `spec.scale.workers` processes.
+
+    Args:
+        spec: The run.
+        corpus: URI of the prepared corpus.
+        folder: An empty folder.
+        ahead: Whether a DataLoader decodes ahead.
+
+    Returns:
+        A record for each step: `seconds`, `ctc` by depth and `grad_norm`.
+    """
     workers, tokenizer = spec.scale.most_workers, read_manifest(corpus).tokenizer
     write_random_checkpoint(spec.model, spec.fold.num_layers, tokenizer, spec.seed, Path(folder, INIT))
     processes: Any = torch.multiprocessing  # it does not export its own spawn
     processes.spawn(_train, (spec, corpus, folder, ahead), nprocs=workers)
-    told: list[Record] = json.loads(Path(folder, TOLD_FILE).read_text())
-    return told
+    records: list[Record] = json.loads(Path(folder, RECORDS_FILE).read_text())
+    return records
 
 
 def planned_steps(spec: RunSpec, index: SplitIndex) -> list[list[MicroBatch]]:
@@ -65,7 +75,9 @@ def planned_steps(spec: RunSpec, index: SplitIndex) -> list[list[MicroBatch]]:
 class _Batches(Dataset[Loaded]):
     """Inputs, frames, labels and their lengths of micro-batches, from FLAC in memory."""
 
-    def __init__(self, index: SplitIndex, batches: list[MicroBatch], model: Any, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, index: SplitIndex, batches: list[MicroBatch], model: PreTrainedModel, tokenizer: Tokenizer
+    ) -> None:
         read = RowReader(index)
         self._rows = {int(position): read(int(position)) for batch in batches for position in batch}
         self._batches, self._model, self._tokenizer = batches, model, tokenizer
@@ -76,24 +88,24 @@ class _Batches(Dataset[Loaded]):
 
     def __getitem__(self, number: int) -> Loaded:
         rows = [self._rows[int(position)] for position in self._batches[number]]
-        heard = [soundfile.read(io.BytesIO(row["audio"]), dtype="float32")[0] for row in rows]
-        made = self._extractor(
-            heard, sampling_rate=SAMPLE_RATE, padding=True, return_attention_mask=True, return_tensors="pt"
+        waveforms = [soundfile.read(io.BytesIO(row["audio"]), dtype="float32")[0] for row in rows]
+        features = self._extractor(
+            waveforms, sampling_rate=SAMPLE_RATE, padding=True, return_attention_mask=True, return_tensors="pt"
         )
-        inputs = {name: made[name] for name in ("input_features", "attention_mask")}
-        frames_B = torch.tensor(output_frames(self._model, [len(samples_T) for samples_T in heard]))
+        inputs = {name: features[name] for name in ("input_features", "attention_mask")}
+        frames_B = torch.tensor(output_frames(self._model, [len(samples_T) for samples_T in waveforms]))
         labels = [torch.tensor(self._tokenizer.encode(row["text"])) for row in rows]
         return inputs, frames_B, pad_sequence(labels, batch_first=True), torch.tensor([len(label) for label in labels])
 
 
-def _counts(model: Any, index: SplitIndex, step: list[MicroBatch]) -> StepCounts:
+def _counts(model: PreTrainedModel, index: SplitIndex, step: list[MicroBatch]) -> StepCounts:
     members = np.concatenate(step)
     frames = sum(output_frames(model, index.num_samples[members].tolist()))
     return StepCounts(int(index.num_labels[members].sum()), frames, len(members))
 
 
 def _train(rank: int, spec: RunSpec, corpus: str, folder: str, ahead: bool) -> None:
-    """One of the processes; the first writes TOLD_FILE."""
+    """Train as one of the processes; the first writes RECORDS_FILE."""
     torch.set_num_threads(1)
     hold_to_core(rank)
     torch.set_flush_denormal(True)  # as ours
@@ -104,7 +116,7 @@ def _train(rank: int, spec: RunSpec, corpus: str, folder: str, ahead: bool) -> N
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     steps = planned_steps(spec, index)
     counts = [_counts(model, index, step) for step in steps]
-    # Where a step has nothing for this process, it runs the first batch at weight zero.
+    # A process without a batch in a step runs the first one with weight zero.
     mine = [[(batch, 1.0) for batch in step[rank::workers]] or [(step[0], 0.0)] for step in steps]
     batches = _Batches(index, [batch for step in mine for batch, _ in step], model, manifest.tokenizer)
     inline = map(batches.__getitem__, range(len(batches)))
@@ -115,7 +127,7 @@ def _train(rank: int, spec: RunSpec, corpus: str, folder: str, ahead: bool) -> N
     else:
         net = model
     optimizer = torch.optim.AdamW(trained, lr=spec.optim.lr, betas=spec.optim.betas, weight_decay=0)
-    told = []
+    records = []
     for number, (step, count) in enumerate(zip(mine, counts, strict=True)):
         began = time.perf_counter()
         renorm.share = moving_share(number / len(steps), spec.optim)
@@ -134,8 +146,8 @@ def _train(rank: int, spec: RunSpec, corpus: str, folder: str, ahead: bool) -> N
         optimizer.zero_grad()
         renorm.move(dist.all_reduce if workers > 1 else None)
         ctc = dict(zip(map(str, spec.fold.depths), losses_P.tolist(), strict=True))
-        told.append({"ctc": ctc, "grad_norm": float(norm), "seconds": time.perf_counter() - began})
+        records.append({"ctc": ctc, "grad_norm": float(norm), "seconds": time.perf_counter() - began})
     if rank == 0:
-        Path(folder, TOLD_FILE).write_text(json.dumps(told))
+        Path(folder, RECORDS_FILE).write_text(json.dumps(records))
     if workers > 1:
         dist.destroy_process_group()

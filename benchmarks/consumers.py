@@ -1,34 +1,35 @@
-"""`foldray bench consumers`: which way of feeding many training workers starves none, keeps order and bounds memory.
+"""`python -m benchmarks consumers`: how to feed many training workers without waits, in order and in bounded memory.
 
-Consumers without torch, each an actor that takes its planned micro-batches in order and "trains" on
-each for a while (it sleeps). Three ways bring the batches:
+Consumers are actors without torch. Each takes its planned micro-batches in order and "trains" on each for a while (it
+sleeps). Three ways of loading are compared:
 
-    threads    a thread of the consumer's own process decodes ahead (what foldray trains with)
+    threads    a thread of the consumer's process decodes ahead (what foldray uses)
     tasks      Ray tasks anywhere in the cluster, a few ahead
-    datasets   a Ray Data pipeline of each consumer's own, over windows of its plan
+    datasets   a Ray Data pipeline for each consumer, over windows of its plan
 
 Every micro-batch is a minute of audio in FLAC, decoded for real.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from benchmarks.measure import check_extras, memory_of_tree
+from benchmarks.measure import BenchmarkResult, Figures, check_extras, memory_of_tree
 from foldray.config.corpus import SAMPLE_RATE
 from foldray.data.audio import decode_flac, encode_flac
 
 UTTERANCES, SECONDS = 12, 5
 AHEAD = 2
 WINDOW = 8
-"""Micro-batches of one pipeline of the way `datasets`: it holds its whole plan, so it gets the plan in pieces."""
+"""Micro-batches of one pipeline of `datasets`, which keeps its whole input in memory."""
 
 LONGEST = 480.0
-"""Seconds after which a way is given up."""
+"""Seconds after which a measurement is stopped."""
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 def bench_consumers(
@@ -37,7 +38,7 @@ def bench_consumers(
     step_seconds: float = 3.0,
     *,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
+) -> BenchmarkResult:
     """Each way's worst and mean wait for a micro-batch, whether order was kept, and the memory of all processes."""
     from foldray.runtime.ray import start_ray
 
@@ -53,12 +54,12 @@ def bench_consumers(
         "ours": {"threads": ours},
         "peer": measured,
         "ratio": {f"{way} to threads, time": values["seconds"] / ours["seconds"] for way, values in measured.items()},
-        "shape": f"{consumers} consumers, {batches} minutes of audio each, {step_seconds:g} s a step, "
+        "shape": f"{consumers} consumers, {batches} minutes of audio each, {step_seconds:g} s per step, "
         f"so {batches * step_seconds:g} s where nobody waits",
     }
 
 
-def _measure(ray: Any, way: str, consumers: int, batches: int, step_seconds: float) -> dict[str, Any]:
+def _measure(ray: Any, way: str, consumers: int, batches: int, step_seconds: float) -> Figures:
     actor = ray.remote(num_cpus=0)(_Consumer)
     running = [actor.remote(way, rank, consumers) for rank in range(consumers)]
     ray.get([each.ready.remote() for each in running])
@@ -125,8 +126,8 @@ def _tasks(plan: list[Row]) -> Iterator[Row]:
     yield from _ahead(plan, load.remote, ray.get)
 
 
-def _ahead(plan: list[Row], begin: Callable[[Row], Any], take: Callable[[Any], Row]) -> Iterator[Row]:
-    waiting: list[Any] = []
+def _ahead(plan: list[Row], begin: Callable[[Row], T], take: Callable[[T], Row]) -> Iterator[Row]:
+    waiting: list[T] = []
     for row in plan:
         waiting.append(begin(row))
         if len(waiting) > AHEAD:

@@ -1,10 +1,10 @@
-"""`foldray bench ingest`: batches a second into a model that does nothing, beside a bare loop over the same rows.
+"""`python -m benchmarks ingest`: batches per second into a model that does nothing, next to a bare loop.
 
-    ours    the epoch plan, shards read by row group, decoded, as features, ahead of the consumer
-    bound   the same rows in memory already: soundfile and the stock extractor, one after the other
+    ours    the epoch plan, shards read by row group, decoding and features, ahead of the consumer
+    bound   the same rows already in memory: soundfile and the stock extractor, one after the other
 
-Both with one thread, on the recipe an4's features. The padding of the plan is told for three
-distributions of lengths; the memory of ours for the corpus given and one ten times as long.
+Both use one thread and the features of recipe an4. The plan's padding is measured for three distributions of lengths,
+our memory for the corpus and for one ten times as long.
 """
 
 import json
@@ -13,9 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from benchmarks.measure import check_extras, run_side
+from benchmarks.measure import BenchmarkResult, Figures, check_extras, run_side
+
+if TYPE_CHECKING:
+    from foldray.data.epoch import EpochPlan
+    from foldray.data.manifest import SplitIndex
+    from foldray.data.stream import BatchLoader
 
 MAX_DURATION = 60.0
 HOURS = 0.5
@@ -24,12 +29,12 @@ GROWTH = 10
 
 def bench_ingest(
     rounds: int = 3, *, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> dict[str, Any]:
-    """Batches a second of both sides on half an hour of built-in speech, and padding and memory of ours."""
+) -> BenchmarkResult:
+    """Batches per second of both sides on half an hour of built-in speech, and padding and memory of ours."""
     check_extras("psutil", "espeakng_loader")
     with tempfile.TemporaryDirectory() as folder:
         corpus = _prepared(folder, HOURS)
-        sides: dict[str, list[dict[str, Any]]] = {"ours": [], "bound": []}
+        sides: dict[str, list[Figures]] = {"ours": [], "bound": []}
         for number in range(rounds):
             for side, measured in sides.items():
                 measured.append(run_side("benchmarks.ingest", side, corpus))
@@ -42,15 +47,15 @@ def bench_ingest(
         "ours": {**ours, **{f"padding, {name}": share for name, share in _paddings().items()}},
         "peer": {f"bound, {key}": value for key, value in bound.items()},
         "ratio": {
-            "ours to bound, batches a second": ours["batches_per_second"] / bound["batches_per_second"],
+            "ours to bound, batches per second": ours["batches_per_second"] / bound["batches_per_second"],
             f"memory of {GROWTH} times the corpus to once": longer["peak_bytes"] / ours["peak_bytes"],
         },
-        "shape": f"{HOURS:g} h, {MAX_DURATION:g} s of padded audio a batch, 80 mel bins, {rounds} rounds",
+        "shape": f"{HOURS:g} h, {MAX_DURATION:g} s of padded audio per batch, 80 mel bins, {rounds} rounds",
     }
 
 
-def _median(measured: list[dict[str, Any]]) -> dict[str, Any]:
-    ordered = sorted(measured, key=lambda values: float(values["batches_per_second"]))
+def _median(measured: list[Figures]) -> Figures:
+    ordered = sorted(measured, key=lambda values: values["batches_per_second"])
     return ordered[len(ordered) // 2]
 
 
@@ -67,7 +72,7 @@ def _prepared(folder: str, hours: float) -> str:
 
 
 def _repeated(corpus: str, folder: str) -> str:
-    """A prepared corpus `GROWTH` times as long: the same shards under other names, and ids of their own."""
+    """A prepared corpus `GROWTH` times as long: the same shards under other names, and with other ids."""
     import shutil
 
     import pyarrow as pa
@@ -96,7 +101,7 @@ def _repeated(corpus: str, folder: str) -> str:
 
 
 def _paddings() -> dict[str, float]:
-    """Share of padding in a plan, for lengths as LibriSpeech has them and as recipes of a GPU cluster batch them."""
+    """Share of padding in a plan for lengths distributed as in LibriSpeech, with batch sizes of GPU recipes."""
     import pyarrow as pa
 
     from benchmarks.synthetic import synthetic_index
@@ -105,17 +110,17 @@ def _paddings() -> dict[str, float]:
 
     files, table = synthetic_index(100_000)
     names = ("shard", "row_group", "row", "num_samples", "num_labels", "num_repeats")
-    columns: dict[str, Any] = {name: table[name].to_numpy() for name in names}
+    columns = {name: table[name].to_numpy() for name in names}
     ids: pa.ChunkedArray = table["id"]
     index = SplitIndex("", files, ids, **columns)
     plans = {seconds: plan_epoch(index, seed=0, epoch=1, max_duration=seconds, per_step=8) for seconds in (60, 200)}
-    return {f"LibriSpeech's lengths, {seconds} s a batch": plan.padding for seconds, plan in plans.items()}
+    return {f"LibriSpeech's lengths, {seconds} s per batch": plan.padding for seconds, plan in plans.items()}
 
 
 # --- The two sides ----------------------------------------------------------------------------------
 
 
-def _loader(corpus: str) -> tuple[Any, Any]:
+def _loader(corpus: str) -> "tuple[BatchLoader, SplitIndex]":
     import torch
 
     from foldray.config.recipes import load_recipe
@@ -133,7 +138,7 @@ def _loader(corpus: str) -> tuple[Any, Any]:
     return BatchLoader(index, model, manifest.tokenizer, None, 0), index
 
 
-def _plan(index: Any) -> Any:
+def _plan(index: "SplitIndex") -> "EpochPlan":
     from foldray.data.epoch import plan_epoch
 
     return plan_epoch(index, seed=0, epoch=0, max_duration=MAX_DURATION, per_step=2)

@@ -1,18 +1,18 @@
-"""`foldray bench joint-step`: a joint training step against the deepest path alone, on wav2vec2-base shapes.
+"""`python -m benchmarks joint-step`: a joint training step against the deepest path alone, on wav2vec2-base shapes.
 
-The peer is what one would write without a fold: a forward and backward pass for each depth, front
-end included. Both train the same weights on the same audio with CTC, in float32. Steps of all kinds
-take turns, so that a machine that slows down slows all of them; the ratio is that of the medians.
+The peer is training without a fold: a forward and backward pass for each depth, front end included. Both train the
+same weights on the same audio with CTC, in float32. Steps of all kinds alternate, so that a machine that slows down
+slows all of them; the ratio is that of the medians.
 """
 
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measure import BenchmarkResult
 from foldray.config.corpus import SAMPLE_RATE
 from foldray.folding.loss import StepCounts, joint_loss
 from foldray.folding.plan import FoldPlan, Order
@@ -27,7 +27,7 @@ BATCH, SECONDS = 2, 6.0
 
 def bench_joint_step(
     rounds: int = 5, *, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> dict[str, Any]:
+) -> BenchmarkResult:
     """Median seconds of a step of each kind, and their ratios to the deepest path alone."""
     kinds: list[Callable[[], None]] = []
     names: list[str] = []
@@ -46,7 +46,7 @@ def bench_joint_step(
     median = {name: statistics.median(times) for name, times in zip(names, seconds, strict=True)}
     return {
         "name": "joint-step",
-        "ours": {order: median[f"{order} joint"] for order in ORDERS},
+        "ours": {str(order): median[f"{order} joint"] for order in ORDERS},
         "peer": {
             **{f"{order}, deepest path alone": median[f"{order} deepest"] for order in ORDERS},
             **{f"{order}, a pass for each depth": median[f"{order} two passes"] for order in ORDERS},
@@ -59,7 +59,7 @@ def bench_joint_step(
                 for order in ORDERS
             },
         },
-        "shape": f"wav2vec2-base, {LAYERS} -> {DEPTH}, {BATCH} x {SECONDS:g} s, CTC, float32, seconds a step, "
+        "shape": f"wav2vec2-base, {LAYERS} -> {DEPTH}, {BATCH} x {SECONDS:g} s, CTC, float32, seconds per step, "
         f"{rounds} rounds, {torch.get_num_threads()} threads",
     }
 
@@ -72,7 +72,7 @@ def _model(plan: FoldPlan) -> nn.Module:
 
 
 def _step(model: nn.Module, passes: list[tuple[int, ...]]) -> Callable[[], None]:
-    """One optimiser step's forward and backward work; each tuple is run as one pass."""
+    """The forward and backward work of one optimiser step; each tuple is one pass."""
     audio_BT = torch.randn(BATCH, int(SECONDS * SAMPLE_RATE), generator=torch.Generator().manual_seed(0))
     frames_B = torch.tensor(output_frames(model, [audio_BT.shape[1]] * BATCH))
     labels_BU = torch.arange(1, 31).repeat(BATCH, 3)
@@ -93,7 +93,7 @@ def _step(model: nn.Module, passes: list[tuple[int, ...]]) -> Callable[[], None]
 def take_turns(
     kinds: list[Callable[[], None]], rounds: int, on_progress: Callable[[int, int], None]
 ) -> list[list[float]]:
-    """Seconds of each kind in each round; a round before them warms up and is not counted."""
+    """Seconds of each kind in each round; a first round for warming up is not counted."""
     seconds: list[list[float]] = [[] for _ in kinds]
     for turn in range(rounds + 1):
         for number, run in enumerate(kinds):

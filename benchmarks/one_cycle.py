@@ -1,21 +1,21 @@
-"""`foldray bench one-cycle`: a training step of one fold against steps of all the models it stands for.
+"""`python -m benchmarks one-cycle`: a training step of one fold against steps of all the models it replaces.
 
-The peer is what one does without folding: the same model at a single depth, for each depth that the fold serves (also
-those it serves without having trained them), each trained by itself on the same batch. All run forward, CTC, backward
-and the optimiser's step, on the Conformer of recipe an4-fold-6-12; kinds take turns, so that a machine that slows down
-slows all of them. Beside what is measured stands what counting says: a step costs its front end and
-head once, and each different prefix of its paths one block.
+The peer is training without a fold: the same model at a single depth, for each depth that the fold serves (also those
+it serves without having trained them), each trained separately on the same batch. All run forward, CTC, backward and
+the optimiser's step, on the Conformer of recipe an4-fold-6-12; kinds alternate, so that a machine that slows down
+slows all of them. Next to each measured ratio is the one from counted MACs: a step costs its front end and head once,
+and one block for each different prefix of its paths.
 """
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks.joint_step import take_turns
+from benchmarks.measure import BenchmarkResult
 from foldray.config.corpus import SAMPLE_RATE
 from foldray.config.recipes import load_recipe
 from foldray.folding.batchnorm import Renorm
@@ -43,13 +43,13 @@ FOLDS: tuple[Fold, ...] = (
     ("cycle, clustered", "cycle", CLUSTERED, CLUSTERED),
     ("in_place, clustered", "in_place", CLUSTERED, CLUSTERED),
 )
-"""Name, order, the depths that are trained, and those that are served, each of which the peer trains a model for."""
+"""Name, order, trained depths, and served depths, for each of which the peer trains a model."""
 
 
 def bench_one_cycle(
     rounds: int = 5, *, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> dict[str, Any]:
-    """Median seconds of a step of each fold and of each model by itself; how many times cheaper a fold is."""
+) -> BenchmarkResult:
+    """Median seconds of a step of each fold and of each single-depth model, and how many times cheaper a fold is."""
     alone = sorted({*SPREAD, *CLUSTERED})
     plans = [FoldPlan(depth, (depth,)) for depth in alone]
     plans += [FoldPlan(trained[0], trained, order=order) for _, order, trained, _ in FOLDS]
@@ -74,7 +74,7 @@ def bench_one_cycle(
             **{name: sum(peer[depth] for depth in depths) / ours[name] for name, depths in served.items()},
             **{f"{name}, by counting": ratio for name, ratio in by_count.items()},
         },
-        "shape": f"{RECIPE}, {BATCH} x {SECONDS:g} s, CTC, {kind}, float32, seconds a step; ratio: models of depths "
+        "shape": f"{RECIPE}, {BATCH} x {SECONDS:g} s, CTC, {kind}, float32, seconds per step; ratio: models of depths "
         f"{_listed(SPREAD)} (clustered: {_listed(CLUSTERED)}) to the one fold that serves them all; {rounds} rounds, "
         f"{torch.get_num_threads()} threads",
     }
@@ -121,7 +121,7 @@ def _step(model: nn.Module, plan: FoldPlan) -> Callable[[], None]:
 
 
 def counted_macs(six: PreTrainedModel, twelve: PreTrainedModel) -> Callable[[FoldPlan], float]:
-    """What a pass over all depths of a plan costs in MACs: what is not blocks once, a block for each different prefix
+    """MACs of a pass over all depths of a plan: everything but the blocks once, and one block for each different prefix
     of its paths. (The head, a thousandth of it, is counted once as well.)"""
     shallow, deep = (costs_of(model)[-1].macs_per_audio_second for model in (six, twelve))
     block = (deep - shallow) / 6

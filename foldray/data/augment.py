@@ -1,8 +1,8 @@
-"""What is done to audio before a model hears it: speed, noise, volume, masks.
+"""Augmentation: speed, noise, volume, and masks of features.
 
-Everything is drawn from a generator that belongs to the utterance (seed, epoch, id), whoever loads it
-and in whichever batch. torchaudio's own masks and noise draw from torch's global generator, which the
-loading threads would share with the training thread's dropout; so the draws are made here.
+Everything is drawn from a generator that depends only on (seed, epoch, utterance id), not on the worker or the batch.
+torchaudio's own masks and noise draw from torch's global generator, which the loading threads would share with the
+training thread's dropout; so the draws are made here.
 """
 
 import hashlib
@@ -23,19 +23,19 @@ from foldray.errors import UserError
 Samples = npt.NDArray[np.float32]
 
 WINDOWS_PER_SECOND = 100
-NOISES_HELD = 16_000_000
+NOISE_CACHE_SAMPLES = 16_000_000
 
 _log = logging.getLogger(__name__)
 
 
 def utterance_rng(seed: int, epoch: int, utterance: str) -> np.random.Generator:
-    """The generator that an utterance's augmentation of one epoch is drawn from."""
+    """The random generator of an utterance's augmentation in one epoch."""
     digest = hashlib.sha256(f"{seed} {epoch} {utterance}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
 def change_speed(samples_T: Samples, factor: float) -> Samples:
-    """Audio played `factor` times as fast, pitch and all: as many samples as the epoch plan counted."""
+    """Play samples (T,) `factor` times as fast, and so change the pitch; (T',) as the epoch plan counts."""
     if factor == 1.0:
         return samples_T
     planned = int(samples_at_speed(np.array(len(samples_T)), factor))
@@ -44,14 +44,14 @@ def change_speed(samples_T: Samples, factor: float) -> Samples:
 
 
 class WaveformAugmenter:
-    """Noise and volume, as a spec says. Raises UserError where its noise recordings are not there."""
+    """Adds noise and changes the volume as configured. Raises UserError if the noise recordings are missing."""
 
     def __init__(self, augment: AugmentSpec) -> None:
         self._augment = augment
         self._noises = Noises(augment.noise_path) if augment.noise_path and augment.noise_share else None
 
     def __call__(self, samples_T: Samples, rng: np.random.Generator) -> Samples:
-        """The samples with what is drawn for them."""
+        """Augment samples (T,) with values drawn from `rng`."""
         augment = self._augment
         if augment.noise_share and rng.uniform() < augment.noise_share:
             snr_db = rng.uniform(*augment.noise_snr_db)
@@ -64,12 +64,12 @@ class WaveformAugmenter:
 
 
 def add_noise(samples_T: Samples, noise_T: Samples, snr_db: float) -> Samples:
-    """Speech with noise `snr_db` decibels below it (negative: above); as it is where the noise is silent."""
+    """Add noise to speech at a signal-to-noise ratio in decibels; silent noise leaves the speech unchanged."""
     import torch
     import torchaudio
 
     if float(np.abs(noise_T).max()) < SILENCE_PEAK:
-        return samples_T  # no gain would make it heard, and the ratio of nothing is NaN
+        return samples_T  # its power is 0, so the gain would be NaN
     noisy: Samples = torchaudio.functional.add_noise(
         torch.from_numpy(samples_T), torch.from_numpy(noise_T), torch.tensor(snr_db, dtype=torch.float32)
     ).numpy()
@@ -77,7 +77,7 @@ def add_noise(samples_T: Samples, noise_T: Samples, snr_db: float) -> Samples:
 
 
 def coloured_noise(count: int, rng: np.random.Generator) -> Samples:
-    """Noise whose power falls with frequency by a random slope, from white (0) to brown (2 per octave)."""
+    """Noise whose power falls with frequency by a random exponent, from white (0) to brown (2)."""
     spectrum = np.fft.rfft(rng.standard_normal(count))
     slope = rng.uniform(0, 2)
     spectrum *= np.maximum(np.arange(len(spectrum)), 1) ** (-slope / 2)
@@ -85,7 +85,7 @@ def coloured_noise(count: int, rng: np.random.Generator) -> Samples:
 
 
 class Noises:
-    """Noise recordings under a folder or URI; the ones heard last are kept decoded, up to `NOISES_HELD` samples."""
+    """Noise recordings below a folder or URI. Recently used ones stay decoded, up to `NOISE_CACHE_SAMPLES` samples."""
 
     def __init__(self, path: str) -> None:
         self._folder = storage.absolute(path)
@@ -93,13 +93,13 @@ class Noises:
         self._names = sorted(name for name in found if name.lower().endswith((".wav", ".flac", ".ogg", ".mp3")))
         if not self._names:
             raise UserError("augment.noise_path", f"{self._folder} has no audio; name a folder with WAV, FLAC or OGG")
-        self._held: OrderedDict[str, Samples] = OrderedDict()
+        self._cache: OrderedDict[str, Samples] = OrderedDict()
         self._lock = threading.Lock()
 
     def draw(self, count: int, rng: np.random.Generator) -> Samples:
-        """`count` samples from a random place of a random recording, repeated where it is too short.
+        """`count` samples from a random position of a random recording, repeated if it is too short.
 
-        A recording that can't be used is silence: what others are drawn for does not depend on it.
+        An unusable recording counts as silence, so that the draws of other utterances do not depend on it.
         """
         noise_T = self._decoded(self._names[int(rng.integers(len(self._names)))])
         start = int(rng.integers(len(noise_T)))
@@ -107,24 +107,27 @@ class Noises:
 
     def _decoded(self, name: str) -> Samples:
         with self._lock:
-            if name in self._held:
-                self._held.move_to_end(name)
-                return self._held[name]
+            if name in self._cache:
+                self._cache.move_to_end(name)
+                return self._cache[name]
         file = storage.join(self._folder, name)
         try:
             noise_T = decode(storage.read_bytes(file))
         except BadAudioError as bad:
-            _log.warning("%s is no noise to add (%s: %s)", file, bad.reason, bad.detail)
+            _log.warning("%s is not usable as noise (%s: %s)", file, bad.reason, bad.detail)
             noise_T = np.zeros(1, dtype=np.float32)
         with self._lock:
-            self._held[name] = noise_T
-            while len(self._held) > 1 and sum(map(len, self._held.values())) > NOISES_HELD:
-                self._held.popitem(last=False)
+            self._cache[name] = noise_T
+            while len(self._cache) > 1 and sum(map(len, self._cache.values())) > NOISE_CACHE_SAMPLES:
+                self._cache.popitem(last=False)
         return noise_T
 
 
 def mask_features(windows_TF: Tensor, augment: AugmentSpec, rng: np.random.Generator) -> None:
-    """Time and frequency masks of random place and width on (T, F) log-mel windows, in place; zero is their mean."""
+    """Set random stretches of time and frequency of log-mel windows (T, F) to zero, their mean, in place.
+
+    Source: SpecAugment, arXiv 1904.08779, section 2, without time warping.
+    """
     windows, bins = windows_TF.shape
     longest = min(augment.time_mask_seconds * WINDOWS_PER_SECOND, augment.time_mask_share * windows)
     for _ in range(augment.time_masks):

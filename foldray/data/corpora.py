@@ -1,4 +1,4 @@
-"""Corpora: which utterances a source holds. Metadata only; no audio is decoded here.
+"""Corpora: which utterances a source contains. Metadata only; no audio is decoded here.
 
 A layout (see `layouts`) finds and reads the splits of a folder or URI. Everything after it (preparation,
 shards, training) is the same for all of them.
@@ -9,12 +9,11 @@ import json
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from foldray import storage
 from foldray.config.corpus import BUILTIN_CORPUS, VALIDATION_NAMES, CorpusSpec
 from foldray.data.builtin import builtin_corpus_id, write_builtin_corpus
-from foldray.data.layouts import LAYOUTS, Place
+from foldray.data.layouts import LAYOUTS, SourceFolder
 from foldray.data.splits import carve_valid, cross_validate, sources_of, split_names
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
@@ -23,15 +22,19 @@ from foldray.storage.layout import Store
 ARCHIVES = (".gz", ".tgz", ".zip", ".tar", ".bz2", ".xz", ".7z")
 
 PREPARE_VERSION = 1
-"""Raise it with every change to what preparation writes: normalisation, decoding, shards."""
+"""Raise it with every change to what preparation writes: normalisation, decoding, shards. Corpus ids depend on it."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """All utterances of a source, where it lies, and its identity.
+    """All utterances of a source.
 
-    corpus_id: `<name>-<hash>`, the folder of its prepared form; the hash covers every description,
-    the size of every audio file and every field of the spec that preparation depends on.
+    Attributes:
+        corpus_id: `<name>-<hash>`, the folder of the prepared form. The hash covers every description, the size of
+            every audio file and every field of the spec that preparation depends on.
+        folder: URI of the source.
+        layout: Key of `LAYOUTS`.
+        utterances: Every utterance, also those that metadata already rules out.
     """
 
     corpus_id: str
@@ -41,9 +44,14 @@ class Corpus:
 
 
 def find_corpus(spec: CorpusSpec, root: str) -> Corpus:
-    """What there is to prepare; `root` is the store, which keeps the built-in corpus.
+    """Find the utterances of a source.
 
-    Raises UserError naming `corpus.path`, `corpus.splits`, or the file and row that is wrong.
+    Args:
+        spec: The recipe's `corpus` section.
+        root: The store, where the built-in corpus is kept.
+
+    Raises:
+        UserError: Names `corpus.path`, `corpus.splits`, or the file and row that is wrong.
     """
     splits = split_names(spec)
     if spec.path == BUILTIN_CORPUS:
@@ -51,17 +59,17 @@ def find_corpus(spec: CorpusSpec, root: str) -> Corpus:
     else:
         folder = _checked_folder(spec.path)
         name = storage.filesystem_path(folder).rstrip("/").rsplit("/", 1)[-1]
-    place = Place(folder, storage.absolute(spec.audio_root) if spec.audio_root else None)
-    layout = _recognise(place, spec)
-    found = _locate(layout, place, spec)
+    source = SourceFolder(folder, storage.absolute(spec.audio_root) if spec.audio_root else None)
+    layout = _detect_layout(source, spec)
+    found = _find_splits(layout, source, spec)
     read = LAYOUTS[layout].read
     utterances = [
         _encodable(each)
         for split, uris in zip(splits, found, strict=True)
         for uri in uris
-        for each in read(uri, split, place)
+        for each in read(uri, split, source)
     ]
-    utterances = _with_sizes(utterances, [folder, *filter(None, [place.audio_root])])
+    utterances = _with_sizes(utterances, [folder, *filter(None, [source.audio_root])])
     utterances = carve_valid(cross_validate(utterances, spec), spec)
     return Corpus(f"{_slug(name)}-{_identity(utterances, folder, spec)}", folder, layout, utterances)
 
@@ -71,9 +79,9 @@ def _checked_folder(path: str) -> str:
     if storage.is_folder(folder):
         return folder
     if storage.exists(folder):
-        mend = "unpack it and give the folder" if folder.endswith(ARCHIVES) else "give the folder that holds it"
-        raise UserError("corpus.path", f"{folder} is no folder but a file; {mend}")
-    raise UserError("corpus.path", f"{folder} is no folder; give a folder with train.jsonl and test.jsonl")
+        fix = "unpack it and give the folder" if folder.endswith(ARCHIVES) else "give the folder that contains it"
+        raise UserError("corpus.path", f"{folder} is a file, not a folder; {fix}")
+    raise UserError("corpus.path", f"{folder} does not exist; give a folder with train.jsonl and test.jsonl")
 
 
 def _slug(name: str) -> str:
@@ -83,114 +91,119 @@ def _slug(name: str) -> str:
 def _identity(utterances: list[Utterance], folder: str, spec: CorpusSpec) -> str:
     digest = hashlib.sha256(f"{PREPARE_VERSION}".encode())
     left_out = {"path", "layout", "audio_root", "max_quarantine"}
-    if spec.cross_validate is None:  # corpora are the same as before there was such a field
+    if spec.cross_validate is None:  # the field is newer than the ids of many corpora
         left_out.add("cross_validate")
     fields = spec.model_dump(mode="json", exclude=left_out)
     digest.update(json.dumps(fields, sort_keys=True).encode())
     folders = [folder, *([storage.absolute(spec.audio_root)] if spec.audio_root else [])]
     for utterance in utterances:
-        digest.update(json.dumps(_described(utterance, folders)).encode())
+        digest.update(json.dumps(_portable_values(utterance, folders)).encode())
     return digest.hexdigest()[:10]
 
 
-def _described(utterance: Utterance, folders: list[str]) -> list[Any]:
-    """What an utterance is, wherever its corpus lies: the same files under another root are the same corpus."""
+def _portable_values(utterance: Utterance, folders: list[str]) -> list[object]:
+    """The utterance without its root: the same files in another folder are the same corpus."""
     inside = next(filter(None, (_inside(utterance.audio, folder) for folder in folders)), None)
     problem = utterance.problem and (utterance.problem[0], "")
     return replace(utterance, audio=f"/{inside}" if inside else utterance.audio, row="", problem=problem).values()
 
 
 def _builtin_folder(root: str) -> str:
-    """The spoken corpus foldray makes itself: made once for each version, kept in the store."""
+    """The synthesised corpus: written once for each version, and kept in the store."""
     folder = Store(root).source(f"builtin-{builtin_corpus_id()}")
     if storage.exists(storage.join(folder, "test.jsonl")):
         return folder
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as written:
         try:
-            write_builtin_corpus(Path(made))
+            write_builtin_corpus(Path(written))
         except ImportError as error:
             raise UserError("corpus.path", str(error)) from None
-        # The manifests go last: a folder that has them is whole.
-        storage.upload(Path(made) / "audio", storage.join(folder, "audio"))
+        # The manifests are uploaded last: a folder that has them is complete.
+        storage.upload(Path(written) / "audio", storage.join(folder, "audio"))
         for split in ("train", "test"):
-            storage.write_bytes(storage.join(folder, f"{split}.jsonl"), (Path(made) / f"{split}.jsonl").read_bytes())
+            storage.write_bytes(storage.join(folder, f"{split}.jsonl"), (Path(written) / f"{split}.jsonl").read_bytes())
     return folder
 
 
 # --- Layouts and splits ----------------------------------------------------------------------------
 
-_ALIASES = {"valid": VALIDATION_NAMES, "test": ("test", "eval")}
+
+SPLIT_ALIASES = {"valid": VALIDATION_NAMES, "test": ("test", "eval")}
+"""The names under which the files or folders of a split are looked for, best first."""
 
 
-def _find_split(layout: str, place: Place, entry: str) -> list[list[str]]:
-    """What a layout finds for an entry of `corpus.splits`: for each of its sources, which may be none."""
+def _find_split(layout: str, source: SourceFolder, entry: str) -> list[list[str]]:
+    """What a layout finds for an entry of `corpus.splits`: the URIs of each of its parts, [] for a part not found."""
     find = LAYOUTS[layout].find
     if "=" in entry:
-        return [find(place, source) for source in sources_of(entry)]
-    names = _ALIASES.get(entry, (entry,))
-    return [next(filter(None, (find(place, name) for name in names)), [])]
+        return [find(source, part) for part in sources_of(entry)]
+    names = SPLIT_ALIASES.get(entry, (entry,))
+    return [next(filter(None, (find(source, name) for name in names)), [])]
 
 
-def _recognise(place: Place, spec: CorpusSpec) -> str:
-    """The layout of a folder: the one the spec names, or the first that finds any of the splits; by listings alone."""
+def _detect_layout(source: SourceFolder, spec: CorpusSpec) -> str:
+    """The layout that the spec names, or the first that finds any of the splits; only listings are requested."""
     if spec.layout != "auto":
         return spec.layout
     for name, layout in LAYOUTS.items():
-        found = (uris for entry in spec.splits for uris in _find_split(name, place, entry) if uris)
+        found = (uris for entry in spec.splits for uris in _find_split(name, source, entry) if uris)
         first = next(found, None)
         if first and layout.looks_right(first[0]):
             return name
-    if "dataset_dict.json" in place.files():
-        mend = "write its splits as train.parquet, test.parquet with to_parquet()"
-        raise UserError("corpus.path", f"{place.folder} was written by datasets' save_to_disk; {mend}")
+    if "dataset_dict.json" in source.files():
+        fix = "write its splits as train.parquet, test.parquet with to_parquet()"
+        raise UserError("corpus.path", f"{source.root} was written by datasets' save_to_disk; {fix}")
     raise UserError(
         "corpus.path",
-        f"{place.folder} has none of the layouts known ({', '.join(LAYOUTS)}); write train.jsonl and test.jsonl, "
-        'one object a line: {"audio": "clips/a.flac", "text": "HELLO"}, or name what there is in corpus.splits, '
-        f"such as [train=A, test=B], where . is the folder itself; {_contents(place)}",
+        f"{source.root} has none of the known layouts ({', '.join(LAYOUTS)}); write train.jsonl and test.jsonl, "
+        'one object a line: {"audio": "clips/a.flac", "text": "HELLO"}, or name its splits in corpus.splits, '
+        f"such as [train=A, test=B], where . is the folder itself; {_contents(source)}",
     )
 
 
-def _locate(layout: str, place: Place, spec: CorpusSpec) -> list[list[str]]:
-    """The URIs of each split. Raises UserError for one that is missing, but a `valid` without a source."""
-    found = [_find_split(layout, place, entry) for entry in spec.splits]
-    wants = LAYOUTS[layout].wants
-    if not any(uris for each in found for uris in each):
-        raise UserError("corpus.path", f"{place.folder} is not laid out as {layout} ({wants}); {_contents(place)}")
-    for entry, each in zip(spec.splits, found, strict=True):
-        for source, uris in zip(sources_of(entry), each, strict=True):
+def _find_splits(layout: str, source: SourceFolder, spec: CorpusSpec) -> list[list[str]]:
+    """The URIs of each split. Raises UserError for a missing one, except a plain `valid`, which can be carved."""
+    found = [_find_split(layout, source, entry) for entry in spec.splits]
+    example = LAYOUTS[layout].example
+    if not any(uris for parts in found for uris in parts):
+        raise UserError("corpus.path", f"{source.root} is not laid out as {layout} ({example}); {_contents(source)}")
+    for entry, parts in zip(spec.splits, found, strict=True):
+        for part, uris in zip(sources_of(entry), parts, strict=True):
             if not uris and entry != "valid":
-                rest = ",".join(name for name in split_names(spec) if name != entry)
-                mend = f"add it, say what it is, corpus.splits=[…,{entry.partition('=')[0]}=A], or do without: [{rest}]"
-                looked = wants.replace("train", source)
+                others = ",".join(name for name in spec.splits if name != entry)
+                name = entry.partition("=")[0]
+                fix = f"add it, or name it with corpus.splits=[…,{name}=A], or leave it out with [{others}]"
+                expected = example.replace("train", part)
                 raise UserError(
-                    "corpus.path", f"{place.folder} has no {source} ({layout}: {looked}); {_contents(place)}; {mend}"
+                    "corpus.path", f"{source.root} has no {part} ({layout}: {expected}); {_contents(source)}; {fix}"
                 )
-    located = [[uri for uris in each for uri in uris] for each in found]
-    _refuse_shared(located, spec)
-    return located
+    joined = [[uri for uris in parts for uri in uris] for parts in found]
+    _check_disjoint(joined, spec)
+    return joined
 
 
-def _refuse_shared(located: list[list[str]], spec: CorpusSpec) -> None:
+def _check_disjoint(found: list[list[str]], spec: CorpusSpec) -> None:
     owner: dict[str, str] = {}
-    for entry, uris in zip(spec.splits, located, strict=True):
+    for entry, uris in zip(spec.splits, found, strict=True):
         for uri in uris:
             if uri in owner:
-                raise UserError("corpus.splits", f"'{owner[uri]}' and '{entry}' both take {uri}; say which has it")
+                raise UserError(
+                    "corpus.splits", f"'{owner[uri]}' and '{entry}' both contain {uri}; keep it in one of them"
+                )
             owner[uri] = entry
 
 
-def _contents(place: Place) -> str:
-    names = sorted([*place.files(), *(f"{name}/" for name in place.folders())])
+def _contents(source: SourceFolder) -> str:
+    names = sorted([*source.files(), *(f"{name}/" for name in source.folders())])
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return f"it holds {', '.join(names[:12]) or 'nothing'}{more}"
+    return f"it contains {', '.join(names[:12]) or 'nothing'}{more}"
 
 
 # --- Sizes -----------------------------------------------------------------------------------------
 
 
 def _encodable(utterance: Utterance) -> Utterance:
-    """The utterance with '?' for what is no text: JSON may hold halves of characters, which nothing can write."""
+    """The utterance with '?' for lone surrogates, which JSON may contain and UTF-8 cannot encode."""
     texts = {name: getattr(utterance, name) for name in ("id", "audio", "text", "speaker", "language", "row")}
     try:
         "".join(text or "" for text in texts.values()).encode()
@@ -202,11 +215,11 @@ def _encodable(utterance: Utterance) -> Utterance:
 
 
 def _with_sizes(utterances: list[Utterance], folders: list[str]) -> list[Utterance]:
-    """The utterances with the sizes of their files; those in containers know theirs, and those ruled out need none."""
+    """The utterances with the sizes of their files. Those in containers have one, and those ruled out need none."""
     wanted = {u.audio for u in utterances if u.bytes is None and not u.problem}
     sizes: dict[str, int | None] = {}
     for folder in (folder for folder in folders if not storage.is_local(folder)):
-        # One listing for all files below: an object store would take a request for each.
+        # One listing for all files below it, instead of one request for each.
         below = {uri: inside for uri in wanted - sizes.keys() if (inside := _inside(uri, folder))}
         tree = storage.list_tree(folder) if below else {}
         sizes.update({uri: tree.get(inside) for uri, inside in below.items()})
@@ -217,6 +230,6 @@ def _with_sizes(utterances: list[Utterance], folders: list[str]) -> list[Utteran
 
 
 def _inside(uri: str, folder: str) -> str | None:
-    """The path of a file below a folder, None where it lies elsewhere."""
+    """The path of a file below a folder, None if it is elsewhere."""
     path = storage.filesystem_path(uri).removeprefix(storage.filesystem_path(folder).rstrip("/") + "/")
     return path if uri == storage.join(folder, path) else None

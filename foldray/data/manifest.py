@@ -1,19 +1,20 @@
-"""The manifest of a prepared corpus: what was kept, where it lies, what was not kept and why."""
+"""The files of a prepared corpus: manifest, index, shards and quarantine, their schemas and how they are read."""
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from foldray import storage
+from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 from foldray.models.tokenizer import Tokenizer
 from foldray.storage.layout import MANIFEST_FILE, PreparedCorpus
+from foldray.storage.parquet import read_table
 
 SHARD_SCHEMA = pa.schema(
     [
@@ -51,6 +52,28 @@ QUARANTINE_SCHEMA = pa.schema(
 )
 
 
+class QuarantineEntry(TypedDict):
+    """One utterance that is not used: a row of the quarantine table."""
+
+    id: str
+    split: str
+    source: str  # where the source describes it, relative to the corpus folder
+    reason: str  # a code, listed in docs/DATA.md
+    detail: str
+
+
+def quarantine_entry(utterance: Utterance, reason: str, detail: str, home: str) -> QuarantineEntry:
+    """A row of the quarantine table, with paths relative to the corpus folder `home`, which may be anywhere."""
+    audio = utterance.audio
+    return {
+        "id": utterance.id,
+        "split": utterance.split,
+        "source": storage.relative(utterance.row, home),
+        "reason": reason,
+        "detail": detail.replace(audio, storage.relative(audio, home)) if audio else detail,
+    }
+
+
 class Shard(BaseModel):
     """One Parquet file of utterances of one split and duration bucket."""
 
@@ -65,7 +88,7 @@ class Shard(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Written last, so a corpus folder that has one is whole."""
+    """What a prepared corpus contains. It is written last, so a corpus folder that has one is complete."""
 
     model_config = ConfigDict(frozen=True, validate_by_name=True, serialize_by_alias=True)
     schema_version: int = 1
@@ -99,9 +122,9 @@ class Manifest(BaseModel):
 class SplitIndex:
     """The utterances of one split as columns of equal length N, shard by shard and row group by row group."""
 
-    corpus: str  # URI of the corpus folder
-    files: list[str]  # shard files by number
-    ids: pa.ChunkedArray
+    corpus: str  # URI of the prepared corpus
+    files: list[str]  # shard files by number, relative to it
+    ids: pa.ChunkedArray  # of strings
     shard: npt.NDArray[np.int32]
     row_group: npt.NDArray[np.int32]
     row: npt.NDArray[np.int32]
@@ -114,7 +137,7 @@ class SplitIndex:
 
     @cached_property
     def groups(self) -> npt.NDArray[np.int64]:
-        """Where each row group begins, and the end, (G + 1,)."""
+        """Position of the first utterance of each row group, and N, (G + 1,)."""
         changes = (np.diff(self.shard, prepend=-1) != 0) | (np.diff(self.row_group, prepend=-1) != 0)
         return np.append(np.flatnonzero(changes), len(self))
 
@@ -124,33 +147,31 @@ class SplitIndex:
 
     @cached_property
     def bucket_of_shard(self) -> npt.NDArray[np.int64]:
-        """A number for each shard's split and duration bucket, which its file is named by."""
+        """A number for each shard's split and duration bucket, both of which are in its file name."""
         names = [file.rsplit("-", 1)[0] for file in self.files]
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def read_manifest(corpus: str) -> Manifest:
-    """The manifest of a prepared corpus. Raises UserError where there is none."""
+    """The manifest of a prepared corpus. Raises UserError if the folder has none."""
     file = PreparedCorpus(corpus).manifest
     if not storage.exists(file):
-        raise UserError(corpus, f"is no prepared corpus ({MANIFEST_FILE} is missing); run `foldray prepare`")
+        raise UserError(corpus, f"is not a prepared corpus ({MANIFEST_FILE} is missing); run `foldray prepare`")
     return Manifest.model_validate(storage.read_json(file))
 
 
-def read_quarantine(corpus: str) -> list[dict[str, str]]:
-    """Entries of the quarantine: id, split, source, reason, detail."""
-    data = storage.read_bytes(PreparedCorpus(corpus).quarantine)
-    entries: list[dict[str, str]] = pq.read_table(pa.BufferReader(data)).to_pylist()
+def read_quarantine(corpus: str) -> list[QuarantineEntry]:
+    """The entries of the quarantine table."""
+    entries: list[QuarantineEntry] = read_table(PreparedCorpus(corpus).quarantine).to_pylist()
     return entries
 
 
 def read_index(corpus: str, manifest: Manifest, split: str) -> SplitIndex:
-    """The index of one split. Raises UserError for a split the corpus lacks."""
+    """The index of one split. Raises UserError for a split that the corpus does not have."""
     wanted = [name for name in INDEX_SCHEMA.names if name not in ("split", "offset", "bytes")]
-    with storage.open_file(PreparedCorpus(corpus).index) as file:
-        table = pq.read_table(file, columns=wanted, filters=[("split", "=", split)])
+    table = read_table(PreparedCorpus(corpus).index, wanted, filters=[("split", "=", split)])
     if not table.num_rows:
         known = ", ".join(sorted({shard.split for shard in manifest.shards}))
         raise UserError(corpus, f"has no utterances in split '{split}'; it has {known}")
-    columns: dict[str, Any] = {name: table[name].to_numpy() for name in wanted if name != "id"}
+    columns = {name: table[name].to_numpy() for name in wanted if name != "id"}
     return SplitIndex(corpus, [shard.file for shard in manifest.shards], table["id"], **columns)

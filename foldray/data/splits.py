@@ -1,4 +1,4 @@
-"""Splits: what `corpus.splits` names, the parts of a cross-validation, and a `valid` for corpora that have none."""
+"""Splits: the names in `corpus.splits`, cross-validation, and a `valid` split for corpora that have none."""
 
 import hashlib
 import re
@@ -11,37 +11,39 @@ from foldray.errors import UserError
 
 
 def split_names(spec: CorpusSpec) -> tuple[str, ...]:
-    """The names of the splits that are looked for: what stands before '=' in each of `corpus.splits`.
-
-    Raises UserError where one can't be: without a source, twice, or no name for files.
-    """
+    """The names of the entries of `corpus.splits`. Raises UserError for an invalid entry, or a name used twice."""
     names = spec.split_names
     for entry, name in zip(spec.splits, names, strict=True):
         if not re.fullmatch(r"\w[\w.-]*", name) or not all(sources_of(entry)):
-            raise UserError("corpus.splits", f"'{entry}' is no split; say a name, or name=A+B for files or sub-folders")
+            raise UserError(
+                "corpus.splits", f"'{entry}' is not a split; write a name, or name=A+B for files or sub-folders"
+            )
         if names.count(name) > 1:
-            raise UserError("corpus.splits", f"'{name}' comes twice; join what belongs to it: {name}=A+B")
+            raise UserError("corpus.splits", f"'{name}' is used twice; join its parts: {name}=A+B")
     return names
 
 
 def sources_of(entry: str) -> list[str]:
-    """What an entry takes: its name, or what stands behind '='."""
+    """The files or sub-folders of an entry: its name, or the parts after '='."""
     name, named, parts = entry.partition("=")
     return [part.strip("/") for part in parts.split("+")] if named else [name]
 
 
 def needed_splits(spec: CorpusSpec) -> set[str]:
-    """The splits that must have utterances. Training does without a `valid`, and one that was carved may turn out to be
-    unusable."""
+    """The splits that must have utterances. Training works without a `valid`, and a carved one may be unusable."""
     return {"train", "test"} if spec.cross_validate else {*split_names(spec)} - {"valid"}
 
 
 def cross_validate(utterances: list[Utterance], spec: CorpusSpec) -> list[Utterance]:
-    """All utterances as `train`, but those of one part of the speakers, which are `test`.
+    """All utterances as `train`, except those of one part of the speakers, which are `test`.
 
-    Speakers are dealt out, those with the most utterances first, each to the part that has the fewest so far: parts are
-    of like size, every utterance is tested in one of them, and the order of rows decides nothing. Raises UserError
-    where there are fewer speakers than parts, or an utterance has none: its voice could be on both sides.
+    Speakers are distributed over the parts in order of their number of utterances, most first, each to the part with
+    the fewest so far. So parts have similar sizes, every utterance is tested in one of them, and the order of rows has
+    no influence.
+
+    Raises:
+        UserError: There are fewer speakers than parts, or an utterance has no speaker: its voice could be in both
+            splits.
     """
     if spec.cross_validate is None:
         return utterances
@@ -49,16 +51,16 @@ def cross_validate(utterances: list[Utterance], spec: CorpusSpec) -> list[Uttera
     if nameless := sum(not u.speaker for u in usable):
         raise UserError(
             "corpus.cross_validate",
-            f"{nameless:,} of {len(usable):,} utterances have no speaker, and voices must not be in 'train' and "
-            "'test' both; give each a speaker, or the utterance's own id where all are of different voices",
+            f"{nameless:,} of {len(usable):,} utterances have no speaker, and a voice must not be in both 'train' and "
+            "'test'; give each a speaker, or the utterance's id if all voices are different",
         )
     number, parts = map(int, spec.cross_validate.split("/"))
     counts = Counter(u.speaker for u in usable)
     if len(counts) < parts:
-        raise UserError("corpus.cross_validate", f"{parts} parts of {len(counts)} speakers; ask for fewer parts")
+        raise UserError("corpus.cross_validate", f"{parts} parts of {len(counts)} speakers; use fewer parts")
     sizes = [0] * parts
     tested: set[str] = set()
-    for name in sorted(counts, key=lambda name: (-counts[name], _hashed(name))):
+    for name in sorted(counts, key=lambda name: (-counts[name], _hash(name))):
         part = sizes.index(min(sizes))
         sizes[part] += counts[name]
         if part == number - 1:
@@ -67,11 +69,11 @@ def cross_validate(utterances: list[Utterance], spec: CorpusSpec) -> list[Uttera
 
 
 def carve_valid(utterances: list[Utterance], spec: CorpusSpec) -> list[Utterance]:
-    """Move whole speakers from `train` to `valid` where the source has no `valid`.
+    """Move whole speakers from `train` to `valid` if the source has no `valid`.
 
-    Which speakers: by the hash of their names, until the share is reached, so the choice does not
-    depend on the order of rows. An utterance without a speaker counts as a speaker of its own; where
-    no speaker is small enough for twice the share, utterances are moved instead.
+    Speakers are chosen by the hashes of their names until `corpus.valid_fraction` is reached, so the choice does not
+    depend on the order of rows. An utterance without a speaker counts as a speaker of its own; if every speaker has
+    more than twice the share, utterances are moved instead.
     """
     splits = {utterance.split for utterance in utterances}
     if "valid" in splits or "valid" not in split_names(spec) or not spec.valid_fraction:
@@ -90,21 +92,21 @@ def carve_valid(utterances: list[Utterance], spec: CorpusSpec) -> list[Utterance
 
 
 def _is_usable(utterance: Utterance) -> bool:
-    """Whether there is any use in what is known of an utterance before it is decoded; no split is made of others."""
+    """Whether an utterance is usable as far as metadata tells; only such utterances are counted for splits."""
     return bool(utterance.bytes and utterance.text) and not utterance.problem
 
 
 def _choose(names: list[str], wanted: float) -> set[str]:
-    """Names whose counts add up to about `wanted`, in the order of their hashes; none over twice that."""
+    """Names whose counts add up to about `wanted`, in the order of their hashes; none with more than twice that."""
     counts = Counter(names)
     chosen: set[str] = set()
     moved = 0
-    for name in sorted(counts, key=_hashed):
+    for name in sorted(counts, key=_hash):
         if moved < wanted and moved + counts[name] <= max(1, 2 * wanted) and moved + counts[name] < len(names):
             chosen.add(name)
             moved += counts[name]
     return chosen
 
 
-def _hashed(name: str) -> bytes:
+def _hash(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()

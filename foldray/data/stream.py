@@ -1,10 +1,9 @@
-"""From planned micro-batches to tensors: read rows, decode, augment, features; ahead of the training thread."""
+"""From planned micro-batches to tensors: rows are read, decoded, augmented and converted ahead of training."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +17,14 @@ from foldray.data.audio import decode_flac
 from foldray.data.augment import WaveformAugmenter, change_speed, mask_features, utterance_rng
 from foldray.data.epoch import EpochPlan, MicroBatch
 from foldray.data.manifest import SplitIndex
-from foldray.data.reader import RowReader
+from foldray.data.reader import Row, RowReader
 from foldray.models.families import family_of
 from foldray.models.features import build_extractor, extract_features, feature_windows, output_frames, whole_frames
 from foldray.models.tokenizer import Tokenizer
 
 AHEAD = 4
+"""Micro-batches that are loaded before training needs them."""
+
 DECODER_INPUTS = "decoder_input_ids"
 
 
@@ -31,9 +32,15 @@ DECODER_INPUTS = "decoder_input_ids"
 class Batch:
     """One micro-batch, ready for the model.
 
-    inputs: keyword arguments of the stock model; frames_B: valid output frames; labels_BU, padded
-    with 0; num_labels_B; seconds: audio without padding; targets_BU: for a decoder, the labels and
-    an end token.
+    Attributes:
+        inputs: Keyword arguments of the stock model.
+        frames_B: Valid output frames of each utterance.
+        labels_BU: Labels, padded with 0.
+        num_labels_B: Labels of each utterance.
+        ids: Ids of the utterances.
+        texts: References.
+        seconds: Audio without padding.
+        targets_BU: For a decoder, the labels and an end token, padded with 0.
     """
 
     inputs: dict[str, Tensor]
@@ -59,7 +66,16 @@ class Batch:
 
 
 class BatchLoader:
-    """Turns micro-batches of a split into `Batch`es for one model's features."""
+    """Loads the micro-batches of a split as `Batch`es with one model's features.
+
+    Args:
+        index: The split.
+        model: Its configuration decides on the features, the frames and the decoder's inputs.
+        tokenizer: Turns texts into labels.
+        augment: Augmentation, None for none.
+        seed: Random seed of the augmentation.
+        threads: Threads of `ahead`.
+    """
 
     def __init__(
         self,
@@ -70,35 +86,34 @@ class BatchLoader:
         seed: int,
         threads: int = 1,
     ) -> None:
-        self._read = RowReader(index)
+        self._read_row = RowReader(index)
         self._model = model
         self.extractor = build_extractor(model)
         self.tokenizer = tokenizer
         self._augment = augment
-        self._waveforms = WaveformAugmenter(augment) if augment else None
+        self._augment_waveform = WaveformAugmenter(augment) if augment else None
         self._seed = seed
         self._threads = threads
 
     def expect(self, positions: npt.NDArray[np.int64]) -> None:
-        """Say which rows will be read, each once, so that none is kept for longer."""
-        self._read.expect(positions)
+        """Declare the rows that will be read, each once, so that none is cached for longer."""
+        self._read_row.expect(positions)
 
     def load(self, batch: MicroBatch, epoch: int, speed: npt.NDArray[np.float64] | None = None) -> Batch:
-        """One micro-batch; the same arguments give the same tensors. speed: the plan's factors, by position."""
-        return self.make(self.read(batch), epoch, None if speed is None else speed[batch].tolist())
+        """Load one micro-batch; the same arguments give the same tensors. speed: the plan's factors, by position."""
+        return self.collate(self.read(batch), epoch, None if speed is None else speed[batch].tolist())
 
-    def read(self, batch: MicroBatch) -> list[dict[str, Any]]:
+    def read(self, batch: MicroBatch) -> list[Row]:
         """The rows of a micro-batch, audio still encoded."""
-        self._read.prefetch(batch)
-        return [self._read(int(position)) for position in batch]
+        self._read_row.prefetch(batch)
+        return [self._read_row(int(position)) for position in batch]
 
-    def make(self, rows: list[dict[str, Any]], epoch: int, speeds: list[float] | None = None) -> Batch:
-        """Tensors of rows: decoded, augmented where this loader does so, as features."""
+    def collate(self, rows: list[Row], epoch: int, speeds: list[float] | None = None) -> Batch:
+        """Decode rows, augment them where this loader does so, and batch them as features and labels."""
         rngs = [utterance_rng(self._seed, epoch, row["id"]) for row in rows]
-        heard = [
-            self._hear(row, rng, speed) for row, rng, speed in zip(rows, rngs, speeds or [1.0] * len(rows), strict=True)
-        ]
-        waveforms = [whole_frames(self._model, samples_T) for samples_T in heard]
+        factors = speeds or [1.0] * len(rows)
+        samples = [self._samples(row, rng, speed) for row, rng, speed in zip(rows, rngs, factors, strict=True)]
+        waveforms = [whole_frames(self._model, samples_T) for samples_T in samples]
         inputs = extract_features(self._model, self.extractor, waveforms)
         if self._augment and epoch >= self._augment.from_epoch:
             for i, windows_TF in feature_windows(self._model, inputs):
@@ -106,7 +121,7 @@ class BatchLoader:
         labels = [torch.tensor(self.tokenizer.encode(row["text"])) for row in rows]
         targets_BU = None
         if family_of(self._model).attention:
-            config: Any = self._model.config
+            config = self._model.config
             start, end = torch.tensor([config.decoder_start_token_id]), torch.tensor([config.eos_token_id])
             inputs[DECODER_INPUTS] = _pad([torch.cat([start, label]) for label in labels])
             targets_BU = _pad([torch.cat([label, end]) for label in labels])
@@ -121,12 +136,13 @@ class BatchLoader:
             targets_BU=targets_BU,
         )
 
-    def _hear(self, row: dict[str, Any], rng: np.random.Generator, speed: float) -> npt.NDArray[np.float32]:
+    def _samples(self, row: Row, rng: np.random.Generator, speed: float) -> npt.NDArray[np.float32]:
+        """Decoded and augmented samples (T,) of a row."""
         samples_T = change_speed(decode_flac(row["audio"]), speed)
-        return self._waveforms(samples_T, rng) if self._waveforms else samples_T
+        return self._augment_waveform(samples_T, rng) if self._augment_waveform else samples_T
 
     def share_ahead(self, plan: EpochPlan, rank: int, world: int, first: int = 0) -> Iterator[Batch]:
-        """What one of `world` workers loads of an epoch from step `first` on, ahead of the training thread."""
+        """The batches that one of `world` workers loads of an epoch from step `first` on, loaded ahead."""
         expected = plan.positions_of(rank, world, first)
         return self.ahead(plan.share(rank, world, first), plan.epoch, plan.speed, expected)
 
@@ -143,7 +159,7 @@ class BatchLoader:
         with ThreadPoolExecutor(self._threads, thread_name_prefix="batches") as pool:
             waiting: deque[Future[Batch]] = deque()
             for batch in batches:
-                self._read.prefetch(batch)
+                self._read_row.prefetch(batch)
                 waiting.append(pool.submit(self.load, batch, epoch, speed))
                 if len(waiting) > AHEAD:
                     yield waiting.popleft().result()

@@ -1,17 +1,20 @@
-"""One utterance as its source describes it: metadata only, and where its audio lies."""
+"""One utterance as its source describes it: metadata only, and where its audio is stored."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
-class Within:
-    """A place inside a container file: `bytes` of a tar from `first` on, or one row of a Parquet row group.
+class ContainerEntry:
+    """Where audio is stored inside a container file.
 
-    kind "bytes": first byte and length; kind "row": number of the row group and of the row in it.
+    Attributes:
+        kind: "bytes" for a byte range (of a tar), "row" for a row of a Parquet file.
+        first: First byte, or number of the row group.
+        second: Number of bytes, or number of the row in its row group.
     """
 
-    kind: str
+    kind: Literal["bytes", "row"]
     first: int
     second: int
 
@@ -20,11 +23,20 @@ class Within:
 class Utterance:
     """One utterance as its source describes it.
 
-    audio: URI of the file, or of the container that holds it (`within` says where); row: where it was
-    described, for messages; duration: seconds as declared, or None; text: None where the source has no
-    such field; start: seconds into the file where a segment begins, None for a whole file; channel: the
-    channel to take, None for the mean of all; bytes: size of the audio, None where it is missing;
-    problem: reason and detail where the source itself rules it out.
+    Attributes:
+        id: Unique in the corpus.
+        split: The split it belongs to.
+        audio: URI of the audio file, or of the container that `entry` points into.
+        text: The transcript; None where the source has no such field.
+        row: Where the source describes it (`file:line`), for messages.
+        speaker: Name of the speaker, "" if unknown.
+        language: Language code, "" if unknown.
+        duration: Seconds as declared, or None.
+        start: Seconds into the file where a segment begins; None for a whole file.
+        channel: The channel to read; None for the mean of all.
+        entry: Where the audio is inside a container; None for a file of its own.
+        bytes: Size of the audio; None where it is missing.
+        problem: Quarantine reason and detail, where the source itself rules the utterance out.
     """
 
     id: str
@@ -37,24 +49,16 @@ class Utterance:
     duration: float | None = None
     start: float | None = None
     channel: int | None = None
-    within: Within | None = None
+    entry: ContainerEntry | None = None
     bytes: int | None = None
     problem: tuple[str, str] | None = None
 
-    def values(self) -> list[Any]:
-        """The fields in their order, as JSON holds them. (Not `astuple`, which copies deeply: ten times as slow.)"""
-        own = [getattr(self, name) for name in _NAMES]
-        own[_WITHIN] = self.within and [self.within.kind, self.within.first, self.within.second]
-        return own
-
-    @classmethod
-    def of(cls, values: list[Any]) -> "Utterance":
-        """The utterance of `values`, from JSON or not."""
-        fields = dict(zip(_NAMES, values, strict=True))
-        fields["within"] = fields["within"] and Within(*fields["within"])
-        fields["problem"] = fields["problem"] and tuple(fields["problem"])
-        return cls(**fields)
+    def values(self) -> list[object]:
+        """The fields in order, as JSON represents them (not `astuple`, which copies deeply: ten times as slow)."""
+        values = [getattr(self, name) for name in _FIELDS]
+        values[_ENTRY] = self.entry and [self.entry.kind, self.entry.first, self.entry.second]
+        return values
 
 
-_NAMES = [field.name for field in fields(Utterance)]
-_WITHIN = _NAMES.index("within")
+_FIELDS = [field.name for field in fields(Utterance)]
+_ENTRY = _FIELDS.index("entry")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jiwer
 import numpy as np
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 
 from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import Manifest, read_index
+from foldray.data.reader import Row
 from foldray.data.stream import Batch, BatchLoader
 from foldray.evaluation.decode import Decoding, recognise
 from foldray.models.fold import set_depths
@@ -99,10 +99,10 @@ def score_depths(
 
 
 def _listen(
-    model: PreTrainedModel, loader: BatchLoader, rows: list[dict[str, Any]], tokenizer: Tokenizer, decoding: Decoding
+    model: PreTrainedModel, loader: BatchLoader, rows: list[Row], tokenizer: Tokenizer, decoding: Decoding
 ) -> tuple[Batch, list[str]]:
     """What RTFx times: decoding, features, model and search; reading from storage is left out."""
-    batch = loader.make(rows, epoch=0).to(model.device)
+    batch = loader.collate(rows, epoch=0).to(model.device)
     return batch, recognise(model, batch.encoder_inputs, batch.frames_B, tokenizer, decoding)
 
 

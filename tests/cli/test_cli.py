@@ -27,7 +27,7 @@ WRONG = [
     (["train", "an4", "optim.lrr=1"], "optim.lrr", "did you mean 'lr'?"),
     (["train", "an4", "optim.lr=fast"], "optim.lr", "valid number"),
     (["train", "an4", "fold.depths=[3,2]"], "fold.depths", "ascend"),
-    (["train", "an4", "corpus.path=/nowhere/at/all"], "corpus.path", "is no folder"),
+    (["train", "an4", "corpus.path=/nowhere/at/all"], "corpus.path", "does not exist"),
     (["run", "quickstart", "storage.root=/proc/nowhere"], "storage.root", "cannot write"),
     (["plan", "quickstart", "model.config.hiden_size=3"], "model.config.hiden_size", "did you mean 'hidden_size'?"),
     (["plan", "quickstart", "model.config.num_hidden_layers=3"], "model.config.num_hidden_layers", "fold.num_layers"),
@@ -40,7 +40,7 @@ WRONG = [
     (["results", ".", "lss"], "lss", "is not a query"),
     (["report", "/nowhere/at/all"], "/nowhere/at/all", "has no results"),
     (["evaluate", "nosuch", "--store", "/nowhere"], "nosuch", "is neither a finished run nor a model folder"),
-    (["train", "an4", "corpus.path=README.md"], "corpus.path", "is no folder"),
+    (["train", "an4", "corpus.path=README.md"], "corpus.path", "is a file, not a folder"),
     (["evaluate", "nosuch", "--depths", "a"], "--depths", "not a list of numbers"),
     (["trainn", "an4"], "foldray", "No such command 'trainn'"),
     (["plan"], "foldray", "Missing argument"),
@@ -188,7 +188,7 @@ def test_evaluate_results_report_transcribe(
     code, out, err = call(capsys, "transcribe", "run", bad, str(audio), "--store", store, "--depth", "2", "--json")
     assert code == 2
     assert [list(entry) for entry in json.loads(out)["texts"]] == [["file", "error"], ["file", "text"]]
-    assert err == f"{bad}: can't be used (not_audio: the content is JSON, whatever the name says)\n"
+    assert err == f"{bad}: can't be used (not_audio: the content is JSON, despite the file name)\n"
     code, _, err = call(capsys, "transcribe", "run", str(audio), "--store", store, "--depth", "1")
     assert code == 2, err
     assert "depth 1 is shallower than the seed, 2 (trained: 2, 3, 4)" in err

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from foldray.data.epoch import EpochPlan, pack, plan_epoch, plan_scoring, samples_at_speed
+from foldray.data.epoch import EpochPlan, plan_epoch, plan_scoring, samples_at_speed
 from foldray.data.manifest import SplitIndex
+from foldray.data.packing import pack
 from foldray.errors import UserError
 
 

@@ -20,9 +20,9 @@ from foldray import storage
 from foldray.config.corpus import CorpusSpec, Layout
 from foldray.data import corpora
 from foldray.data.corpora import Corpus, find_corpus
-from foldray.data.layouts import LAYOUTS, Place
+from foldray.data.layouts import LAYOUTS, SourceFolder
 from foldray.data.splits import split_names
-from foldray.data.utterance import Utterance, Within
+from foldray.data.utterance import ContainerEntry, Utterance
 from foldray.errors import UserError
 from tests.support.corpus_writers import (
     LAYOUT_OF,
@@ -87,8 +87,8 @@ def test_a_bucket_is_listed_once_and_gives_the_same(name: str, tmp_path: Path, m
     """As on an object store: nothing below the corpus folder is asked for one by one."""
     WRITERS[name](tmp_path / "c", ITEMS)
     local = find(tmp_path / "c")
-    unsized = [u if u.within else replace(u, bytes=None) for u in local.utterances]
-    elsewhere = replace(unsized[0], audio=str(tmp_path / "elsewhere.wav"), within=None, bytes=None)
+    unsized = [u if u.entry else replace(u, bytes=None) for u in local.utterances]
+    elsewhere = replace(unsized[0], audio=str(tmp_path / "elsewhere.wav"), entry=None, bytes=None)
     asked: list[list[str]] = []
     monkeypatch.setattr(storage, "is_local", lambda uri: False)
     monkeypatch.setattr(storage, "filesystem_path", lambda uri: uri)
@@ -103,7 +103,7 @@ def test_audio_in_containers_is_where_its_place_says(tmp_path: Path) -> None:
         WRITERS[name](tmp_path / name, ITEMS)
         for utterance in find(tmp_path / name).utterances:
             item = next(i for i in ITEMS if i.id == utterance.id)
-            place = utterance.within
+            place = utterance.entry
             assert place
             if place.kind == "bytes":
                 data = Path(utterance.audio).read_bytes()[place.first : place.first + place.second]
@@ -203,7 +203,7 @@ def test_cross_validation_tests_every_speaker_once(tmp_path: Path) -> None:
     ids = {find(tmp_path, **fields).corpus_id for fields in ({}, {"cross_validate": "1/4"}, {"cross_validate": "2/4"})}
     assert len(ids) == 3
     for part in ("1/14", "14/14"):  # where one part would be empty all are refused, before hours of training
-        with pytest.raises(UserError, match="14 parts of 13 speakers; ask for fewer"):
+        with pytest.raises(UserError, match="14 parts of 13 speakers; use fewer parts"):
             find(tmp_path, cross_validate=part)
     assert {len(splits_of(find(tmp_path, cross_validate=f"{number}/13"))["test"]) for number in range(1, 14)} == {1}
     for part in ("0/4", "5/4", "1/1", "1", "a/b", "-1/4", ""):
@@ -243,14 +243,17 @@ def test_librispeech_takes_every_part_of_train_and_the_clean_others(tmp_path: Pa
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"splits": ("train", "test", "other")}, r"^corpus\.path: .* has no other \(kaldi: .*it holds audio/, test/"),
+        (
+            {"splits": ("train", "test", "other")},
+            r"^corpus\.path: .* has no other \(kaldi: .*it contains audio/, test/",
+        ),
         ({"splits": ("train", "valid=nine")}, r"^corpus\.path: .* has no nine \(kaldi"),
-        ({"splits": ("train=train+valid", "valid")}, r"^corpus\.splits: 'train=train\+valid' and 'valid' both take"),
-        ({"splits": ("train", "train=valid")}, r"^corpus\.splits: 'train' comes twice"),
-        ({"splits": ("train=", "test")}, r"^corpus\.splits: 'train=' is no split"),
-        ({"splits": ("a/b",)}, r"^corpus\.splits: 'a/b' is no split"),
+        ({"splits": ("train=train+valid", "valid")}, r"^corpus\.splits: 'train=train\+valid' and 'valid' both contain"),
+        ({"splits": ("train", "train=valid")}, r"^corpus\.splits: 'train' is used twice"),
+        ({"splits": ("train=", "test")}, r"^corpus\.splits: 'train=' is not a split"),
+        ({"splits": ("a/b",)}, r"^corpus\.splits: 'a/b' is not a split"),
         ({"layout": "parquet"}, r"^corpus\.path: .* is not laid out as parquet \(train-\*\.parquet"),
-        ({"splits": ("no",)}, r"^corpus\.path: .* has none of the layouts known \(jsonl, .*it holds audio/, test/"),
+        ({"splits": ("no",)}, r"^corpus\.path: .* has none of the known layouts \(jsonl, .*it contains audio/, test/"),
     ],
 )
 def test_splits_that_cannot_be_get_one_line(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -262,7 +265,7 @@ def test_splits_that_cannot_be_get_one_line(fields: dict[str, Any], message: str
 
 def test_a_file_is_no_corpus(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"corpus.path: .*train\.jsonl is no folder but a file; give the folder"):
+    with pytest.raises(UserError, match=r"corpus.path: .*train\.jsonl is a file, not a folder; give the folder"):
         find(tmp_path / "train.jsonl")
 
 
@@ -292,14 +295,14 @@ def test_audio_that_lies_elsewhere(name: str, tmp_path: Path) -> None:
 
 
 def test_relative_paths_are_resolved_by_name() -> None:
-    place = Place("s3://bucket/c?region=x")
+    place = SourceFolder("s3://bucket/c?region=x")
     base = place.uri("train")
     assert place.audio("a.wav", base) == "s3://bucket/c/train/a.wav?region=x"
     assert place.audio("../audio/./a.wav", base) == "s3://bucket/c/audio/a.wav?region=x"
     assert place.audio("../../../../a.wav", base) == "s3://bucket/a.wav?region=x"
     assert place.audio("/data/a.wav", base) == "/data/a.wav"
     assert place.audio("s3://other/a.wav", base) == "s3://other/a.wav"
-    assert Place("/c", "/other").audio("x/../a.wav", "/c/train") == "/other/a.wav"
+    assert SourceFolder("/c", "/other").audio("x/../a.wav", "/c/train") == "/other/a.wav"
 
 
 # --- JSON lines ------------------------------------------------------------------------------------
@@ -326,8 +329,8 @@ def test_a_split_of_several_manifests_in_a_folder(tmp_path: Path) -> None:
     [
         ("u1 sph2pipe -f wav a.sph |", r"train/wav\.scp:2: is a shell command, which is never executed"),
         ("u1 | cat", r"train/wav\.scp:2: is a shell command"),
-        ("u1 raw.ark:123", r"train/wav\.scp:2: is a place in a Kaldi archive"),
-        ("u1 raw.ark:123[0:9]", r"train/wav\.scp:2: is a place in a Kaldi archive"),
+        ("u1 raw.ark:123", r"train/wav\.scp:2: points into a Kaldi archive"),
+        ("u1 raw.ark:123[0:9]", r"train/wav\.scp:2: points into a Kaldi archive"),
         ("u1", r"train/wav\.scp:2: names no audio file"),
     ],
 )
@@ -352,7 +355,7 @@ def test_kaldi_gaps_have_reasons(tmp_path: Path) -> None:
     assert sum(u.id == "1001-1-0000" for u in corpus.utterances) == 2, "the second becomes a duplicate later"
     with (tmp_path / "train" / "text").open("a") as text:
         text.write("ghost AGAIN\n")
-    with pytest.raises(UserError, match=r"text:\d+: 'ghost' came before, at .*text:\d+"):
+    with pytest.raises(UserError, match=r"text:\d+: 'ghost' is already used at .*text:\d+"):
         find(tmp_path)
 
 
@@ -473,7 +476,7 @@ def test_what_came_whole_of_a_damaged_tar_stays(tmp_path: Path) -> None:
     whole = write_tar(file, build)
     good = find(tmp_path / "c", splits=("test",))
     assert not problems(good)
-    place = good.utterances[2].within
+    place = good.utterances[2].entry
     assert place
     first, second, third = (i.id for i in ITEMS[:3])
     tar, text_alone = {"a.tar": "unreadable"}, {"a.tar": "unreadable", third: "missing_file"}
@@ -532,11 +535,11 @@ def test_parquet_rows_without_bytes_name_files(statistics: bool, tmp_path: Path)
     (tmp_path / "sub" / "b.wav").write_bytes(b"12345")
     corpus = write_rows(tmp_path, rows, write_statistics=statistics)
     file = f"{tmp_path}/test.parquet"
-    assert [(u.id, u.text, u.audio, u.within) for u in corpus.utterances] == [
-        ("7", "A", file, Within("row", 0, 0)),
-        ("test-1", None, file, Within("row", 0, 1)),
+    assert [(u.id, u.text, u.audio, u.entry) for u in corpus.utterances] == [
+        ("7", "A", file, ContainerEntry("row", 0, 0)),
+        ("test-1", None, file, ContainerEntry("row", 0, 1)),
         ("b", "B", f"{tmp_path}/sub/b.wav", None),
-        ("c", "C", file, Within("row", 1, 1)),
+        ("c", "C", file, ContainerEntry("row", 1, 1)),
         ("test-4", "D", "", None),
     ]
     assert problems(corpus) == {"test-4": "missing_file"}
@@ -546,7 +549,7 @@ def test_parquet_rows_without_bytes_name_files(statistics: bool, tmp_path: Path)
 
 def test_parquet_of_plain_binary_and_what_is_no_corpus(tmp_path: Path) -> None:
     corpus = write_rows(tmp_path / "plain", [{"audio": b"abc", "text": "A"}] * 3)
-    assert [(u.id, u.within) for u in corpus.utterances][2] == ("test-2", Within("row", 1, 0))
+    assert [(u.id, u.entry) for u in corpus.utterances][2] == ("test-2", ContainerEntry("row", 1, 0))
     with pytest.raises(UserError, match=r"test\.parquet: has no text: none of the columns text, .*, but audio, words"):
         write_rows(tmp_path / "a", [{"audio": b"abc", "words": "A"}])
     with pytest.raises(UserError, match=r"test\.parquet: has no column audio of bytes .*, but audio, text"):

@@ -152,12 +152,12 @@ def test_too_much_quarantine_stops_and_keeps_the_shards(own_corpus: Path, tmp_pa
 @pytest.mark.parametrize(
     ("line", "detail"),
     [
-        ('{"audio": "a.wav", "text": "A", "duration": NaN}', "duration nan can't be a number of seconds"),
+        ('{"audio": "a.wav", "text": "A", "duration": NaN}', "duration nan is not a valid number of seconds"),
         ('{"audio": "a.wav", "text": "A", "offset": 1}', "has an offset but no duration"),
         ('{"audio": ', "is not JSON"),
         ("[1]", "is not an object"),
         ('{"text": "HELLO"}', "has no audio file"),
-        ('{"audio": "a.wav", "text": "A", "duration": "long"}', "duration 'long' can't be"),
+        ('{"audio": "a.wav", "text": "A", "duration": "long"}', "duration 'long' is not a valid number"),
     ],
 )
 def test_a_bad_row_is_set_aside_and_named(own_corpus: Path, tmp_path: Path, line: str, detail: str) -> None:
@@ -174,7 +174,7 @@ def test_a_bad_row_is_set_aside_and_named(own_corpus: Path, tmp_path: Path, line
 def test_a_folder_without_manifests_says_what_to_write(tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"corpus.path: .* has none of the layouts known \(jsonl, .*\); write train.jsonl and test.jsonl",
+        match=r"corpus.path: .* has none of the known layouts \(jsonl, .*\); write train.jsonl and test.jsonl",
     ):
         prepare_serially(CorpusSpec(path=str(tmp_path)), tmp_path / "store")
 

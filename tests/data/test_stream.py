@@ -13,7 +13,7 @@ from foldray.data import reader, stream
 from foldray.data.augment import Noises, WaveformAugmenter, add_noise, change_speed, coloured_noise, utterance_rng
 from foldray.data.epoch import plan_epoch, samples_at_speed
 from foldray.data.manifest import Manifest, read_index
-from foldray.data.reader import RowReader, read_row_group
+from foldray.data.reader import RowReader, read_rows
 from foldray.data.stream import BatchLoader
 from foldray.errors import UserError
 from tests.support.tiny import tiny_model
@@ -33,9 +33,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
     def counting(corpus: str, file: str, number: int) -> list:
         groups.append((file, number))
-        return read_row_group(corpus, file, number)
+        return read_rows(corpus, file, number)
 
-    monkeypatch.setattr(reader, "read_row_group", counting)
+    monkeypatch.setattr(reader, "read_rows", counting)
     return groups
 
 
@@ -53,7 +53,7 @@ def test_an_epoch_reads_every_row_group_once_and_lets_it_go(prepared: Prepared, 
             heard += [rows(int(position))["id"] for position in batch]
         assert sorted(heard) == sorted(index.ids.take(expected).to_pylist())
         assert len(read) == len(set(read)) == len(np.unique(index.group_of(expected)))
-        assert not rows.held
+        assert not rows.num_cached
 
 
 def test_what_is_held_stays_under_its_cap_and_every_row_still_comes(
@@ -65,7 +65,7 @@ def test_what_is_held_stays_under_its_cap_and_every_row_still_comes(
     ids = []
     for position in np.random.default_rng(0).permutation(len(index)):
         ids.append((rows(int(position))["id"], index.ids[int(position)].as_py()))
-        assert rows.held <= 2
+        assert rows.num_cached <= 2
     assert all(got == asked for got, asked in ids)
 
 
@@ -146,7 +146,7 @@ def test_noise_recordings(spoken: Path, tmp_path: Path, caplog: pytest.LogCaptur
         Noises(str(tmp_path))
     (tmp_path / "broken.wav").write_bytes(b"no audio")
     silence = Noises(str(tmp_path)).draw(10, np.random.default_rng(0))
-    assert "broken.wav is no noise to add (unreadable" in caplog.text
+    assert "broken.wav is not usable as noise (unreadable" in caplog.text
     tone_T = (0.1 * np.sin(np.arange(10) * 0.5)).astype(np.float32)
     assert np.array_equal(add_noise(tone_T, silence, 10.0), tone_T), "silence changes nothing; it is not NaN"
 
@@ -166,4 +166,4 @@ def test_a_worker_without_a_batch_in_the_last_step_reads_each_row_group_once(
             for position in batch:
                 rows(int(position))
         assert len(read) == len(set(read))
-        assert not rows.held
+        assert not rows.num_cached

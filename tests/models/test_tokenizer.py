@@ -29,7 +29,7 @@ from foldray.models.tokenizer import END, Tokenizer, bpe_tokenizer, character_to
 from tests.support.corpora import prepare_serially
 from tests.support.tiny import tiny_model
 
-BUILTIN = [utterance.text for utterance in islice(builtin._utterances("train", 0), 900)]
+BUILTIN = [utterance.text for utterance in islice(builtin.speech_requests("train", 0), 900)]
 # The same sentences in letters of another script, vowels as combining marks.
 MARKED = [normalise(line.translate(str.maketrans("AEIOUNRST", "ािुेोनरसत")), "unicode") for line in BUILTIN]
 LEARNERS = pytest.mark.parametrize("learn", [bpe_tokenizer, unigram_tokenizer])

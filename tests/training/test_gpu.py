@@ -233,8 +233,8 @@ def test_a_full_batch_of_each_recipe_fits(name: str, prepared: tuple[str, Manife
     count = max(1, int(spec.batch.max_duration // seconds))
     noise = torch.randn(int(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(0)) * 0.1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader, "_hear", lambda *_: noise.numpy())
-        batch = loader.make(rows * count, epoch=0).to(GPU)
+        patch.setattr(loader, "_samples", lambda *_: noise.numpy())
+        batch = loader.collate(rows * count, epoch=0).to(GPU)
     torch.cuda.reset_peak_memory_stats(GPU)
     objective, dtype = Objective(spec, model), autocast_dtype(spec, GPU)
     counts = StepCounts(int(batch.num_labels_B.sum()), int(batch.frames_B.sum()), count)

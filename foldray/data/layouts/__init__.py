@@ -1,7 +1,7 @@
-"""Layouts: how corpora lie in folders. Metadata only; no audio is decoded here, and nothing but storage is asked.
+"""Layouts of source corpora in folders. Metadata only: no audio is decoded here.
 
-A layout finds the files or folders that make up a split, and reads each of them. All give the same
-utterances, so that nothing after them knows which it was.
+A layout finds the files or folders that make up a split, and reads each of them. All yield the same `Utterance`, so
+nothing downstream depends on the layout.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from foldray.data.layouts.cuts import find_lhotse, read_lhotse
 from foldray.data.layouts.kaldi import find_kaldi, read_kaldi
 from foldray.data.layouts.manifests import find_commonvoice, find_jsonl, read_commonvoice, read_jsonl
 from foldray.data.layouts.parquet import find_parquet, read_parquet
-from foldray.data.layouts.place import Place
+from foldray.data.layouts.source_folder import SourceFolder
 from foldray.data.layouts.tars import find_webdataset, read_webdataset
 from foldray.data.layouts.trees import (
     find_folder,
@@ -23,17 +23,22 @@ from foldray.data.layouts.trees import (
 )
 from foldray.data.utterance import Utterance
 
-__all__ = ["LAYOUTS", "Layout", "Place"]
+__all__ = ["LAYOUTS", "Layout", "SourceFolder"]
 
 
 class Layout(NamedTuple):
-    """find: URIs that make up the split or source of a name, [] for none; read: the utterances of one of them, for
-    a split; wants: what a split is, in words; looks_right: whether a URI found holds what the layout reads, where its
-    name alone does not say."""
+    """One layout.
 
-    find: Callable[[Place, str], list[str]]
-    read: Callable[[str, str, Place], Iterator[Utterance]]
-    wants: str
+    Attributes:
+        find: Returns the URIs that make up the split or source of a name, [] if there are none.
+        read: Yields the utterances of one of these URIs, for a split.
+        example: What a split looks like, for messages.
+        looks_right: Whether a URI contains what the layout reads, where its name alone does not tell.
+    """
+
+    find: Callable[[SourceFolder, str], list[str]]
+    read: Callable[[str, str, SourceFolder], Iterator[Utterance]]
+    example: str
     looks_right: Callable[[str], bool] = lambda uri: True
 
 
@@ -47,6 +52,8 @@ LAYOUTS: dict[str, Layout] = {
     "librispeech": Layout(
         find_librispeech, read_librispeech, "train-clean-100/SPEAKER/CHAPTER/", looks_right=holds_transcripts
     ),
-    "folder": Layout(find_folder, read_folder, "train/ with a .txt beside each audio file", looks_right=holds_audio),
+    "folder": Layout(
+        find_folder, read_folder, "train/ with a .txt file next to each audio file", looks_right=holds_audio
+    ),
 }
-"""What reads each layout, in the order they are tried: those that say more of themselves come first."""
+"""Every layout by its name in `corpus.layout`, in the order `auto` tries them: the most explicit ones first."""

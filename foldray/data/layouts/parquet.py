@@ -1,16 +1,16 @@
-"""Parquet as Hugging Face `datasets` writes it; the audio in it is found here, and read when it is decoded."""
+"""Parquet as Hugging Face `datasets` writes it: audio is located here, and read when it is decoded."""
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from foldray import storage
-from foldray.data.layouts.place import Place, file_name, find_shards, stem
-from foldray.data.utterance import Utterance, Within
+from foldray.data.layouts.source_folder import SourceFolder, file_name, find_shards, stem
+from foldray.data.utterance import ContainerEntry, Utterance
 from foldray.errors import UserError, one_line
+from foldray.storage.parquet import open_parquet
 
 _COLUMNS = {
     "text": ("text", "sentence", "transcription", "transcript", "normalized_text"),
@@ -19,45 +19,57 @@ _COLUMNS = {
     "language": ("language", "lang", "locale"),
     "duration": ("duration",),
 }
+"""The names that each column is recognised by, best first."""
+
 _VALIDITY_ROWS = 64
 
-
-def find_parquet(place: Place, name: str) -> list[str]:
-    """`<name>.parquet` or `<name>-*.parquet`, beside or in `data/`, or all of `<name>/*.parquet`."""
-    return find_shards(place, name, (".parquet",))
+Fields: TypeAlias = dict[str, str | int | float | None]
+"""Values of one row by the keys of `_COLUMNS`."""
 
 
-def read_parquet(uri: str, split: str, place: Place) -> Iterator[Utterance]:
-    """Utterances of one file: `audio` with bytes or a path, a text, and what else its columns say.
+def find_parquet(source: SourceFolder, name: str) -> list[str]:
+    """`<name>.parquet` or `<name>-*.parquet`, in the folder or in `data/`, or all of `<name>/*.parquet`."""
+    return find_shards(source, name, (".parquet",))
 
-    Only the small columns are read, row group by row group. Sizes are even shares of the row group's
-    audio. Of a damaged file, what came whole stays, and one utterance named after it is unreadable.
-    Raises UserError where there is no audio or no text column.
+
+def read_parquet(uri: str, split: str, source: SourceFolder) -> Iterator[Utterance]:
+    """Yield the utterances of one file: `audio` with bytes or a path, a text, and the optional columns.
+
+    Only the small columns are read, row group by row group. Sizes are even shares of the row group's audio. Of a
+    damaged file, the rows before the damage are kept, and one utterance named after the file is unreadable.
+
+    Raises:
+        UserError: The file has no audio column or no text column.
     """
     try:
-        with storage.open_file(uri) as opened:
-            yield from _rows(pq.ParquetFile(opened), uri, split, place)
+        with open_parquet(uri) as file:
+            yield from _utterances(file, uri, split, source)
     except (pa.ArrowException, OSError) as error:
         problem = ("unreadable", f"a damaged Parquet file: {one_line(error)}")
         yield Utterance(file_name(uri), split, uri, None, uri, problem=problem)
 
 
-def _rows(file: pq.ParquetFile, uri: str, split: str, place: Place) -> Iterator[Utterance]:
+def _utterances(file: pq.ParquetFile, uri: str, split: str, source: SourceFolder) -> Iterator[Utterance]:
     leaf, has_path = _audio_column(file.schema_arrow, uri)
-    names = {name: _present(file.schema_arrow, known) for name, known in _COLUMNS.items()}
-    if names["text"] is None:
-        columns = ", ".join(file.schema_arrow.names)
-        raise UserError(uri, f"has no text: none of the columns {', '.join(_COLUMNS['text'])}, but {columns}")
-    small = [name for name in names.values() if name] + (["audio.path"] if has_path else [])
+    columns = {name: _first_present(file.schema_arrow, known) for name, known in _COLUMNS.items()}
+    if columns["text"] is None:
+        present = ", ".join(file.schema_arrow.names)
+        raise UserError(uri, f"has no text: none of the columns {', '.join(_COLUMNS['text'])}, but {present}")
+    small = [column for column in columns.values() if column] + (["audio.path"] if has_path else [])
     before = 0
     for group in range(file.metadata.num_row_groups):
         rows = file.read_row_group(group, columns=small).to_pylist()
-        valid, size = _stored(file, group, leaf)
+        stored, size = _stored_audio(file, group, leaf)
         for number, row in enumerate(rows):
-            said = {name: row[column] if column else None for name, column in names.items()}
+            fields = {name: row[column] if column else None for name, column in columns.items()}
             path = (row["audio"] or {}).get("path") if has_path else None
-            within = Within("row", group, number) if valid is None or valid[number] else None
-            yield _utterance(said, path, within, size, f"{uri}:{before + number}", uri, split, place)
+            described = f"{uri}:{before + number}"
+            if stored is None or stored[number]:
+                entry = ContainerEntry("row", group, number)
+                yield _utterance(fields, path, described, split, audio=uri, entry=entry, size=size)
+            else:
+                audio = source.audio(path, source.root) if path else ""
+                yield _utterance(fields, path, described, split, audio=audio)
         before += len(rows)
 
 
@@ -72,25 +84,25 @@ def _audio_column(schema: pa.Schema, uri: str) -> tuple[str | None, bool]:
     return ("audio.bytes" if "bytes" in fields else None), "path" in fields
 
 
-def _present(schema: pa.Schema, known: tuple[str, ...]) -> str | None:
+def _first_present(schema: pa.Schema, known: tuple[str, ...]) -> str | None:
     return next((name for name in known if name in schema.names), None)
 
 
-def _stored(file: pq.ParquetFile, group: int, leaf: str | None) -> tuple[list[bool] | None, int]:
+def _stored_audio(file: pq.ParquetFile, group: int, leaf: str | None) -> tuple[list[bool] | None, int]:
     """Which rows of a row group have bytes (None: all of them), and the even share of each."""
-    described = file.metadata.row_group(group)
+    metadata = file.metadata.row_group(group)
     if leaf is None:
-        return [False] * described.num_rows, 0
-    chunks = (described.column(i) for i in range(described.num_columns))
+        return [False] * metadata.num_rows, 0
+    chunks = (metadata.column(i) for i in range(metadata.num_columns))
     chunk = next(chunk for chunk in chunks if chunk.path_in_schema == leaf)
-    told = chunk.statistics is not None and chunk.statistics.has_null_count
-    valid = None if told and not chunk.statistics.null_count else _validity(file, group, leaf)
-    count = described.num_rows if valid is None else sum(valid)
-    return valid, max(1, chunk.total_compressed_size // max(1, count))
+    counted = chunk.statistics is not None and chunk.statistics.has_null_count
+    stored = None if counted and not chunk.statistics.null_count else _is_valid(file, group, leaf)
+    count = metadata.num_rows if stored is None else sum(stored)
+    return stored, max(1, chunk.total_compressed_size // max(1, count))
 
 
-def _validity(file: pq.ParquetFile, group: int, leaf: str) -> list[bool]:
-    """Whether each row has bytes; only where the statistics can't say is the audio read for it."""
+def _is_valid(file: pq.ParquetFile, group: int, leaf: str) -> list[bool]:
+    """Whether each row has bytes. This reads the audio, so it is used only where statistics do not count nulls."""
     valid: list[bool] = []
     for batch in file.iter_batches(_VALIDITY_ROWS, row_groups=[group], columns=[leaf]):
         column = batch.column(0)
@@ -101,32 +113,32 @@ def _validity(file: pq.ParquetFile, group: int, leaf: str) -> list[bool]:
 
 
 def _utterance(
-    said: dict[str, Any],
+    fields: Fields,
     path: str | None,
-    within: Within | None,
-    size: int,
     row: str,
-    uri: str,
     split: str,
-    place: Place,
+    *,
+    audio: str,
+    entry: ContainerEntry | None = None,
+    size: int | None = None,
 ) -> Utterance:
-    number = row.rpartition(":")[2]
-    named = said["id"] if said["id"] not in (None, "") else stem((path or "").rpartition("/")[2])
-    if isinstance(named, int):  # a counter, which begins anew in each split
-        named = f"{split}-{named}"
-    duration = said["duration"]
+    """The utterance of a row whose audio is stored in it (`entry`, `size`) or in a file of its own."""
+    file, _, number = row.rpartition(":")
+    name = fields["id"] if fields["id"] not in (None, "") else stem((path or "").rpartition("/")[2])
+    if isinstance(name, int):  # a counter, which restarts in each split
+        name = f"{split}-{name}"
+    duration = fields["duration"]
     known = isinstance(duration, int | float) and math.isfinite(duration) and duration > 0
-    beside = place.audio(path, place.folder) if path else ""
     return Utterance(
-        id=str(named) or f"{stem(file_name(uri))}-{number}",
+        id=str(name) or f"{stem(file_name(file))}-{number}",
         split=split,
-        audio=uri if within else beside,
-        text=None if said["text"] is None else str(said["text"]),
+        audio=audio,
+        text=None if fields["text"] is None else str(fields["text"]),
         row=row,
-        speaker="" if said["speaker"] is None else str(said["speaker"]),
-        language="" if said["language"] is None else str(said["language"]),
-        duration=float(duration) if known else None,
-        within=within,
-        bytes=size if within else None,
-        problem=None if within or path else ("missing_file", "the row has neither bytes nor a path"),
+        speaker="" if fields["speaker"] is None else str(fields["speaker"]),
+        language="" if fields["language"] is None else str(fields["language"]),
+        duration=float(duration) if known and duration else None,
+        entry=entry,
+        bytes=size,
+        problem=None if entry or path else ("missing_file", "the row has neither bytes nor a path"),
     )

@@ -1,52 +1,57 @@
-"""WebDataset shards: tars whose audio is never read here, only found, so that any tar costs its headers alone."""
+"""WebDataset shards. Their audio is not read here, only located, so that a tar of any size costs its headers alone."""
 
-import json
 import math
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from io import BufferedReader
+
+from pydantic import JsonValue
 
 from foldray import storage
-from foldray.data.layouts.place import Place, file_name, find_shards, is_audio
-from foldray.data.utterance import Utterance, Within
+from foldray.data.layouts.source_folder import SourceFolder, file_name, find_shards, is_audio
+from foldray.data.utterance import ContainerEntry, Utterance
 from foldray.errors import UserError, one_line
+from foldray.storage.text import parse_object
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_MOST_TEXT = 2**20
+_MAX_TEXT_BYTES = 2**20
 _TEXTS = ("txt", "json")
-_SAID = {
+_FIELD_NAMES = {
     "text": ("text", "transcript", "sentence"),
     "speaker": ("speaker", "speaker_id"),
     "language": ("lang", "language"),
 }
 
 
-def find_webdataset(place: Place, name: str) -> list[str]:
+def find_webdataset(source: SourceFolder, name: str) -> list[str]:
     """`<name>.tar`, `<name>-*.tar` or all of `<name>/*.tar`; compressed ones too, which reading refuses."""
-    return find_shards(place, name, (".tar", *_COMPRESSED))
+    return find_shards(source, name, (".tar", *_COMPRESSED))
 
 
 @dataclass
 class _Sample:
-    """The members of one key: the audio files and where they lie, the texts, and what is wrong."""
+    """The members of one key: the audio files and their byte ranges, the texts, and the problem if there is one."""
 
     row: str
-    audio: list[tuple[str, Within]] = field(default_factory=list)
+    audio: list[tuple[str, ContainerEntry]] = field(default_factory=list)
     texts: dict[str, bytes] = field(default_factory=dict)
     problem: tuple[str, str] | None = None
 
 
-def read_webdataset(uri: str, split: str, _place: Place) -> Iterator[Utterance]:
-    """Utterances of one tar: adjacent members of one key, which is the path up to the first dot of the file name.
+def read_webdataset(uri: str, split: str, _source: SourceFolder) -> Iterator[Utterance]:
+    """Yield the utterances of one tar: adjacent members of one key, the path up to the first dot of the file name.
 
-    The text is in a .txt, or in a .json with speaker, language and duration. Of a damaged tar, what
-    came whole stays, and one utterance named after the tar has the problem unreadable. Keys with
-    members apart (interleaved), outside (unsafe_path) or that are no files (not_a_file: links,
-    devices, sparse files) have these problems, and nothing of them is read or followed.
+    The text is in a .txt, or in a .json with speaker, language and duration. Of a damaged tar, the members before the
+    damage are kept, and one utterance named after the tar has the problem unreadable. Keys whose members are apart
+    (interleaved), outside the tar (unsafe_path) or not files (not_a_file: links, devices, sparse files) have these
+    problems; none of their members is read or followed.
+
+    Raises:
+        UserError: The tar is compressed.
     """
     if uri.partition("?")[0].endswith(_COMPRESSED):
-        raise UserError(uri, "is compressed, so that no utterance in it can be read alone; unpack it to a plain .tar")
+        raise UserError(uri, "is compressed, so single utterances cannot be read from it; unpack it to a plain .tar")
     samples: dict[str, _Sample] = {}
     damage = None
     try:
@@ -64,7 +69,7 @@ def _collect(uri: str, samples: dict[str, _Sample]) -> None:
     with storage.open_file(uri) as file:
         size = file.seek(0, 2)
         file.seek(0)
-        # A name that is no UTF-8 must still be an id that can be written.
+        # A name that is not UTF-8 must still give an id that can be written.
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
             for member in _members(tar, file, size):
                 key, ending = _key_and_ending(member.name)
@@ -80,22 +85,22 @@ def _collect(uri: str, samples: dict[str, _Sample]) -> None:
                     _add(sample, member, ending, tar)
 
 
-def _members(tar: tarfile.TarFile, file: Any, size: int) -> Iterator[tarfile.TarInfo]:
-    """The members that are whole. Raises ReadError where the tar does not end as one does."""
+def _members(tar: tarfile.TarFile, file: BufferedReader, size: int) -> Iterator[tarfile.TarInfo]:
+    """The complete members. Raises ReadError if the tar is cut off or damaged."""
     while (member := tar.next()) is not None:
         if member.size < 0 or (member.isreg() and not member.issparse() and member.offset_data + member.size > size):
             raise tarfile.ReadError(f"it ends within {member.name}")
         yield member
-        tar.members = []  # type: ignore[attr-defined]  # else a tar of many members would hold them all
-    # tarfile takes a damaged head for the end, which is a block of zeros.
+        tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps every member in memory
+    # tarfile takes a damaged header for the end, which is a block of zeros.
     file.seek(tar.offset)
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE or any(block):
-        raise tarfile.ReadError("it ends within" if len(block) < tarfile.BLOCKSIZE else "no head of a member")
+        raise tarfile.ReadError("it is cut off" if len(block) < tarfile.BLOCKSIZE else "an invalid member header")
 
 
 def _key_and_ending(path: str) -> tuple[str, str]:
-    """The key a member belongs to, and its ending in lower case; no key for hidden files and those without ending."""
+    """The key a member belongs to, and its ending in lower case; key "" for hidden files and files without ending."""
     folder, slash, name = path.removeprefix("./").rpartition("/")
     own, _, ending = name.partition(".")
     return (folder + slash + own if own and ending else ""), ending.rpartition(".")[2].lower()
@@ -103,17 +108,17 @@ def _key_and_ending(path: str) -> tuple[str, str]:
 
 def _member_problem(member: tarfile.TarInfo, ending: str) -> tuple[str, str] | None:
     if member.name.startswith("/") or ".." in member.name.split("/"):
-        return "unsafe_path", f"'{member.name}' leads out of the tar"
+        return "unsafe_path", f"'{member.name}' points outside the tar"
     if not member.isreg() or member.issparse():
         return "not_a_file", f"'{member.name}' is a link, device or sparse file"
-    if ending in _TEXTS and member.size > _MOST_TEXT:
-        return "bad_metadata", f"'{member.name}' has {member.size} bytes, too many for a text"
+    if ending in _TEXTS and member.size > _MAX_TEXT_BYTES:
+        return "bad_metadata", f"'{member.name}' has {member.size} bytes, too many for a text file"
     return None
 
 
 def _add(sample: _Sample, member: tarfile.TarInfo, ending: str, tar: tarfile.TarFile) -> None:
     if is_audio(f".{ending}"):
-        sample.audio.append((member.name, Within("bytes", member.offset_data, member.size)))
+        sample.audio.append((member.name, ContainerEntry("bytes", member.offset_data, member.size)))
     elif ending in _TEXTS:
         opened = tar.extractfile(member)
         sample.texts.setdefault(ending, opened.read() if opened else b"")
@@ -124,32 +129,53 @@ def _utterances(key: str, sample: _Sample, uri: str, split: str) -> Iterator[Utt
         yield Utterance(key, split, uri, None, sample.row, problem=sample.problem)
         return
     try:
-        said = _said(sample.texts)
+        fields = _parse_texts(sample.texts)
     except ValueError as error:
         yield Utterance(key, split, uri, None, sample.row, problem=("bad_metadata", one_line(error)))
         return
     if sample.texts and not sample.audio:
         yield Utterance(key, split, uri, None, sample.row, problem=("missing_file", "a text without audio"))
-    for name, within in sample.audio:
-        first = sample.audio[0][0]
-        problem = None if within is sample.audio[0][1] else ("duplicate_id", f"beside it is {first}")
-        row = f"{uri}:{name}"
-        yield Utterance(key, split, uri, row=row, within=within, bytes=within.second, problem=problem, **said)
+    first = sample.audio[0][0] if sample.audio else ""
+    for number, (name, entry) in enumerate(sample.audio):
+        yield Utterance(
+            id=key,
+            split=split,
+            audio=uri,
+            text=fields.text,
+            row=f"{uri}:{name}",
+            speaker=fields.speaker,
+            language=fields.language,
+            duration=fields.duration,
+            entry=entry,
+            bytes=entry.second,
+            problem=None if number == 0 else ("duplicate_id", f"{first} has the same key"),
+        )
 
 
-def _said(texts: dict[str, bytes]) -> dict[str, Any]:
-    """Text, speaker, language and duration of one sample. Raises ValueError for a .json that is not as it should be."""
-    entry = json.loads(texts["json"]) if "json" in texts else {}
-    if not isinstance(entry, dict):
-        raise ValueError("the .json is not an object")
-    said = {name: next((entry[k] for k in keys if entry.get(k) is not None), None) for name, keys in _SAID.items()}
-    text = None if said["text"] is None else str(said["text"])
-    duration = entry.get("duration")
+@dataclass(frozen=True)
+class _Fields:
+    text: str | None
+    speaker: str
+    language: str
+    duration: float | None
+
+
+def _parse_texts(texts: dict[str, bytes]) -> _Fields:
+    """Text, speaker, language and duration of one sample. Raises ValueError for an invalid .json."""
+    values = parse_object(texts["json"]) if "json" in texts else {}
+    text, speaker, language = (_first_value(values, name) for name in ("text", "speaker", "language"))
+    duration = values.get("duration")
     if duration is not None and not (isinstance(duration, int | float) and math.isfinite(duration) and duration > 0):
         raise ValueError(f"duration {duration!r} is not a number of seconds")
-    return {
-        "text": texts["txt"].decode("utf-8-sig", "replace").strip() if "txt" in texts else text,
-        "speaker": "" if said["speaker"] is None else str(said["speaker"]),
-        "language": "" if said["language"] is None else str(said["language"]),
-        "duration": duration,
-    }
+    if "txt" in texts:
+        text = texts["txt"].decode("utf-8-sig", "replace").strip()
+    return _Fields(
+        text=None if text is None else str(text),
+        speaker="" if speaker is None else str(speaker),
+        language="" if language is None else str(language),
+        duration=duration,
+    )
+
+
+def _first_value(values: dict[str, JsonValue], name: str) -> JsonValue:
+    return next((values[key] for key in _FIELD_NAMES[name] if values.get(key) is not None), None)

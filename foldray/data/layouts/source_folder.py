@@ -1,8 +1,6 @@
-"""A corpus folder, and the few things that every layout asks of it."""
+"""The folder of a source corpus, and the queries that every layout makes of it."""
 
 import posixpath
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from foldray import storage
@@ -12,51 +10,51 @@ AUDIO_SUFFIXES = (
 )  # fmt: skip
 """Endings of the audio files that libsndfile reads."""
 
-_READERS = 16
-
 
 @dataclass(frozen=True)
-class Place:
-    """A corpus folder; audio_root: where relative audio paths begin, None for the folder of their manifest.
+class SourceFolder:
+    """The folder of a source corpus, whose listings are requested once. Hidden files and folders are left out.
 
-    Listings are made once; hidden files and folders are in none of them.
+    Attributes:
+        root: URI of the folder.
+        audio_root: Where relative audio paths start; None for the folder of their manifest.
     """
 
-    folder: str
+    root: str
     audio_root: str | None = None
     _files: dict[str, list[str]] = field(default_factory=dict, repr=False)
     _folders: dict[str, list[str]] = field(default_factory=dict, repr=False)
 
     def files(self, sub: str = "") -> list[str]:
-        """Names of the files directly in a sub-folder, sorted; empty if it is not there."""
+        """Names of the files directly in a sub-folder, sorted; empty if it does not exist."""
         if sub not in self._files:
-            self._files[sub] = _visible(storage.list_files(self.uri(sub))) if self._has(sub) else []
+            self._files[sub] = _visible(storage.list_files(self.uri(sub))) if self._exists(sub) else []
         return self._files[sub]
 
     def folders(self, sub: str = "") -> list[str]:
-        """Names of the folders directly in a sub-folder, sorted; empty if it is not there."""
+        """Names of the folders directly in a sub-folder, sorted; empty if it does not exist."""
         if sub not in self._folders:
-            self._folders[sub] = _visible(storage.list_folders(self.uri(sub))) if self._has(sub) else []
+            self._folders[sub] = _visible(storage.list_folders(self.uri(sub))) if self._exists(sub) else []
         return self._folders[sub]
 
-    def _has(self, sub: str) -> bool:
-        """Whether a sub-folder is there: its parent's listing says so, without another request."""
+    def _exists(self, sub: str) -> bool:
+        """Whether a sub-folder exists, from its parent's listing: no other request is needed."""
         above, _, name = sub.rpartition("/")
         return not sub or name in self.folders(above)
 
     def uri(self, *parts: str) -> str:
         """The URI of a path below the folder."""
         given = [part for part in parts if part]
-        return storage.join(self.folder, *given) if given else self.folder
+        return storage.join(self.root, *given) if given else self.root
 
     def audio(self, path: str, base: str) -> str:
-        """The URI of an audio path as a manifest gives it; relative ones begin at audio_root or else `base`."""
+        """The URI of an audio path in a manifest. Relative paths start at `audio_root`, or else at `base`."""
         if "://" in path or path.startswith("/"):
             return path
         start, parts = self.audio_root or base, path.split("/")
         if not {".", ".."} & set(parts):
             return storage.join(start, path)
-        for part in parts:  # by name, since the keys of an object store know no '..'
+        for part in parts:  # resolved by name: the keys of an object store have no '..'
             if part == "..":
                 start = parent(start)
             elif part not in ("", "."):
@@ -69,7 +67,7 @@ def _visible(names: list[str]) -> list[str]:
 
 
 def parent(uri: str) -> str:
-    """The folder of a file or folder, a bucket for itself; a URI's options stay at the end."""
+    """The folder of a file or folder (a bucket is its own); a URI's options stay at the end."""
     base, mark, options = uri.partition("?") if not storage.is_local(uri) else (uri, "", "")
     above = base.rpartition("/")[0]
     return (base if above.endswith(":/") else above) + mark + options
@@ -86,7 +84,7 @@ def stem(path: str) -> str:
 
 
 def is_audio(name: str) -> bool:
-    """Whether a file's name ends as those that libsndfile reads."""
+    """Whether a file's name has an ending that libsndfile reads."""
     return name.lower().endswith(AUDIO_SUFFIXES)
 
 
@@ -96,31 +94,12 @@ def visible_tree(uri: str) -> dict[str, int]:
     return {name: size for name, size in tree.items() if not any(part.startswith(".") for part in name.split("/"))}
 
 
-def read_text(uri: str) -> str:
-    """A text file; what is not UTF-8 becomes replacement characters, which text normalisation leaves out."""
-    return storage.read_bytes(uri).decode("utf-8-sig", "replace")
-
-
-def read_lines(uri: str) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1."""
-    # Not splitlines(): texts may hold the other characters that Unicode counts as line ends.
-    for number, line in enumerate(read_text(uri).split("\n"), start=1):
-        if line.strip():
-            yield number, line.removesuffix("\r")
-
-
-def read_texts(uris: Iterable[str]) -> Iterator[str]:
-    """Many small text files, several at once: an object store answers each only after a while."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        yield from pool.map(read_text, uris)
-
-
-def find_shards(place: Place, name: str, endings: tuple[str, ...]) -> list[str]:
-    """`<name><ending>` or `<name>-*<ending>`, beside or in `data/`; else all with these endings in `<name>/`."""
+def find_shards(source: SourceFolder, name: str, endings: tuple[str, ...]) -> list[str]:
+    """`<name><ending>` or `<name>-*<ending>`, in the folder or in `data/`; else all with these endings in `<name>/`."""
     above, _, own = name.rpartition("/")
     for sub in (above, "/".join(filter(None, (above, "data")))):
-        files = [file for file in place.files(sub) if file.endswith(endings)]
+        files = [file for file in source.files(sub) if file.endswith(endings)]
         found = [f for f in files if f.startswith(f"{own}-") or f == own or f in {own + ending for ending in endings}]
         if found:
-            return [place.uri(sub, file) for file in found]
-    return [place.uri(name, file) for file in place.files(name) if file.endswith(endings)]
+            return [source.uri(sub, file) for file in found]
+    return [source.uri(name, file) for file in source.files(name) if file.endswith(endings)]
