@@ -12,7 +12,7 @@ Every micro-batch is a minute of audio in FLAC, decoded for real.
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +29,6 @@ LONGEST = 480.0
 """Seconds after which a measurement is stopped."""
 
 Row = dict[str, Any]
-T = TypeVar("T")
 
 
 def bench_consumers(
@@ -126,8 +125,8 @@ def _tasks(plan: list[Row]) -> Iterator[Row]:
     yield from _ahead(plan, load.remote, ray.get)
 
 
-def _ahead(plan: list[Row], begin: Callable[[Row], T], take: Callable[[T], Row]) -> Iterator[Row]:
-    waiting: list[T] = []
+def _ahead(plan: list[Row], begin: Callable[[Row], Any], take: Callable[[Any], Row]) -> Iterator[Row]:
+    waiting: list[Any] = []
     for row in plan:
         waiting.append(begin(row))
         if len(waiting) > AHEAD:
