@@ -9,7 +9,7 @@ import socket
 import time
 import traceback
 import warnings
-from typing import Any
+from types import ModuleType
 
 from foldray.errors import UserError, one_line
 from foldray.storage import scrubbed
@@ -20,7 +20,7 @@ CONNECT_SECONDS = 5.0
 """How long to wait for the cluster at RAY_ADDRESS to listen. Ray itself retries silently for minutes."""
 
 
-def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> Any:
+def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> ModuleType:
     """Connect to the cluster at RAY_ADDRESS (set in Ray jobs), or start Ray on this machine.
 
     Args:
@@ -44,7 +44,7 @@ def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> Any:
 
     warnings.filterwarnings("ignore", module="ray")
     if not ray.is_initialized():
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        quiet: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address := os.environ.get("RAY_ADDRESS"):
             _connect(ray, address, quiet)
         else:
@@ -56,7 +56,7 @@ def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> Any:
     return ray
 
 
-def _start(ray: Any, options: dict[str, Any]) -> None:
+def _start(ray: ModuleType, options: dict[str, object]) -> None:
     """Start a local Ray. Its limit of 30 seconds for a node is sometimes too short on two busy cores, so retry.
 
     Raises UserError after the last attempt.
@@ -89,7 +89,7 @@ def end_half_started(error: Exception) -> None:
                 node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
 
 
-def _connect(ray: Any, address: str, quiet: dict[str, Any]) -> None:
+def _connect(ray: ModuleType, address: str, quiet: dict[str, object]) -> None:
     shown = scrubbed(address)
     try:
         _wait_for_port(address)

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.experiment import Trial
@@ -24,7 +24,10 @@ from foldray.storage.layout import SearchFolder
 from foldray.tuning.progress import Progress
 from foldray.tuning.space import Config, baseline_spec, overrides_of, points_left, sampler_of, suggest, trial_spec
 from foldray.tuning.trial_process import DRIVER_CPUS, SearchAttempt, run_trial_process
-from foldray.tuning.trials import Report, with_report
+from foldray.tuning.trials import TrialReport
+
+if TYPE_CHECKING:
+    import optuna
 
 
 def run_trials(base: RunSpec, started: SearchAttempt, known: list[TrialRecord], progress: Progress) -> None:
@@ -61,7 +64,7 @@ def _sampler(search: SearchSpec, before: list[Config]) -> OptunaSearch:
     )
 
 
-def _suggest(search: SearchSpec, trial: Any) -> Config:
+def _suggest(search: SearchSpec, trial: "optuna.Trial") -> Config:
     """Draw a trial's fields, which Ray Tune reads from the Optuna trial itself, and return its number."""
     suggest(search, trial)
     return {"number": trial.number}
@@ -138,12 +141,13 @@ class _Watcher(tune.Callback):
         iteration: int,  # noqa: ARG002
         trials: list[Trial],  # noqa: ARG002
         trial: Trial,
-        result: Report,
+        result: dict[str, Any],
         **info: Any,  # noqa: ARG002
     ) -> None:
         record = self._record_of(trial)
-        if record and record.state == "running" and "loss" in result:
-            self._progress.update(with_report(record, result))
+        report = TrialReport.of_result(result)
+        if record and record.state == "running" and report:
+            self._progress.update(report.added_to(record))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         self._end(trial, "stopped")
@@ -155,8 +159,9 @@ class _Watcher(tune.Callback):
         """Write how a trial ended that could not write it itself."""
         record = self._record_of(trial)
         if record and record.state == "running" and self.started.is_newest():
+            report = TrialReport.of_result(trial.last_result)
+            record = report.added_to(record) if report else record
             record = dataclasses.replace(record, state=state, error=error)
-            record = with_report(record, trial.last_result) if "loss" in trial.last_result else record
             write_record(self.started.search, record)
         if record:
             self._progress.update(record)

@@ -4,18 +4,21 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foldray.config.load import build_spec, override_spec
 from foldray.config.search import Domain, SearchSpec
 from foldray.config.spec import RunSpec
 from foldray.errors import UserError
 
+if TYPE_CHECKING:
+    import optuna
+
 Config = dict[str, Any]
 """The values that a sampler drew, by field: numbers as they are, choices as JSON."""
 
 
-def suggest(search: SearchSpec, trial: Any) -> Config:
+def suggest(search: SearchSpec, trial: "optuna.trial.BaseTrial") -> Config:
     """Draw every field whose conditions hold from an Optuna trial."""
     drawn: Config = {}
     for name, domain in search.space.items():
@@ -49,7 +52,7 @@ def points_left(search: SearchSpec, drawn: Sequence[Config]) -> list[Config]:
     return [point for point in grid_points(search) if not any(point.items() <= config.items() for config in drawn)]
 
 
-def sampler_of(search: SearchSpec) -> Any:
+def sampler_of(search: SearchSpec) -> "optuna.samplers.BaseSampler":
     """Create the Optuna sampler of a search."""
     from optuna import samplers
 

@@ -12,7 +12,7 @@ from foldray.errors import UserError, one_line
 from foldray.results.searches import TrialRecord, read_records, write_record
 from foldray.storage.layout import SearchFolder
 from foldray.training.fencing import Attempt, check_newest, newest_attempt
-from foldray.tuning.trials import run_trial
+from foldray.tuning.trials import TrialReport, run_trial
 
 DRIVER_CPUS = 0.01
 """Logical CPUs of a trial's own process, which waits for its workers."""
@@ -53,13 +53,19 @@ def run_trial_process(
         if twin := ended_twin(started, record):
             result = {name: getattr(twin, name) for name in ("state", "step", "progress", "objectives", "loss")}
             record = dataclasses.replace(record, **result)
-        run_trial(spec, started.corpus, started.search, record, objectives, tune.report)
+        run_trial(spec, started.corpus, started.search, record, objectives, _report)
     except Exception as error:
         # Without a trial id Ray Tune has stopped the trial: errors that follow from that are no failure. Neither are
         # those of a trial that outlived its killed driver, when a newer attempt at the search has taken its run.
         if tune.get_context().get_trial_id() is not None and started.is_newest():
             write_record(started.search, dataclasses.replace(record, state="failed", error=one_line(error)))
         raise
+
+
+def _report(report: TrialReport) -> None:
+    from ray import tune
+
+    tune.report(report.as_result())
 
 
 def run_id_on(spec: RunSpec, corpus: str) -> str:

@@ -1,7 +1,7 @@
 """One trial: an ordinary run that is trained and scored, and reports every validation to the search."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from foldray.config.spec import RunSpec
@@ -14,9 +14,72 @@ from foldray.stages.evaluate import score_run
 from foldray.training.final_model import is_finished
 from foldray.training.launch import describe, run_uri, train
 
-Report = dict[str, Any]
-"""What Ray Tune receives of a validation: each objective by its name, `objectives` (those names), `loss` (validation
-loss per label at the deepest depth), `progress` and `step`."""
+
+@dataclasses.dataclass(frozen=True)
+class TrialReport:
+    """One validation of a trial.
+
+    Attributes:
+        objectives: Values by the objectives' names.
+        loss: Validation loss per label at the deepest depth.
+        progress: The share of the training that is done.
+        step: The step that was validated.
+    """
+
+    objectives: dict[str, float]
+    loss: float
+    progress: float
+    step: int
+
+    @classmethod
+    def of_validation(
+        cls, validated: Record, progress: float, objectives: tuple[str, ...], costs: list[DepthCost]
+    ) -> "TrialReport":
+        """Build a report from a metrics record. Raises UserError for an objective of a depth that the trial lacks."""
+        values = {name: _objective(name, validated, costs) for name in objectives}
+        return cls(values, float(validated["valid_ctc"][str(costs[-1].depth)]), progress, validated["step"])
+
+    @classmethod
+    def of_result(cls, result: Mapping[str, Any]) -> "TrialReport | None":
+        """Read a report back from Ray Tune; None for results that are not of `as_result`."""
+        if "loss" not in result:
+            return None
+        objectives = {name: result[name] for name in result["objectives"]}
+        return cls(objectives, result["loss"], result["progress"], result["step"])
+
+    def as_result(self) -> dict[str, object]:
+        """What Ray Tune receives; sampler and scheduler read each objective, `loss` and `progress` by name."""
+        names = list(self.objectives)
+        return {
+            **self.objectives, "objectives": names, "loss": self.loss, "progress": self.progress, "step": self.step,
+        }  # fmt: skip
+
+    def added_to(self, record: TrialRecord) -> TrialRecord:
+        """Return a trial's record with these values."""
+        return dataclasses.replace(
+            record, objectives=self.objectives, loss=self.loss, progress=self.progress, step=self.step
+        )
+
+
+class _Reporter:
+    """Reports each validation of a trial once; `read_metrics` and the running training may both have it."""
+
+    def __init__(
+        self, objectives: tuple[str, ...], costs: list[DepthCost], report: Callable[[TrialReport], None]
+    ) -> None:
+        self._objectives = objectives
+        self._costs = costs
+        self._report = report
+        self._progress: dict[int, float] = {}
+        self._reported: set[int] = set()
+
+    def __call__(self, record: Record) -> None:
+        step = record["step"]
+        if "progress" in record:
+            self._progress[step] = record["progress"]
+        if "valid_wer" in record and step not in self._reported:
+            self._reported.add(step)
+            self._report(TrialReport.of_validation(record, self._progress[step], self._objectives, self._costs))
 
 
 def run_trial(
@@ -25,7 +88,7 @@ def run_trial(
     search: str,
     record: TrialRecord,
     objectives: tuple[str, ...],
-    report: Callable[[Report], None],
+    report: Callable[[TrialReport], None],
 ) -> TrialRecord:
     """Train and score a trial, or resume it. Its record is in the store from the start, its result rows at the end.
 
@@ -47,48 +110,28 @@ def run_trial(
     costs = plan_costs(spec.found_model(), spec.fold.plan(), len(read_manifest(corpus).tokenizer))
     for name in objectives:
         _cost_at(name, costs)
-    progress: dict[int, float] = {}
-    reported: set[int] = set()
-
-    def on_record(each: Record) -> None:
-        if "progress" in each:
-            progress[each["step"]] = each["progress"]
-        if "valid_wer" in each and each["step"] not in reported:
-            reported.add(each["step"])
-            report(report_of(each, progress[each["step"]], objectives, costs))
-
+    reporter = _Reporter(objectives, costs, report)
     for each in read_metrics(run):
-        on_record(each)
+        reporter(each)
     write_record(search, record)
     if record.state == "stopped":
         return record
     if not is_finished(run):
         describe(spec, corpus, run)
-    trained = train(spec, corpus, run, on_record=on_record)
+    trained = train(spec, corpus, run, on_record=reporter)
     score_run(spec, run, trained.step)
-    validated = [each for each in read_metrics(run) if "valid_wer" in each]
-    if not validated:
-        raise UserError("valid.every_steps", "the trial ended before its first validation; lower it")
-    # The final model may be an earlier checkpoint (valid.final).
-    kept = next((each for each in validated if each["step"] == trained.step), validated[-1])
-    final = report_of(kept, 1.0, objectives, costs)
-    record = with_report(record, final, state="finished", step=trained.step)
+    final = TrialReport.of_validation(_validation_of(run, trained.step), 1.0, objectives, costs)
+    record = dataclasses.replace(final.added_to(record), state="finished", step=trained.step)
     write_record(search, record)
     return record
 
 
-def with_report(record: TrialRecord, report: Report, **more: Any) -> TrialRecord:
-    """Return a record with the values of a report."""
-    own = {name: report[name] for name in report["objectives"]}
-    facts = {"objectives": own, "loss": report["loss"], "progress": report["progress"], "step": report["step"]}
-    return dataclasses.replace(record, **{**facts, **more})
-
-
-def report_of(validated: Record, progress: float, objectives: tuple[str, ...], costs: list[DepthCost]) -> Report:
-    """Return the report of one validation. Raises UserError for an objective of a depth that the trial lacks."""
-    values = {name: _objective(name, validated, costs) for name in objectives}
-    loss = float(validated["valid_ctc"][str(costs[-1].depth)])
-    return {**values, "objectives": list(objectives), "loss": loss, "progress": progress, "step": validated["step"]}
+def _validation_of(run: str, step: int) -> Record:
+    """Return the validation of a finished run's final model, which may be an earlier checkpoint (valid.final)."""
+    validated = [each for each in read_metrics(run) if "valid_wer" in each]
+    if not validated:
+        raise UserError("valid.every_steps", "the trial ended before its first validation; lower it")
+    return next((each for each in validated if each["step"] == step), validated[-1])
 
 
 def _cost_at(name: str, costs: list[DepthCost]) -> DepthCost:

@@ -6,13 +6,14 @@ that restores the state of sampler and scheduler.
 """
 
 import dataclasses
-from typing import Any
+from typing import TypedDict
 
 from foldray import storage
 from foldray.config.load import build_spec, override_spec
 from foldray.config.spec import RUN, RunSpec
 from foldray.errors import UserError
 from foldray.results.reader import read_rows
+from foldray.results.rows import ResultRow
 from foldray.results.searches import TrialRecord, read_records, write_record
 from foldray.runtime.ray import start_ray
 from foldray.runtime.terminal import print_status
@@ -27,11 +28,24 @@ from foldray.tuning.space import baseline_spec, start_spec
 from foldray.tuning.trial_process import DRIVER_CPUS, ENDED, SearchAttempt, run_id_on
 
 
-def tune_stage(spec: RunSpec) -> dict[str, Any]:
-    """Run the search that `search` of a spec describes, or resume it.
+class SearchResult(TypedDict):
+    """A search that has ended.
 
-    Returns:
-        `search_id`, `search` (its URI), `trials` (their records) and `rows` (the newest result rows of their runs).
+    Attributes:
+        search_id: The name of its folder.
+        search: Its URI.
+        trials: The fields of its trials' records, with their names.
+        rows: The newest result rows of its runs.
+    """
+
+    search_id: str
+    search: str
+    trials: list[dict[str, object]]
+    rows: list[ResultRow]
+
+
+def tune_stage(spec: RunSpec) -> SearchResult:
+    """Run the search that `search` of a spec describes, or resume it.
 
     Raises:
         UserError: The spec has no search, a trial could not be trained, or no trial succeeded.
@@ -52,7 +66,7 @@ def tune_stage(spec: RunSpec) -> dict[str, Any]:
     return _run_search(spec, corpus, search)
 
 
-def resume_search(search: str) -> dict[str, Any]:
+def resume_search(search: str) -> SearchResult:
     """Resume a search from its URI alone, STORE/searches/SEARCH_ID; returns the same as `tune_stage`.
 
     Raises:
@@ -67,7 +81,7 @@ def resume_search(search: str) -> dict[str, Any]:
     return _run_search(spec, store.corpus(described["corpus_id"]).uri, folder)
 
 
-def _run_search(spec: RunSpec, corpus: str, search: SearchFolder) -> dict[str, Any]:
+def _run_search(spec: RunSpec, corpus: str, search: SearchFolder) -> SearchResult:
     assert spec.search
     known = read_records(search.uri)
     done = sum(record.state in ENDED for record in known)
@@ -87,7 +101,7 @@ def _run_search(spec: RunSpec, corpus: str, search: SearchFolder) -> dict[str, A
     return _summary(search, base.storage.root)
 
 
-def _summary(search: SearchFolder, store: str) -> dict[str, Any]:
+def _summary(search: SearchFolder, store: str) -> SearchResult:
     """The records of a finished search and the result rows of its runs. Raises UserError if no trial succeeded."""
     records = read_records(search.uri)
     if not any(record.state in ENDED for record in records if record.kind == "trial"):
