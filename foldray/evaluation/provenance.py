@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
 from foldray import storage
-from foldray.config.load import build_spec
-from foldray.config.spec import RunSpec
+from foldray.config.run_files import read_run_facts, read_run_spec
 from foldray.errors import UserError
 from foldray.results.metrics import read_metrics
 from foldray.storage.layout import CheckpointFolder, ModelFolder, Run, Store
@@ -18,7 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model folder, and the run it came from where there is one; `step` where it is a checkpoint."""
+    """A model folder and where it came from.
+
+    Attributes:
+        uri: The model folder.
+        name: The id of its run, or the folder's name.
+        store: The root of the store that its result rows go to.
+        run: URI of its run; None for exported and other folders.
+        step: The step of a checkpoint; None for a final model.
+    """
 
     uri: str
     name: str
@@ -28,7 +35,7 @@ class FoundModel:
 
 
 def find_model(model: str, store: str) -> FoundModel:
-    """The model behind a run id, a run or checkpoint URI, or a folder. Raises UserError listing what there is."""
+    """Find a model by run id, run URI, checkpoint URI or folder. Raises UserError that lists the finished runs."""
     home = Store(store)
     for uri in (storage.absolute(model), home.run(model).uri):
         if found := _model_at(uri, home):
@@ -101,7 +108,7 @@ def provenance(found: FoundModel) -> Provenance:
     if found.run is None:
         return _export_record(found) or UNKNOWN
     spec = read_run_spec(found.run)
-    facts = storage.read_json(Run(found.run).facts)
+    facts = read_run_facts(found.run)
     metrics = [record for record in read_metrics(found.run) if found.step is None or record["step"] <= found.step]
     return {
         "recipe": spec.name,
@@ -111,9 +118,9 @@ def provenance(found: FoundModel) -> Provenance:
         "train_audio_seconds": sum(record["audio_seconds"] for record in metrics),
         "step": metrics[-1]["step"],
         "seed": spec.seed,
-        "versions": json.dumps(facts["versions"]),
-        "git_commit": facts["git_commit"],
-        "spec_hash": facts["spec_hash"],
+        "versions": json.dumps(facts.versions),
+        "git_commit": facts.git_commit,
+        "spec_hash": facts.spec_hash,
     }
 
 
@@ -134,12 +141,6 @@ def trained_by(found: FoundModel) -> str | None:
         return found.run
     run = Store(found.store).run(exported["run_id"])
     return run.uri if storage.exists(run.facts) else None
-
-
-def read_run_spec(run: str) -> RunSpec:
-    """The spec a run was started with."""
-    file = Run(run).spec
-    return build_spec(storage.read_json(file), file)
 
 
 def weights_digest(model: "nn.Module") -> str:

@@ -5,15 +5,16 @@ from typing import TypedDict
 
 from foldray import storage
 from foldray.config.corpus import BUILTIN_CORPUS, VALIDATION_NAMES, CorpusSpec
+from foldray.config.run_files import read_run_facts, read_run_spec
 from foldray.config.spec import RunSpec
 from foldray.data.manifest import read_manifest
 from foldray.errors import UserError, one_line
-from foldray.evaluation.provenance import FoundModel, find_model, read_run_spec, trained_by, weights_digest
+from foldray.evaluation.provenance import FoundModel, find_model, trained_by, weights_digest
 from foldray.results.reader import read_rows
 from foldray.results.rows import ResultRow, write_rows
 from foldray.runtime.terminal import counting
 from foldray.stages.prepare import prepare_corpus
-from foldray.storage.layout import PreparedCorpus, Run, Store
+from foldray.storage.layout import PreparedCorpus, Store
 
 
 class Scored(TypedDict):
@@ -56,7 +57,7 @@ def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
     if data is None:
         if run is None:
             raise UserError("--data", f"set it to the corpus to score {found.uri} on")
-        return store.corpus(storage.read_json(Run(run).facts)["corpus_id"]).uri
+        return store.corpus(read_run_facts(run).corpus_id).uri
     for prepared in (PreparedCorpus(storage.absolute(data)), store.corpus(data)):
         if storage.exists(prepared.manifest):
             return prepared.uri
@@ -103,7 +104,7 @@ def _evaluate(found: FoundModel, corpus: str, depths: tuple[int, ...], split: st
 def score_run(spec: RunSpec, run: str, step: int, split: str = "test") -> list[ResultRow]:
     """Return the rows of every trained depth of a finished run on its own corpus, scoring it if they are missing."""
     found = find_model(run, spec.storage.root)
-    corpus = storage.read_json(Run(run).facts)["corpus_id"]
+    corpus = read_run_facts(run).corpus_id
     place = (step, corpus, split, "ctc")
     rows = [
         row

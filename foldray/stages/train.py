@@ -6,11 +6,11 @@ from typing import Any
 from foldray import storage
 from foldray.config.corpus import SAMPLE_RATE
 from foldray.config.load import override_spec
+from foldray.config.run_files import read_run_facts, read_run_spec
 from foldray.config.spec import RunSpec
 from foldray.data.corpora import Corpus
 from foldray.data.manifest import Manifest, read_index, read_manifest
 from foldray.errors import UserError
-from foldray.evaluation.provenance import read_run_spec
 from foldray.runtime.terminal import print_status, training_bar
 from foldray.stages.prepare import checked_corpus, prepare_checked
 from foldray.storage.layout import Run
@@ -107,7 +107,7 @@ def resume_stage(run: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if changed := begun.other_results(spec):
         raise UserError(changed, "decides what a run computes; a run goes on as it began. Start another with `train`")
     check_trackers(spec)
-    corpus = store.corpus(storage.read_json(folder.facts)["corpus_id"])
+    corpus = store.corpus(read_run_facts(folder.uri).corpus_id)
     if not storage.exists(corpus.manifest):
         raise UserError("RUN_URI", f"the run's prepared corpus {corpus.uri} is gone; `foldray train` prepares it again")
     return _train(spec, corpus.uri, folder.uri)

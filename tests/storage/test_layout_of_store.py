@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from foldray import storage
+from foldray.config.run_files import read_run_facts
 from foldray.errors import DamagedFileError
 from foldray.storage.layout import CheckpointFolder, PreparedCorpus, Run, SearchFolder, Store, parse_attempt
 
@@ -73,6 +74,12 @@ def test_damaged_json_is_reported_with_its_file(tmp_path: Path, content: bytes) 
     file.write_bytes(content)
     with pytest.raises(DamagedFileError, match=r"run\.json: is damaged \(not valid JSON: .+\)$"):
         storage.read_json(str(file))
+
+
+def test_run_facts_that_lack_a_field_are_damaged(tmp_path: Path) -> None:
+    storage.write_json(Run(str(tmp_path)).facts, {"corpus": "c", "corpus_id": "c-1", "spec_hash": "1", "created": ""})
+    with pytest.raises(DamagedFileError, match=r"run\.json: is damaged \(versions: field required\)$"):
+        read_run_facts(str(tmp_path))
 
 
 def test_json_is_created_once(tmp_path: Path) -> None:

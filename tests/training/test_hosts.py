@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load
 
 from foldray import storage
-from foldray.evaluation.provenance import read_run_spec
+from foldray.config.run_files import read_run_spec
 from foldray.results.metrics import read_metrics
 from foldray.training.checkpoint import whole_checkpoints
 from foldray.training.context import TrainJob
