@@ -432,20 +432,26 @@ def table(rows: list[dict[str, Any]], command: str, reference: dict[str, Any], r
     lines = [
         "# Chaos",
         "",
-        f"    {command}",
+        "```sh",
+        command,
+        "```",
         "",
         f"Two workers train for two epochs ({reference['step']} steps of {reference['step_seconds']:.2f} s, a "
-        f"checkpoint every {EVERY} and at the end of an epoch) on a Ray cluster of one machine; in each run one "
-        "process gets SIGKILL at a random moment. A killed driver's command is given again; after a worker or a "
-        "raylet training goes on by itself, a lost node's worker on a spare node. *Equal*: the final weights, the "
-        "last checkpoint's weights and optimizer bit for bit, and every step's metrics once and the same. *Left "
-        "half*: the step of a checkpoint that the kill cut short. *Trains again after*: until the first step that "
-        "the driver tells of, on two cores. A worker outlives its raylet for a moment: it may write one more "
-        "checkpoint. A run that was over before the moment of its kill is done again and not counted.",
+        f"checkpoint every {EVERY} steps and at the end of an epoch) on a Ray cluster of one machine. In each run, one "
+        "process gets SIGKILL at a random moment. After a killed driver, the command is run again; after a killed "
+        "worker or raylet, training resumes by itself, with a lost node's worker on a spare node.",
         "",
-        f"**{equal} of {len(rows)} equal the run that nobody disturbed**, at commit {revision}.",
+        "- *Equal*: the final weights and the last checkpoint's weights and optimizer state are bit-equal, and the "
+        "metrics hold every step once, with the same values.",
+        "- *Incomplete*: the step of a checkpoint that the kill interrupted.",
+        "- *Trains again after*: time until the driver reports the next step, on two cores.",
         "",
-        "| kill | victim | moment | in step | left half | resumed from | trains again after | equal |",
+        "A worker briefly outlives its raylet and may write one more checkpoint. A run that finished before the moment "
+        "of its kill is repeated and not counted.",
+        "",
+        f"**{equal} of {len(rows)} equal the undisturbed run**, at commit {revision}.",
+        "",
+        "| kill | victim | moment | in step | incomplete | resumed from | trains again after | equal |",
         "|---:|---|---|---:|---:|---:|---:|---|",
     ]
     for row in rows:
