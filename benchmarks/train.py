@@ -92,10 +92,11 @@ def _prepared(folder: str) -> str:
 
 
 def _spec(workers: int) -> "RunSpec":
-    """The recipe quickstart, with a constant learning rate, as in a plain loop."""
+    """The recipe quickstart, with AdamW at a constant learning rate and no augmentation, as in a plain loop."""
     from foldray.config.recipes import load_recipe
 
-    plain = ["optim.lr=5e-4", "optim.warmup=0", "optim.schedule=constant", "optim.weight_decay=0"]
+    plain = ["optim.lr=5e-4", "optim.warmup=0", "optim.schedule=constant", "optim.weight_decay=0", "optim.kind=adamw"]
+    plain += ["augment.speeds=[1.0]", "augment.noise_share=0", "augment.volume_db=0"]
     length = ["optim.epochs=null", f"optim.steps={STEPS}", "batch.shortest_first=0", f"batch.per_step={PER_STEP}"]
     return load_recipe(
         "quickstart",
