@@ -129,7 +129,7 @@ def test_start_and_baselines() -> None:
         (
             {"space": SPACE, "baselines": [6], "start": {"optim.epochs": None, "optim.steps": 9}},
             "search.start",
-            "count",
+            "give both in epochs",
         ),
         ({"space": SPACE, "sampler": "grid"}, "search.sampler", "'tpe', 'nsga2' or 'random'"),
         ({"space": SPACE, "asha": {"grace": 2}}, "search.asha.grace", "less than 1"),
