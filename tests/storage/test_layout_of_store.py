@@ -1,5 +1,6 @@
 """The layout of a store: URIs of runs, corpora and searches, computed and parsed; damaged JSON by name."""
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from foldray import storage
 from foldray.config.run_files import read_run_facts
 from foldray.errors import DamagedFileError
+from foldray.storage import layout
 from foldray.storage.layout import CheckpointFolder, PreparedCorpus, Run, SearchFolder, Store, parse_attempt
 
 ROOTS = ("/data/my store", "s3://bucket", "s3://bucket/a/store", "s3://bucket/store?region=eu-west-1")
@@ -47,6 +49,19 @@ def test_a_stores_files_are_where_the_interface_promises() -> None:
         "corpora/c/manifest.json", "corpora/c/index.parquet", "corpora/c/quarantine.parquet", "corpora/c/shards",
         "results", "hypotheses",
     ]  # fmt: skip
+
+
+def test_no_other_module_names_a_file_of_the_store() -> None:
+    named = {value for name, value in vars(layout).items() if name.endswith("_FILE")}
+    named |= {Path(uri).name for uri in (Run("r").spec, Run("r").facts, SearchFolder("s").description)}
+    package = Path(layout.__file__).parents[1]
+    elsewhere = {
+        (str(file.relative_to(package)), node.value)
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and node.value in named and file != Path(layout.__file__)
+    }
+    assert elsewhere == set()
 
 
 def test_folders_outside_a_store_are_runs_of_no_store(tmp_path: Path) -> None:
