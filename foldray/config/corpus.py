@@ -1,4 +1,4 @@
-"""Which audio a run hears, in which batches, and where everything is kept."""
+"""The corpus section: which audio is prepared, and how."""
 
 from typing import Literal
 
@@ -14,63 +14,65 @@ BUILTIN_CORPUS = "builtin"
 VALIDATION_NAMES = ("valid", "dev", "validation", "val")
 """Names of the validation split in corpora. Everything after the spec calls it by the first."""
 SAMPLE_RATE = 16_000
-"""Samples a second of all prepared audio; every speech encoder here was trained at it."""
+"""Sample rate (Hz) of all prepared audio; every speech encoder here was trained at it."""
 
 
 class CorpusSpec(Section):
-    """Which audio, and what is kept of it."""
+    """The corpus, its splits and its text."""
 
     path: str = Field(
-        description="A folder or URI with the corpus; 'builtin' is the spoken corpus foldray makes itself."
+        description="Folder or URI of the corpus; 'builtin' is a small corpus that foldray synthesises itself."
     )
-    layout: Layout = Field("auto", description="How the corpus is laid out; 'auto' looks and says what it took it for.")
+    layout: Layout = Field("auto", description="Layout of the corpus; 'auto' detects and reports it.")
     splits: tuple[str, ...] = Field(
         ("train", "valid", "test"),
-        description="Splits to prepare; a missing 'valid' is carved from 'train' by speaker. 'dev', 'validation' and "
+        description="Splits to prepare; a missing 'valid' is taken from 'train' by speaker. 'dev', 'validation' and "
         "'val' are other names of 'valid'. 'train=A+B' reads the files or sub-folders A and B of the corpus as "
         "'train', such as [train=train-clean-100, test=test-other].",
     )
     audio_root: str | None = Field(
-        None, description="Folder or URI where relative audio paths begin; default: the folder of their manifest."
+        None, description="Folder or URI that relative audio paths refer to; default: the folder of their manifest."
     )
     valid_fraction: float = Field(
-        0.05, ge=0.0, lt=0.5, description="Share of 'train' carved off as 'valid' where there is none."
+        0.05, ge=0.0, lt=0.5, description="Share of 'train' used as 'valid' if the corpus has no such split."
     )
     cross_validate: str | None = Field(
         None,
-        description="A part of a cross-validation, such as 2/5: all that splits name is one corpus, the second of five "
-        "parts of its speakers is 'test', and the others are 'train', of which 'valid' is carved.",
+        description="One fold of a cross-validation, such as 2/5: all splits are merged, the second fifth of the "
+        "speakers "
+        "is 'test', and the others are 'train', from which 'valid' is taken.",
     )
     text: TextProfile = Field(
         "english",
-        description="Text normalisation: 'english' keeps A-Z and apostrophe, 'unicode' every letter, mark and digit, "
-        "both in upper case unless '_lower' follows; 'as_is' only tidies white space.",
+        description="Text normalisation: 'english' keeps A-Z and apostrophe, 'unicode' all letters, marks and digits, "
+        "in upper case, or in lower case with '_lower'; 'as_is' only normalises white space.",
     )
     units: Literal["characters", "bpe", "unigram"] = Field(
         "characters",
-        description="What transcripts are written in: characters, or sub-words learned from 'train', which are "
-        "byte pairs (bpe) or pieces of a unigram model.",
+        description="Tokens of the transcripts: characters, or sub-words learned from 'train' (byte pairs or a unigram "
+        "model).",
     )
     vocab_size: int | None = Field(
         None,
         gt=0,
         validate_default=True,
-        description="How many sub-words, blank and unknown among them; characters are as many as there are.",
+        description="Number of sub-word tokens, including blank and unknown; null for characters.",
     )
     min_seconds: float = Field(0.3, gt=0, description="Shorter utterances are quarantined.")
     max_seconds: float = Field(30.0, gt=0, description="Longer utterances are quarantined.")
     frame_seconds: float = Field(
         0.04,
         ge=0.001,
-        description="Audio of one output frame of the models to be trained, 0.02 for wav2vec 2.0 and HuBERT; training "
-        "text that CTC can't write in the frames of its audio is quarantined.",
+        description="Seconds per output frame of the model, 0.02 for wav2vec 2.0 and HuBERT; training text with more "
+        "labels "
+        "than CTC can align to the frames is quarantined.",
     )
     max_quarantine: float = Field(
-        0.05, ge=0, le=1, description="Share of quarantined utterances above which preparation stops."
+        0.05, ge=0, le=1, description="Largest share of quarantined utterances; preparation stops above it."
     )
-    shard_minutes: float = Field(15.0, gt=0, description="Minutes of audio in one shard.")
+    shard_minutes: float = Field(15.0, gt=0, description="Minutes of audio per shard.")
     row_group_seconds: float = Field(
-        60.0, gt=0, description="Seconds of audio in one row group, the unit of reading and shuffling."
+        60.0, gt=0, description="Seconds of audio per row group, the unit of reading and shuffling."
     )
 
     @field_validator("path", "audio_root")
@@ -101,7 +103,7 @@ class CorpusSpec(Section):
             return None
         number, _, parts = part.partition("/")
         if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts) and int(parts) > 1):
-            raise ValueError(f"'{part}' is no part; say which of how many, such as 2/5")
+            raise ValueError(f"'{part}' must be a fold and a number of folds, such as 2/5")
         return part
 
     @field_validator("units")
@@ -109,7 +111,7 @@ class CorpusSpec(Section):
     def _has_texts(cls, units: str, info: ValidationInfo) -> str:
         named = {entry.partition("=")[0] for entry in info.data.get("splits", ("train",))}
         if units != "characters" and "train" not in named:
-            raise ValueError(f"{units} units are learned from 'train'; add it to corpus.splits")
+            raise ValueError(f"{units} tokens are learned from 'train'; add it to corpus.splits")
         return units
 
     @field_validator("vocab_size")
@@ -117,9 +119,9 @@ class CorpusSpec(Section):
     def _suits_units(cls, vocab_size: int | None, info: ValidationInfo) -> int | None:
         units = info.data.get("units", "characters")
         if units == "characters" and vocab_size is not None:
-            raise ValueError("is for sub-words; say corpus.units=bpe or unigram, or corpus.vocab_size=null")
+            raise ValueError("applies only to sub-words; set corpus.units=bpe or unigram, or corpus.vocab_size=null")
         if units != "characters" and vocab_size is None:
-            raise ValueError(f"missing; say how many {units} units there are to be, such as 1000")
+            raise ValueError(f"missing; set the number of {units} tokens, such as 1000")
         return vocab_size
 
     @model_validator(mode="after")

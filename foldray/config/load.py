@@ -1,4 +1,4 @@
-"""From what people write (recipe files, `key=value`) to a valid spec, or one clear line about what is wrong."""
+"""Read recipe files and `key=value` overrides into a valid spec; errors are one line that names the field."""
 
 import copy
 import difflib
@@ -14,7 +14,7 @@ from foldray.errors import UserError
 
 
 def build_spec(values: dict[str, Any], origin: str) -> RunSpec:
-    """Validate a mapping. Raises UserError with the dotted path of the first wrong field."""
+    """Validate a mapping. Raises UserError with the dotted path of the first invalid field."""
     try:
         return RunSpec.model_validate(values)
     except ValidationError as error:
@@ -58,7 +58,7 @@ def _suggest(location: tuple[str | int, ...]) -> str:
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """A copy of `values` with dotted `key=value` pairs (YAML values) set in it. Raises UserError."""
+    """Copy `values` and set dotted `key=value` pairs (YAML values) in it. Raises UserError."""
     merged = copy.deepcopy(values)
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -75,7 +75,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
 
 
 def override_spec(spec: RunSpec, overrides: list[str]) -> RunSpec:
-    """Another spec with `key=value` pairs set in it. Raises UserError."""
+    """Copy a spec and set `key=value` pairs in it. Raises UserError."""
     return build_spec(apply_overrides(spec.model_dump(mode="json"), overrides), "the spec")
 
 
@@ -103,13 +103,13 @@ def _with_numbers(value: Any) -> Any:
 
 
 def read_spec_file(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file. Raises UserError naming the file."""
+    """Read a mapping from a YAML or JSON file. Raises UserError naming the file."""
     try:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(str(path), f"not readable as YAML or JSON ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(values, dict):
-        raise UserError(str(path), "holds no mapping of spec fields")
+        raise UserError(str(path), "is not a mapping of spec fields")
     checked = _with_numbers(values)
     assert isinstance(checked, dict)
     return checked

@@ -1,4 +1,4 @@
-"""What is folded, and what its depths learn together."""
+"""The model, fold and loss sections."""
 
 import functools
 import pkgutil
@@ -35,23 +35,24 @@ class ModelSpec(Section):
     family: FamilyName = Field(description="Model family of transformers, such as wav2vec2 or parakeet.")
     checkpoint: str | None = Field(
         None,
-        description="Folder, URI or hub name of a stock checkpoint to start from, or run:RUN_ID, the seed of a "
-        "finished run in the same store; without one, random weights.",
+        description="Folder, URI or hub name of a stock checkpoint to start from, or run:RUN_ID for the seed of a "
+        "finished run in the same store; default: random weights.",
     )
     config: dict[str, Any] = Field(
         default_factory=dict, description="Fields of the model's transformers configuration."
     )
     seed_layers: Literal["stepwise", "first", "average", "svd"] = Field(
         "stepwise",
-        description="How a deeper checkpoint becomes the seed: evenly spaced layers, the first ones, the mean of "
-        "those a layer stands for, or that and private low-rank parts for what it leaves out (svd, with lora).",
+        description="How layers of a deeper checkpoint become the physical ones: evenly spaced (stepwise), the first "
+        "ones, "
+        "the mean of those that each replaces (average), or the mean plus private LoRA for the residual (svd).",
     )
 
 
 class FoldSpec(Section):
-    """Which layers are stored and which depths they unfold to."""
+    """Physical layers and the depths they unfold to."""
 
-    num_layers: int = Field(description="Physical layers: the blocks whose weights are stored.")
+    num_layers: int = Field(description="Number of physical layers: the blocks whose weights are stored.")
     depths: tuple[int, ...] = Field(
         description="Logical depths trained together, ascending; the first equals num_layers."
     )
@@ -63,18 +64,19 @@ class FoldSpec(Section):
     paths: tuple[tuple[int, ...], ...] = Field(
         (), description="Explicit paths, one for each depth, instead of an order."
     )
-    keep_first: int = Field(0, description="Layers at the start that are used once at every depth.")
-    keep_last: int = Field(0, description="Layers at the end that are used once at every depth.")
+    keep_first: int = Field(0, description="Number of first layers that every depth uses once.")
+    keep_last: int = Field(0, description="Number of last layers that every depth uses once.")
     private: str = Field(
         "none",
-        description="What each repeated use of a layer has for itself: none, or norms, statistics (BatchNorm's), lora "
-        "and film joined by '+'.",
+        description="Private parts of each repeated use of a layer: none, or norms, statistics (of BatchNorm), lora "
+        "and "
+        "film joined by '+'.",
     )
     lora_rank: int | None = Field(
-        None, ge=1, description="Rank of the private low-rank terms; 8 where private has lora."
+        None, ge=1, description="Rank of the private low-rank terms; default: 8 if private has lora."
     )
     lora_on: tuple[str, ...] = Field(
-        (), description="Projections with a low-rank term, such as [q_proj, v_proj]; empty for all of a block."
+        (), description="Projections with a low-rank term, such as [q_proj, v_proj]; default: all of a block."
     )
 
     @model_validator(mode="after")
@@ -83,15 +85,15 @@ class FoldSpec(Section):
         return self
 
     def private_parts(self) -> Private:
-        """What `private`, `lora_rank` and `lora_on` say together."""
+        """Combine `private`, `lora_rank` and `lora_on`."""
         parts = [] if self.private == "none" else self.private.split("+")
         for part in parts:
             if part not in ("norms", "statistics", "lora", "film"):
                 raise ValueError(
-                    f"private: '{part}' is none of norms, statistics, lora, film; join them by '+', such as norms+lora"
+                    f"private: '{part}' must be one of norms, statistics, lora, film, or several joined by '+'"
                 )
         if self.lora_rank and "lora" not in parts:
-            raise ValueError("lora_rank: without LoRA it does nothing; add lora to private")
+            raise ValueError("lora_rank: has no effect without LoRA; add lora to private")
         rank = (self.lora_rank or 8) if "lora" in parts else 0
         return Private(
             norms="norms" in parts,
@@ -121,9 +123,9 @@ def _plan_of(spec: FoldSpec) -> FoldPlan:
 
 
 class LossSpec(Section):
-    """CTC(deepest) + alpha * CTC(shallower) + beta * KL(deepest || shallower), arXiv 2505.21237.
+    """Joint loss: CTC(deepest) + alpha * CTC(shallower) + beta * KL(deepest || shallower), arXiv 2505.21237.
 
-    With a decoder, the same with its cross-entropy, and both with a model that has both.
+    A hybrid model adds the same terms with its decoder's cross-entropy.
     """
 
     alpha: float = Field(1.0, ge=0, description="Weight of the loss of the seed, the shallowest depth.")
@@ -139,12 +141,12 @@ class LossSpec(Section):
         0.0,
         ge=0,
         le=1,
-        description="Share of the run over which beta and hidden rise from zero: a teacher learns first.",
+        description="Share of the run over which beta and hidden rise from zero, so that the teacher learns first.",
     )
     temperature: float = Field(
         1.0,
         gt=0,
-        description="Softens both distributions of the KL; its gradient is scaled back by the square.",
+        description="Temperature of both distributions of the KL, which is multiplied by its square.",
     )
     direction: Literal["forward", "reverse"] = Field(
         "forward", description="forward: KL(deepest || shallower); reverse: KL(shallower || deepest)."
@@ -152,12 +154,13 @@ class LossSpec(Section):
     hidden: float = Field(
         0.0,
         ge=0,
-        description="Weight of the squared distance between last hidden states, deepest to each shallower depth.",
+        description="Weight of the squared distance between the last hidden states of the deepest and each shallower "
+        "depth.",
     )
     sampled: int | None = Field(
         None,
         ge=0,
-        description="Depths drawn anew for each step from those between seed and deepest; default: all of them.",
+        description="Number of depths drawn for each step from those between seed and deepest; default: all of them.",
     )
-    ctc: float = Field(0.3, ge=0, le=1, description="Share of CTC beside attention, in a model that has both.")
+    ctc: float = Field(0.3, ge=0, le=1, description="Weight of CTC in a hybrid model; attention gets the rest.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Label smoothing of the attention loss.")

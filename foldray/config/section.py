@@ -1,17 +1,17 @@
-"""What all parts of a spec have in common."""
+"""Base of all sections of a spec."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A part of a spec: unknown fields are refused, and nothing changes it."""
+    """A section of a spec: immutable, without unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def without_secret(uri: str) -> str:
-    """The URI itself. Raises ValueError where it carries credentials."""
+    """Return the URI. Raises ValueError if it contains credentials."""
     _, _, rest = uri.partition("://")
     if "@" in rest.split("/", 1)[0] or "@" in rest.partition("?")[2]:
-        raise ValueError("holds credentials; they come from the AWS environment, never from a spec")
+        raise ValueError("contains credentials; set them in the AWS environment, never in a spec")
     return uri

@@ -1,4 +1,4 @@
-"""The spec: the complete, immutable description of one run, and the only configuration there is."""
+"""The spec: the complete, immutable configuration of one run."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from foldray.config.training import BatchSpec, CheckpointSpec, OptimSpec, ScaleS
 from foldray.storage.layout import Store
 
 NOT_HASHED = ("about", "storage", "scale", "checkpoint", "corpus", "tracking", "search")
-"""Sections that no result depends on; the corpus is hashed by what is in it."""
+"""Sections that no result depends on; the corpus is hashed by its content."""
 
 RUN = "run:"
 
@@ -26,7 +26,7 @@ with, or to the order of an epoch."""
 
 
 class StorageSpec(Section):
-    """Where everything worth keeping goes."""
+    """Where results, checkpoints and prepared corpora are stored."""
 
     @field_validator("root")
     @classmethod
@@ -41,7 +41,7 @@ class StorageSpec(Section):
 
 
 class RunSpec(Section):
-    """Everything that decides what a run computes, and where."""
+    """Everything that determines what a run computes, and where."""
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9._-]*$",
@@ -65,18 +65,19 @@ class RunSpec(Section):
     checkpoint: CheckpointSpec = CheckpointSpec()
     tracking: tuple[Tracker, ...] = Field(
         (),
-        description="Where metrics go besides the store: tensorboard, mlflow, wandb (extras of those names), each "
-        "set up by its own environment variables.",
+        description="Where metrics go in addition to the store: tensorboard, mlflow, wandb (extras of those names), "
+        "each "
+        "configured by its own environment variables.",
     )
-    seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
+    seed: int = Field(0, ge=0, description="Random seed of weights, order and augmentation.")
     search: SearchSpec | None = Field(None, description="What `foldray tune` varies.")
 
     @model_validator(mode="after")
     def _every_utterance_fits(self) -> "RunSpec":
         if self.batch.max_duration < self.corpus.max_seconds:
             raise ValueError(
-                f"batch.max_duration: {self.batch.max_duration:g} s would not hold an utterance of corpus.max_seconds "
-                f"({self.corpus.max_seconds:g}); raise the one or lower the other"
+                f"batch.max_duration: {self.batch.max_duration:g} s is shorter than corpus.max_seconds "
+                f"({self.corpus.max_seconds:g}); raise one or lower the other"
             )
         return self
 
@@ -84,25 +85,25 @@ class RunSpec(Section):
     def _validates_a_depth(self) -> "RunSpec":
         if self.valid.depth is not None and self.valid.depth not in self.fold.depths:
             trained = ", ".join(map(str, self.fold.depths))
-            raise ValueError(f"valid.depth: {self.valid.depth} is not trained; say one of {trained}")
+            raise ValueError(f"valid.depth: {self.valid.depth} is not trained; set it to one of {trained}")
         for field, asked in (("patience", self.valid.patience), ("final", self.valid.final == "best")):
             if asked and "valid" not in self.corpus.split_names:
                 raise ValueError(f"valid.{field}: needs a validation split; add valid to corpus.splits")
         if self.valid.final == "best" and self.optim.average > 1:
-            raise ValueError("valid.final: best is one checkpoint; set optim.average=1, or valid.final=last")
+            raise ValueError("valid.final: best selects one checkpoint; set optim.average=1, or valid.final=last")
         return self
 
     @model_validator(mode="after")
     def _has_a_seed(self) -> "RunSpec":
         method = self.model.seed_layers
         if method != "stepwise" and not self.model.checkpoint:
-            raise ValueError(f"model.seed_layers: {method} needs a model.checkpoint to make the seed of")
+            raise ValueError(f"model.seed_layers: {method} needs a model.checkpoint")
         if method == "svd" and not self.fold.private_parts().lora_rank:
-            raise ValueError("model.seed_layers: svd puts what the mean leaves out into LoRA; add lora to fold.private")
+            raise ValueError("model.seed_layers: svd stores the residual of the mean in LoRA; add lora to fold.private")
         if self.fold.private_parts().statistics and self.model.checkpoint and method != "svd":
             raise ValueError(
-                "fold.private: statistics of a checkpoint never move, so those of all uses would stay the same; leave "
-                "them out, or take model.seed_layers=svd"
+                "fold.private: statistics of a checkpoint never change, so those of all uses would stay equal; remove "
+                "them, or set model.seed_layers=svd"
             )
         return self
 
@@ -112,15 +113,15 @@ class RunSpec(Section):
             return self
         for name in (*self.search.space, *self.search.start):
             if name.partition(".")[0] in NOT_HASHED:
-                raise ValueError(f"search: {name} is shared by all trials, or changes none of them")
+                raise ValueError(f"search: {name} can't be searched; it is shared by all trials or affects no result")
             if not _is_field(name):
-                raise ValueError(f"search: {name} is no field of a spec")
+                raise ValueError(f"search: {name} is not a field of a spec")
         if self.search.objectives and "valid" not in self.corpus.split_names:
             raise ValueError("search: trials are ranked by a validation split; add valid to corpus.splits")
         return self
 
     def found_model(self) -> ModelSpec:
-        """`model`; a checkpoint `run:RUN_ID`, the seed of a run in this store, as the URI where it lies."""
+        """Return `model` with a checkpoint `run:RUN_ID` (the seed of a run in this store) resolved to its URI."""
         if not (self.model.checkpoint or "").startswith(RUN):
             return self.model
         run_id = str(self.model.checkpoint).removeprefix(RUN)
@@ -147,14 +148,14 @@ class RunSpec(Section):
         return hashlib.sha256(json.dumps({**kept, **facts}, sort_keys=True).encode()).hexdigest()[:10]
 
     def search_hash(self, corpus_id: str, vocabulary: str) -> str:
-        """Ten hex digits over what is searched and how; neither how long nor how much at once."""
+        """Ten hex digits over the search, without its length and concurrency."""
         assert self.search
         asked = self.search.model_dump(mode="json", exclude={"trials", "concurrent"})
         facts = json.dumps([self.spec_hash(corpus_id, vocabulary), asked], sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()[:10]
 
     def other_results(self, other: "RunSpec") -> str | None:
-        """The first field in which two specs differ and that results depend on; None where there is none."""
+        """Find the first differing field that results depend on; None if there is none."""
         for name in type(self).model_fields:
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs and (name == "corpus" or name not in NOT_HASHED):
@@ -166,12 +167,12 @@ class RunSpec(Section):
         return None
 
     def run_id(self, corpus_id: str, vocabulary: str) -> str:
-        """Name and hash: the same spec on the same corpus resumes its run, another can never overwrite it."""
+        """Return name and hash: the same spec on the same corpus resumes its run, another never overwrites it."""
         return f"{self.name}-{self.spec_hash(corpus_id, vocabulary)}"
 
 
 def _is_field(name: str) -> bool:
-    """Whether a dotted name leads to a value: a field, or an entry of one that is a mapping."""
+    """Whether a dotted name is a field, or an entry of one that is a mapping."""
     first, *inner = name.split(".")
     kind = RunSpec.model_fields[first].annotation if first in RunSpec.model_fields else None
     while inner and isinstance(kind, type) and issubclass(kind, BaseModel):

@@ -1,4 +1,4 @@
-"""How the weights move, what is scored on the way, and on how much machine."""
+"""The optimisation, validation, scale, checkpoint and batch sections."""
 
 from typing import Literal
 
@@ -12,50 +12,58 @@ class OptimSpec(Section):
 
     kind: Literal["adamw", "muon"] = Field(
         "adamw",
-        description="adamw, or muon: the matrices of the blocks by Muon, everything else by AdamW; for models from "
+        description="adamw, or muon: Muon for the matrices of the blocks, AdamW for all else; for training from "
         "scratch.",
     )
     lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
     epochs: int | None = Field(None, ge=1, description="Length of the run in epochs; give either epochs or steps.")
     steps: int | None = Field(None, ge=1, description="Length of the run in optimiser steps.")
-    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps over which the rate rises.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a linearly rising rate.")
     hold: float = Field(0.0, ge=0, lt=1, description="Share of the steps at the peak rate, after the warm-up.")
     schedule: Literal["cosine", "linear", "inverse_sqrt", "constant"] = Field(
-        "cosine", description="How the rate falls after warm-up and hold; inverse_sqrt is that of the Transformer."
+        "cosine", description="Decay after warm-up and hold; inverse_sqrt is that of the original Transformer."
     )
-    final_lr: float = Field(0.01, ge=0, le=1, description="Least rate of the decay, as a share of the peak.")
-    lr_front: float = Field(1.0, ge=0, description="Rate of what lies before the blocks, as a share of lr.")
-    lr_seed: float = Field(1.0, ge=0, description="Rate of the stored blocks, as a share of lr.")
-    lr_private: float = Field(1.0, ge=0, description="Rate of the private parts, as a share of lr.")
-    lr_matrices: float = Field(3.0, gt=0, description="Rate of the matrices that Muon moves, as a share of lr_seed.")
+    final_lr: float = Field(0.01, ge=0, le=1, description="Final rate of the decay as a share of the peak.")
+    lr_front: float = Field(
+        1.0, ge=0, description="Learning rate of the front end (before the blocks) as a share of lr."
+    )
+    lr_seed: float = Field(1.0, ge=0, description="Learning rate of the physical layers as a share of lr.")
+    lr_private: float = Field(1.0, ge=0, description="Learning rate of the private parts as a share of lr.")
+    lr_matrices: float = Field(
+        3.0, gt=0, description="Learning rate of the matrices that Muon trains as a share of lr_seed."
+    )
     freeze_front: bool = Field(
         False,
-        description="The front end (the convolutions before the blocks) keeps its weights; for pretrained models.",
+        description="Freeze the front end (the convolutions before the blocks); for pretrained models.",
     )
-    weight_decay: float = Field(0.01, ge=0, description="Decay of matrices; norms and biases are left alone.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay of matrices; norms and biases have none.")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moment decay rates.")
-    clip_norm: float = Field(1.0, gt=0, description="Largest gradient norm of a step; a greater one is scaled down.")
+    clip_norm: float = Field(1.0, gt=0, description="Gradient norm to clip to.")
     renorm: tuple[float, float] = Field(
         (0.1, 0.3),
-        description="Of models from scratch that have BatchNorm: the shares of the run at which it begins to go over "
-        "from each batch's own statistics to moving ones, and at which it has.",
+        description="BatchNorm in models from scratch: the shares of the run at which its transition from batch "
+        "statistics to "
+        "moving ones starts and ends.",
     )
     stop_norm: float = Field(
-        1e5, gt=0, description="Gradient norm, before clipping, at which training stops: it has exploded."
+        1e5, gt=0, description="Gradient norm, before clipping, at which training stops as diverged."
     )
     ema: float | None = Field(
-        None, gt=0, lt=1, description="Decay of an exponential moving average of the weights, such as 0.999: the model."
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of an exponential moving average of the weights, such as 0.999, which becomes the model.",
     )
     average: int = Field(
-        1, ge=1, description="The final model is the mean of this many last checkpoints (see checkpoint.every_steps)."
+        1, ge=1, description="Number of last checkpoints whose mean is the final model (see checkpoint.every_steps)."
     )
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "OptimSpec":
         if self.warmup + self.hold > 1:
-            raise ValueError(f"warmup ({self.warmup:g}) and hold ({self.hold:g}) are more than the whole run")
+            raise ValueError(f"warmup ({self.warmup:g}) and hold ({self.hold:g}) exceed the whole run")
         if self.ema is not None and self.average > 1:
-            raise ValueError("ema and average are two ways of one thing; give one of them")
+            raise ValueError("ema and average both average weights; set one of them")
         return self
 
     @field_validator("renorm")
@@ -73,61 +81,67 @@ class OptimSpec(Section):
 
 
 class ValidSpec(Section):
-    """Scoring of the validation split, beside training: every checkpoint it looks at stays until it is scored."""
+    """Scoring of the validation split in parallel to training; a checkpoint stays until it is scored."""
 
     every_steps: int | None = Field(
         None, ge=1, description="Steps between validations; default: at the end of every epoch."
     )
-    depth: int | None = Field(None, description="Depth whose WER says which checkpoint is best; default: the deepest.")
+    depth: int | None = Field(None, description="Depth whose WER selects the best checkpoint; default: the deepest.")
     patience: int | None = Field(
         None,
         ge=1,
-        description="Validations without a better WER after which training stops, one validation later so that "
-        "nobody waits for a score.",
+        description="Validations without a better WER after which training stops, with one validation of delay "
+        "because scores "
+        "are not waited for.",
     )
-    final: Literal["last", "best"] = Field("last", description="Which checkpoint becomes the final model.")
+    final: Literal["last", "best"] = Field("last", description="The checkpoint that becomes the final model.")
 
 
 class ScaleSpec(Section):
-    """How much machine. Nothing here changes which utterances make up a step, so the hash leaves it out."""
+    """Workers and resources. They do not change which utterances a step has, so they are not hashed."""
 
     workers: int | tuple[int, int] = Field(
-        2, description="Training workers, or [least, most]: with fewer machines training goes on with fewer workers."
+        2, description="Training workers, or [least, most]: training continues with fewer workers on fewer machines."
     )
-    use_gpu: bool = Field(False, description="One GPU for each worker.")
+    use_gpu: bool = Field(False, description="Use one GPU per worker.")
     resources_per_worker: dict[str, float] = Field(
-        default_factory=dict, description="Ray resources of one worker, such as {CPU: 4}."
+        default_factory=dict, description="Ray resources per worker, such as {CPU: 4}."
     )
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
-        "PACK", description="Ray's placement of the workers over the nodes."
+        "PACK", description="Ray's placement strategy for the workers."
     )
     strategy: Literal["ddp", "fsdp"] = Field(
         "ddp",
-        description="ddp: every worker holds the model; fsdp: weights, gradients and moments are spread over "
-        "the workers (FSDP2), each stored block gathered once a pass.",
+        description="ddp: every worker has the whole model; fsdp: weights, gradients and moments are sharded over "
+        "the workers "
+        "(FSDP2), and each physical layer is gathered once per pass.",
     )
     activation_checkpointing: bool = Field(
-        False, description="Blocks keep no activations and run again in the backward pass: less memory, more time."
+        False, description="Recompute the activations of the blocks in backward: less memory, more time."
     )
     compile: bool = Field(
-        False, description="Compile every stored block (torch.compile); for GPUs, since on CPUs it takes many minutes."
+        False,
+        description="Compile every physical layer (torch.compile); for GPUs, because it takes many minutes on CPUs.",
     )
     loader_threads: int = Field(
-        1, ge=1, description="Threads of each worker that decode, augment and compute features ahead of training."
+        1, ge=1, description="Threads per worker that decode, augment and compute features ahead of training."
     )
     validation_resources: dict[str, float] = Field(
         default_factory=dict,
-        description="Ray resources of the task that scores validation, such as {GPU: 1}; default: none, it shares the "
-        "CPUs of the first worker's node.",
+        description="Ray resources of the validation task, such as {GPU: 1}; default: none, it shares the CPUs of "
+        "the first "
+        "worker's node.",
     )
-    max_failures: int = Field(2, ge=-1, description="Lost worker groups after which the run gives up; -1: never.")
-    max_preemption_failures: int = Field(-1, ge=-1, description="The same for nodes that were drained beforehand.")
+    max_failures: int = Field(
+        2, ge=-1, description="Failures of a worker group after which the run fails; -1: unlimited."
+    )
+    max_preemption_failures: int = Field(-1, ge=-1, description="The same for nodes that were preempted.")
     controller_failure_limit: int = Field(-1, ge=-1, description="The same for worker groups that did not start.")
     preemption_grace_s: float = Field(
-        0.0, ge=0, description="Seconds that workers may go on beyond the deadline of a drained node."
+        0.0, ge=0, description="Seconds that workers may continue beyond the deadline of a preempted node."
     )
     elastic_resize_monitor_interval_s: float = Field(
-        60.0, gt=0, description="Seconds between looks for room for more workers, where `workers` is a range."
+        60.0, gt=0, description="Seconds between checks for more resources, if `workers` is a range."
     )
 
     @field_validator("workers")
@@ -135,40 +149,40 @@ class ScaleSpec(Section):
     def _is_a_range(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
         least, most = (workers, workers) if isinstance(workers, int) else workers
         if least < 1 or most < least:
-            raise ValueError("give the least and the most, at least 1, such as [1, 4], or one number")
+            raise ValueError("must be a number or a range [least, most] from 1 on, such as [1, 4]")
         return workers
 
     @property
     def least_workers(self) -> int:
-        """Workers without which training does not begin."""
+        """Workers that training needs to start."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
     def most_workers(self) -> int:
-        """Workers where there is room for all."""
+        """Workers if there are resources for all."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class CheckpointSpec(Section):
-    """When checkpoints are written and how many stay. Left out of the hash."""
+    """When checkpoints are written and how many are kept. Not hashed."""
 
     every_steps: int = Field(100, ge=1, description="Steps between checkpoints.")
-    keep: int = Field(2, ge=1, description="Newest checkpoints that stay in the store.")
+    keep: int = Field(2, ge=1, description="Number of newest checkpoints to keep.")
 
 
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 
 
 class BatchSpec(Section):
-    """Duration-bucketed batches; the same utterances make up a step whatever the number of workers."""
+    """Duration-bucketed batches; a step has the same utterances for any number of workers."""
 
-    max_duration: float = Field(60.0, gt=0, description="Seconds of padded audio in one micro-batch.")
-    per_step: int = Field(2, ge=1, description="Micro-batches in one optimiser step, over all workers together.")
+    max_duration: float = Field(60.0, gt=0, description="Seconds of padded audio per micro-batch.")
+    per_step: int = Field(2, ge=1, description="Micro-batches per optimiser step, over all workers together.")
     shortest_first: int = Field(
         0,
         ge=0,
-        description="Epochs at the start whose batches go from short to long; eases CTC from scratch.",
+        description="Number of first epochs with batches ordered from short to long; helps CTC from scratch.",
     )
     longest_first: bool = Field(
-        False, description="The longest audio comes first in every epoch: a run short of memory fails at once."
+        False, description="Start every epoch with the longest audio, so that a lack of memory shows at once."
     )

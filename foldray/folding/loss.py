@@ -1,8 +1,8 @@
-"""The joint loss of an unfolding cycle (arXiv 2505.21237, section 2): a task loss at every path, KL from the deepest.
+"""The loss of a joint step (arXiv 2505.21237, section 2): a task loss at every depth, and KL from the deepest.
 
-Every term is a sum over the micro-batch divided by a count of the whole optimiser step that the
-caller knows from the plan. So a step's gradient does not depend on how its utterances are spread
-over micro-batches or workers, and normalisation happens in one place: here.
+Every term is a sum over the micro-batch divided by a count over the whole optimiser step, which the
+caller knows from the epoch plan. So a step's gradient does not depend on how its utterances are distributed
+over micro-batches or workers. Suffixes are shapes: P depths (paths), B utterances, T frames, U tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Direction = Literal["forward", "reverse"]
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What one optimiser step holds over all workers: labels, output frames (padding excluded) and utterances."""
+    """Counts of one optimiser step over all workers: labels, output frames without padding, utterances."""
 
     labels: int
     frames: int
@@ -26,15 +26,18 @@ class StepCounts:
 
     @property
     def targets(self) -> int:
-        """What a decoder has to write: the labels and an end token for each utterance."""
+        """Target tokens of a decoder: the labels and an end token for each utterance."""
         return self.labels + self.utterances
 
 
 @dataclass(frozen=True)
 class JointLoss:
-    """`total` (scalar, with gradient) and its parts for each path, detached.
+    """The joint loss and its parts.
 
-    task_P: CTC or cross-entropy per label; kl_P: per frame (per token behind a decoder).
+    Attributes:
+        total: Scalar, with gradient.
+        task_P: CTC or cross-entropy per label at each depth, detached.
+        kl_P: KL per frame (per token of a decoder) at each depth, detached.
     """
 
     total: Tensor
@@ -55,10 +58,25 @@ def joint_loss(
     direction: Direction = "forward",
     blank: int = 0,
 ) -> JointLoss:
-    """CTC(deepest) + alpha * sum CTC(shallower) + beta * sum KL(deepest, detached || shallower).
+    """Compute CTC(deepest) + alpha * sum CTC(shallower) + beta * sum KL(deepest, detached || shallower).
 
-    logits_PBTV: (P, B, T, V), shallowest path first. frames_B, num_labels_B: valid lengths.
-    labels_BU: (B, U) token ids, padded with anything. alpha: one weight, or one for each shallower path.
+    Args:
+        logits_PBTV: Logits (P, B, T, V), shallowest depth first.
+        frames_B: Valid frames of each utterance.
+        labels_BU: Token ids (B, U); padding is ignored.
+        num_labels_B: Valid labels of each utterance.
+        counts: Counts of the whole optimiser step.
+        alpha: Weight of the shallower depths, or one weight for each of them.
+        beta: Weight of the KL.
+        temperature: Temperature of both distributions of the KL.
+        direction: "forward" is KL(deepest || shallower), "reverse" the other way round.
+        blank: Token id of the CTC blank.
+
+    Example:
+        >>> logits_PBTV = model(**inputs).logits.unflatten(0, (2, -1))  # two depths
+        >>> counts = StepCounts(labels=int(num_labels_B.sum()), frames=int(frames_B.sum()))
+        >>> loss = joint_loss(logits_PBTV, frames_B, labels_BU, num_labels_B, counts, alpha=1.0, beta=1.0)
+        >>> loss.total.backward()
     """
     log_probs_PBTV = logits_PBTV.float().log_softmax(-1)
     ctc_P = ctc_per_path(log_probs_PBTV, frames_B, labels_BU, num_labels_B, blank) / counts.labels
@@ -78,11 +96,15 @@ def joint_attention_loss(
     direction: Direction = "forward",
     smoothing: float = 0.0,
 ) -> JointLoss:
-    """The same with a decoder's cross-entropy in place of CTC.
+    """Compute the joint loss with a decoder's cross-entropy instead of CTC.
 
-    logits_PBUV: (P, B, U, V) of every token given those before it; targets_BU: (B, U), the end token
-    included, padded with anything; num_targets: those of the whole optimiser step; smoothing: label
-    smoothing (arXiv 1512.00567, section 7).
+    Args:
+        logits_PBUV: Logits (P, B, U, V) of every token given those before it.
+        targets_BU: Target tokens (B, U) with the end token; padding is ignored.
+        num_targets_B: Valid targets of each utterance.
+        num_targets: Targets of the whole optimiser step.
+        alpha, beta, temperature, direction: As in `joint_loss`.
+        smoothing: Label smoothing (arXiv 1512.00567, section 7).
     """
     task_P = attention_per_path(logits_PBUV.float(), targets_BU, num_targets_B, smoothing) / num_targets
     kl_P = distillation_per_path(logits_PBUV.float(), num_targets_B, temperature, direction) / num_targets
@@ -101,7 +123,7 @@ def _weigh(task_P: Tensor, kl_P: Tensor, alpha: float | Sequence[float], beta: f
 def ctc_per_path(
     log_probs_PBTV: Tensor, frames_B: Tensor, labels_BU: Tensor, num_labels_B: Tensor, blank: int
 ) -> Tensor:
-    """(P,) negative log-likelihoods summed over the utterances. Labels longer than their frames count zero."""
+    """Compute negative log-likelihoods (P,), summed over utterances; labels longer than their frames count zero."""
     paths, batch, frames, vocabulary = log_probs_PBTV.shape
     # (P*B, T, V) -> (T, P*B, V): all paths in one call of the library's CTC.
     log_probs_TNV = log_probs_PBTV.reshape(paths * batch, frames, vocabulary).transpose(0, 1)
@@ -118,7 +140,7 @@ def ctc_per_path(
 
 
 def attention_per_path(logits_PBUV: Tensor, targets_BU: Tensor, num_targets_B: Tensor, smoothing: float) -> Tensor:
-    """(P,) cross-entropies summed over the valid tokens of all utterances."""
+    """Compute cross-entropies (P,), summed over the valid tokens of all utterances."""
     paths, _, length, vocabulary = logits_PBUV.shape
     ignored = -100
     valid_BU = _valid(num_targets_B, length)
@@ -136,11 +158,11 @@ def attention_per_path(logits_PBUV: Tensor, targets_BU: Tensor, num_targets_B: T
 def distillation_per_path(
     logits_PBTV: Tensor, frames_B: Tensor, temperature: float, direction: Direction = "forward"
 ) -> Tensor:
-    """(P,) KL(deepest || path) in nats summed over valid frames; exactly zero for the deepest itself.
+    """Compute KL(deepest || path) (P,) in nats, summed over valid frames; exactly zero for the deepest.
 
-    The deepest path is the teacher and gets no gradient. `reverse` is KL(path || deepest), which
-    forgives what the teacher knows and the student leaves out. Multiplied by temperature squared,
-    which keeps the gradient's size when the temperature changes (arXiv 1503.02531, section 2).
+    The deepest path is the teacher and gets no gradient. "reverse" is KL(path || deepest), which does
+    not penalise a student for missing modes of the teacher. The result is multiplied by temperature
+    squared, which keeps the gradient's scale (arXiv 1503.02531, section 2).
     """
     if len(logits_PBTV) == 1:
         return logits_PBTV.new_zeros(1)
@@ -152,17 +174,17 @@ def distillation_per_path(
 
 
 def matching_per_path(hidden_PBTD: Tensor, frames_B: Tensor) -> Tensor:
-    """(P,) squared distance of each path's last hidden states to the deepest's, detached; zero for the deepest.
+    """Compute the squared distance (P,) of each path's last hidden states to the detached deepest ones.
 
-    States are normalised over their width first, so that the scale of a stack without a last norm
-    does not matter; the mean over the width is summed over valid frames.
+    States (P, B, T, D) are first normalised over D, so that the scale of a stack without a last norm
+    does not matter; the mean over D is summed over valid frames. The deepest path's distance is zero.
     """
     normal = F.layer_norm(hidden_PBTD.float(), hidden_PBTD.shape[-1:])
     return _sum_valid((normal[:-1] - normal[-1:].detach()).square().mean(-1), frames_B)
 
 
 def _sum_valid(values_PBT: Tensor, frames_B: Tensor) -> Tensor:
-    """(P + 1,): sums over valid frames of the shallower paths, and the deepest's zero."""
+    """Sums (P + 1,) over valid frames of the shallower paths, and zero for the deepest."""
     # where, not a product: a padded frame may hold anything, and 0 * inf is not 0.
     sums_P = torch.where(_valid(frames_B, values_PBT.shape[-1]), values_PBT, 0.0).sum((1, 2))
     return torch.cat([sums_P, sums_P.new_zeros(1)])

@@ -1,27 +1,29 @@
-"""Fold plans: which physical layer runs at each step of a depth, and what a use has for itself. Pure Python."""
+"""Fold plans: which physical layers a depth runs, and the private parts of their uses. Pure Python."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-"""The file of a saved plan beside the weights."""
+"""The file of a saved plan in a model folder."""
 Order = Literal["in_place", "cycle", "group"]
 
 
 @dataclass(frozen=True)
 class Private:
-    """The parts that every (layer, use) with use > 0 has for itself; use 0 is the seed and has none.
+    """Private parts of every (layer, use) with use > 0; use 0 is the seed and has none.
 
-    norms: scale and shift of every norm in the block.
-    statistics: mean and variance of every BatchNorm in the block, which are no parameters (arXiv
-        1812.08928, section 3.2, has them for each width).
-    lora_rank: rank of the low-rank term added to projections (arXiv 2106.09685); 0 for none.
-    lora_on: names of the projections, as in the block ("q_proj", "fc1"); empty for all of them.
-    film: a scale and, where the projection has a bias, a shift of what each branch adds to the
-        residual stream (arXiv 1709.07871).
+    Attributes:
+        norms: Scale and shift of every norm in the block.
+        statistics: Mean and variance of every BatchNorm in the block, which are not parameters (arXiv 1812.08928,
+            section 3.2, has them for each width).
+        lora_rank: Rank of the low-rank term added to projections (arXiv 2106.09685); 0 for none.
+        lora_on: Names of the projections, as in the block ("q_proj", "fc1"); empty for all of them.
+        film: A scale and, if the projection has a bias, a shift of what each branch adds to the residual stream
+            (arXiv 1709.07871).
 
-    Raises ValueError, naming the field.
+    Raises:
+        ValueError: A field is invalid; names it.
     """
 
     norms: bool = False
@@ -36,7 +38,7 @@ class Private:
         if self.lora_rank < 0:
             raise ValueError("lora_rank: use 0 for none, or 1 or more")
         if self.lora_on and not self.lora_rank:
-            raise ValueError("lora_on: without LoRA there is nothing to choose; add lora to private")
+            raise ValueError("lora_on: has no effect without LoRA; add lora to private")
 
     def __bool__(self) -> bool:
         return self.norms or self.statistics or self.film or self.lora_rank > 0
@@ -55,21 +57,26 @@ class Private:
 
 @dataclass(frozen=True)
 class FoldPlan:
-    """The paths through `num_layers` physical layers, one for each logical depth.
+    """Paths through `num_layers` physical layers, one for each logical depth.
 
-    num_layers: physical layers, the blocks whose weights are stored.
-    depths: logical depths, ascending; the first is the seed and equals `num_layers`.
-    order: `in_place` repeats a layer next to itself (0 0 1 1 2 2, the order of arXiv 2505.21237);
-        `cycle` repeats the whole stack (0 1 2 0 1 2); `group` cycles inside each of `groups`.
-        Where the depth is no multiple of the layers, the extra repeats go to the last layers
-        (in place: 8 -> 12 is 0 1 2 3 4 4 5 5 6 6 7 7), the last groups, or, for `cycle`, the first
-        layers of one more turn (3 -> 4 is 0 1 2 0).
-    groups: for `group`: sizes of the consecutive groups that cycle, adding up to the shared layers.
-    keep_first, keep_last: layers at either end that are used once at every depth.
-    paths: explicit paths, one for each depth, instead of an order.
-    private: what each repeated use of a layer has for itself.
+    Attributes:
+        num_layers: Number of physical layers, the blocks whose weights are stored.
+        depths: Logical depths, ascending; the first is the seed and equals `num_layers`.
+        order: `in_place` repeats a layer next to itself (0 0 1 1 2 2, the order of arXiv 2505.21237); `cycle` repeats
+            the whole stack (0 1 2 0 1 2); `group` cycles inside each of `groups`. If the depth is not a multiple of
+            the layers, the extra repeats go to the last layers (in place: 8 -> 12 is 0 1 2 3 4 4 5 5 6 6 7 7), the
+            last groups, or, for `cycle`, the first layers of one more turn (3 -> 4 is 0 1 2 0).
+        keep_first, keep_last: Number of layers at either end that every depth uses once.
+        groups: For `group`, sizes of the consecutive groups that cycle; they add up to the shared layers.
+        paths: Explicit paths, one for each depth, instead of an order.
+        private: Private parts of each repeated use of a layer.
 
-    Raises ValueError, naming the field, when no such plan exists.
+    Raises:
+        ValueError: There is no such plan; names the field.
+
+    Example:
+        >>> FoldPlan(num_layers=8, depths=(8, 12)).path(12)
+        (0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 7, 7)
     """
 
     num_layers: int
@@ -91,7 +98,7 @@ class FoldPlan:
 
     def _check_counts(self) -> None:
         if self.num_layers < 1:
-            raise ValueError(f"num_layers: {self.num_layers} is no stack; use 1 or more")
+            raise ValueError(f"num_layers: must be 1 or more, not {self.num_layers}")
         if not self.depths or list(self.depths) != sorted(set(self.depths)):
             raise ValueError(f"depths: {list(self.depths)} must ascend without repeats")
         if self.depths[0] != self.num_layers:
@@ -100,7 +107,7 @@ class FoldPlan:
                 f"not {self.depths[0]}"
             )
         if self.order not in get_args(Order):
-            raise ValueError(f"order: '{self.order}' is none of {', '.join(get_args(Order))}")
+            raise ValueError(f"order: '{self.order}' must be one of {', '.join(get_args(Order))}")
         if self.keep_first < 0 or self.keep_last < 0:
             raise ValueError("keep_first and keep_last: use 0 or more")
         shared = self.num_layers - self.keep_first - self.keep_last
@@ -125,14 +132,17 @@ class FoldPlan:
                 raise ValueError(f"paths: {list(path)} names a layer outside 0 to {self.num_layers - 1}")
 
     def path(self, depth: int) -> tuple[int, ...]:
-        """The physical layers of one depth, in running order.
+        """Get the physical layers of one depth in the order they run.
 
-        The order's rule reaches every depth from `num_layers` on, trained or not; explicit paths
-        are all there is. Raises KeyError for a depth that has no path.
+        Args:
+            depth: Any depth from `num_layers` on, trained or not; with explicit `paths` only a planned one.
+
+        Raises:
+            KeyError: The depth has no path.
         """
         if self.paths:
             if depth not in self.depths:
-                raise KeyError(f"depth {depth} has no path; there are paths of {list(self.depths)}")
+                raise KeyError(f"depth {depth} has no path; only {list(self.depths)} have one")
             return self.paths[self.depths.index(depth)]
         if depth < self.num_layers:
             raise KeyError(f"depth {depth} is shallower than the seed, {self.num_layers}")
@@ -144,11 +154,11 @@ class FoldPlan:
         return (*range(self.keep_first), *middle, *range(end, self.num_layers))
 
     def prefixes(self, depths: Sequence[int]) -> set[tuple[int, ...]]:
-        """Every different beginning of the paths of some depths: what one pass over all of them computes, each once."""
+        """Get the distinct prefixes of the paths of some depths; one pass over these depths computes each once."""
         return {path[:end] for path in map(self.path, depths) for end in range(1, len(path) + 1)}
 
     def uses(self, depths: Sequence[int] | None = None) -> tuple[int, ...]:
-        """How often each physical layer runs on the path that runs it most; of the planned depths if none are named."""
+        """Count how often each physical layer runs on the path that runs it most, of the planned depths by default."""
         counts = [Counter(self.path(depth)) for depth in depths or self.depths]
         return tuple(max(count[layer] for count in counts) for layer in range(self.num_layers))
 
@@ -162,7 +172,7 @@ class FoldPlan:
         return self._in_groups(layers, length)
 
     def _in_groups(self, layers: tuple[int, ...], length: int) -> tuple[int, ...]:
-        """Give every group as many whole turns as fit, the rest layer by layer from the last group back."""
+        """Every group gets as many whole turns as fit; the remainder goes to layers from the last group backwards."""
         turns, rest = divmod(length, len(layers))
         path: list[int] = []
         end = len(layers)
@@ -175,7 +185,7 @@ class FoldPlan:
         return tuple(path)
 
     def all_paths(self) -> tuple[tuple[int, ...], ...]:
-        """Every path, shallowest first."""
+        """List all paths, shallowest first."""
         return tuple(self.path(depth) for depth in self.depths)
 
 

@@ -1,4 +1,4 @@
-"""Weights of one byte: symmetric, with a scale for each output channel, as torch and ONNX Runtime quantise weights."""
+"""Int8 weights: symmetric, with a scale per output channel, as torch and ONNX Runtime quantise weights."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ SCALE = ".scale"
 
 
 def to_int8(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What `is_quantised` as int8 under its name, with float32 scales (C, 1, …) under `<name>.scale`; else as it is.
+    """Quantise the tensors that `is_quantised`: int8 under their name, float32 scales (C, 1, …) under `<name>.scale`.
 
-    Only the stored weights are small: they are multiplied out when the model is loaded, and it computes in float32.
+    Only the stored weights are int8: loading restores float32, in which the model computes.
     """
     made: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -24,14 +24,14 @@ def to_int8(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_quantised(tensor: Tensor) -> bool:
-    """Whether a weight becomes int8: matrices and convolutions do; vectors, of whatever shape, stay in float32."""
+    """Whether a tensor is stored as int8: matrices and convolutions are; vectors of any shape stay float32."""
     return tensor.is_floating_point() and sum(size > 1 for size in tensor.shape) > 1
 
 
 def from_int8(made: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict behind `to_int8`, every weight off by half a step of its channel at most.
+    """Restore the state dict given to `to_int8`, each weight within half a quantisation step of its channel.
 
-    Raises ValueError for one without its scale.
+    Raises ValueError for a weight without its scale.
     """
     if bare := [name for name, tensor in made.items() if tensor.dtype == torch.int8 and name + SCALE not in made]:
         raise ValueError(f"{bare[0]} has no scale")

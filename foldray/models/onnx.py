@@ -1,4 +1,4 @@
-"""One depth as a graph for ONNX Runtime, by torch's own exporter."""
+"""Export one depth to ONNX with torch's exporter."""
 
 import contextlib
 import io
@@ -18,15 +18,15 @@ from foldray.models.folded_model import FoldedModel
 
 
 def write_onnx(stock: FoldedModel, file: Path) -> None:
-    """Write the CTC logits (B, T', V) of a stock model as ONNX: any number of utterances, of any length.
+    """Export the CTC logits (B, T', V) of a stock model to ONNX, for any number of utterances of any length.
 
-    Inputs have the stock names: audio or features, and the mask where the stock extractor makes one. An utterance's own
-    frames come before those of its padding. Raises UserError for a model without CTC.
+    Inputs have the stock names: audio or features, and the mask if the stock extractor returns one. An utterance's
+    frames precede those of its padding. Raises UserError for a model without CTC.
     """
     family = family_of(stock)
     if not family.ctc:
-        raise UserError("--format", f"onnx holds CTC logits, and {family.name} has none; take unrolled")
-    # Two utterances of two lengths, or torch takes sizes for constants.
+        raise UserError("--format", f"onnx exports CTC logits, which {family.name} does not have; use unrolled")
+    # Two utterances of two lengths; otherwise torch treats sizes as constants.
     noises = [0.1 * np.random.default_rng(0).standard_normal(length) for length in (SAMPLE_RATE, SAMPLE_RATE * 2 // 3)]
     waveforms = [whole_frames(stock, noise.astype(np.float32)) for noise in noises]
     inputs = extract_features(stock, build_extractor(stock), waveforms)
@@ -58,7 +58,7 @@ class _CtcLogits(torch.nn.Module):
 
     def __init__(self, stock: FoldedModel, names: list[str]) -> None:
         super().__init__()
-        # Parameters that learn would bring their gradients' operations along, which ONNX does not know.
+        # Trainable parameters would add operations of their gradients, which ONNX does not have.
         self.stock = stock.requires_grad_(False).eval()
         self._names = names
 

@@ -1,4 +1,4 @@
-"""What stands around the weights: the stock feature extractor and tokenizer of a model."""
+"""Save and read a model's feature extractor and tokenizer."""
 
 import importlib
 import json
@@ -13,7 +13,7 @@ from foldray.storage.layout import SUBWORDS_FILE, VOCABULARY_FILE, ModelFolder
 
 
 def save_processor(model: FoldedModel, tokenizer: Tokenizer, folder: Path) -> None:
-    """The stock feature extractor and tokenizer beside the weights, so that stock code runs the model."""
+    """Save the stock feature extractor and tokenizer to a model folder, so that stock code runs the model."""
     folder.mkdir(parents=True, exist_ok=True)
     build_extractor(model).save_pretrained(folder)
     end = END if family_of(model).attention else None

@@ -1,4 +1,4 @@
-"""Stock checkpoints: written with random weights, or read with a strict report."""
+"""Write stock checkpoints with random weights; load stock checkpoints strictly."""
 
 import math
 from contextlib import nullcontext
@@ -21,13 +21,13 @@ from foldray.models.tokenizer import Tokenizer
 from foldray.storage.layout import SUBWORDS_FILE, VOCABULARY_FILE
 
 BLANKS = 2 / 3
-"""Share of frames in which the CTC head of a model from scratch expects blank. Where a head by chance likes the word
-boundary more, the model learns to say that one between labels: a bad optimum that holds it on CTC's plateau for
-hundreds of steps, as three of five initial weights did on AN4 (docs/DESIGN.md, Training)."""
+"""Share of frames in which the initial CTC head of a model from scratch predicts blank. If it happens to prefer the
+word boundary, the model learns to emit that one between labels: a bad optimum that keeps it on CTC's plateau for
+hundreds of steps, as with three of five random seeds on AN4 (docs/DESIGN.md, Training)."""
 
 
 def write_random_checkpoint(spec: ModelSpec, num_layers: int, tokenizer: Tokenizer, seed: int, folder: Path) -> None:
-    """A complete stock checkpoint with random weights: model, feature extractor and tokenizer."""
+    """Write a complete stock checkpoint with random weights: model, feature extractor and tokenizer."""
     config = stock_config(spec, num_layers, len(tokenizer))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -38,11 +38,11 @@ def write_random_checkpoint(spec: ModelSpec, num_layers: int, tokenizer: Tokeniz
 
 
 def initialise(model: PreTrainedModel) -> None:
-    """Weights to train from: torch's own initialisation of linear and convolution layers, a CTC head that expects
-    blanks, in place.
+    """Initialise weights for training from scratch, in place.
 
-    transformers draws with a standard deviation of 0.02 whatever the width, which starves narrow
-    models: on AN4 at width 96, 36 % WER after 60 epochs against 35 % after 25 with torch's.
+    Linear and convolution layers get torch's own initialisation, the CTC head a bias towards blank.
+    transformers uses a standard deviation of 0.02 for any width, which slows down narrow models: on AN4 at
+    width 96, 36 % WER after 60 epochs against 35 % after 25 with torch's.
     """
     for module in model.modules():
         parametrised = hasattr(module, "parametrizations")
@@ -58,13 +58,17 @@ def initialise(model: PreTrainedModel) -> None:
 def load_stock(
     family: Family, checkpoint: str, config: Any, seed: int, tokenizer: Tokenizer | None = None
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A stock model, and the keys of its head (and mask vector) that start anew; others missing or surplus raise.
+    """Load a stock model; returns it with the keys of its head (and mask vector) that are re-initialised.
 
-    tokenizer: the target; a head that was trained for another tokenizer is re-initialised.
+    Args:
+        tokenizer: The target; a head that was trained for another tokenizer is re-initialised.
+
+    Raises:
+        UserError: Any other key is missing, misshapen or unexpected.
     """
     opened = nullcontext(checkpoint) if is_hub_name(checkpoint) else storage.local_folder(checkpoint)
     with opened as source, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # a head that starts anew starts the same in every process
+        torch.manual_seed(seed)  # a re-initialised head is the same in every process
         model, report = from_pretrained(family, str(source), config, checkpoint)
         keep_extractor(model, family, str(source))
         fresh = _check_report(family, report, checkpoint)
@@ -105,9 +109,12 @@ def from_pretrained(
     where: str = "model.checkpoint",
     state: dict[str, Tensor] | None = None,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A float32 model from safetensors in a local folder or a hub repository, and its load report.
+    """Load a float32 model from safetensors in a local folder or a hub repository, with its load report.
 
-    origin: where the folder was copied from; state: weights instead of those in the folder. Raises UserError.
+    Args:
+        origin: Where the folder was copied from, for messages.
+        where: The field that errors name.
+        state: Weights to use instead of those in the folder.
     """
     try:
         model, report = family.model_class.from_pretrained(
@@ -126,14 +133,14 @@ def from_pretrained(
 
 
 def _check_report(family: Family, report: dict[str, Any], checkpoint: str) -> list[str]:
-    """Names of the head's keys that start anew; anything else in the load report raises UserError."""
+    """Names of the head's re-initialised keys; anything else in the load report raises UserError."""
     misshapen = {str(entry[0]) for entry in report["mismatched_keys"]}
     missing = {str(key) for key in report["missing_keys"]} | misshapen
     surplus = {str(key) for key in report["unexpected_keys"] if not str(key).startswith(family.surplus)}
     head = {key for key in missing if key.startswith(family.head)}
     # The mask vector is only used in training and has no weights worth keeping.
     masks = {key for key in missing if key.endswith("masked_spec_embed")}
-    for kind, keys in (("missing or misshapen", missing - head - masks), ("surplus", surplus)):
+    for kind, keys in (("missing or misshapen", missing - head - masks), ("unexpected", surplus)):
         if keys:
             shown = ", ".join(sorted(keys)[:3])
             raise UserError("model.checkpoint", f"{checkpoint} has {len(keys)} {kind} keys, such as {shown}")

@@ -1,4 +1,4 @@
-"""What a spec and a checkpoint say of a model, checked before any weight is loaded."""
+"""Transformers configurations from specs and checkpoints, checked before any weight is loaded."""
 
 import difflib
 import tempfile
@@ -19,9 +19,9 @@ from foldray.storage.layout import CONFIG_FILE, ModelFolder
 
 
 def stock_config(spec: ModelSpec, num_layers: int, vocab_size: int) -> Any:
-    """The transformers configuration of the seed, from the family's defaults and `model.config`.
+    """Build the transformers configuration of the seed from the family's defaults and `model.config`.
 
-    Raises UserError naming the field that transformers does not know or refuses.
+    Raises UserError naming a field that is unknown or refused by transformers.
     """
     family = FAMILIES[spec.family]
     fields = _place(family, spec.config, family.config_class())
@@ -33,21 +33,21 @@ def stock_config(spec: ModelSpec, num_layers: int, vocab_size: int) -> Any:
         raise UserError("model.config", f"transformers refuses it: {one_line(error)}") from None
 
 
-_SETTLED = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+_SET_BY_FOLDRAY = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
 def _place(family: Family, fields: dict[str, Any], like: Any) -> dict[str, Any]:
-    """Fields where the configuration has them; in a nested one the encoder's go inside, a decoder's beside it.
+    """Nest fields as the configuration has them: the encoder's may be nested, a decoder's are not.
 
-    Raises UserError for a field that is unknown, or that counts the blocks.
+    Raises UserError for a field that is unknown or that foldray sets.
     """
     inner = _known(like.encoder_config) if family.nested else []
     outer = _known(like) if not family.nested or family.attention else []
     for name in fields:
         if name == family.depth_field:
-            raise UserError(f"model.config.{name}", "say fold.num_layers instead")
-        if name in _SETTLED:
-            raise UserError(f"model.config.{name}", "is settled by foldray; leave it out")
+            raise UserError(f"model.config.{name}", "set fold.num_layers instead")
+        if name in _SET_BY_FOLDRAY:
+            raise UserError(f"model.config.{name}", "is set by foldray; remove it")
         if name not in (*inner, *outer):
             close = difflib.get_close_matches(name, [*inner, *outer], n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
@@ -67,24 +67,24 @@ def find_checkpoint(checkpoint: str) -> str: ...
 @overload
 def find_checkpoint(checkpoint: None) -> None: ...
 def find_checkpoint(checkpoint: str | None) -> str | None:
-    """Where a checkpoint is: an absolute folder, a URI or a hub name. Raises UserError for a folder not there."""
+    """Resolve a checkpoint to an absolute folder, a URI or a hub name. Raises UserError if a folder does not exist."""
     if not checkpoint or "://" in checkpoint:
         return checkpoint
     local = Path(checkpoint).expanduser()
     if local.is_dir():
         return str(local.absolute())
     if checkpoint.startswith(("/", ".", "~")):
-        raise UserError("model.checkpoint", f"{checkpoint} is not there; give a folder, a URI or a hub name")
+        raise UserError("model.checkpoint", f"{checkpoint} not found; give a folder, a URI or a hub name")
     return checkpoint
 
 
 def is_hub_name(checkpoint: str) -> bool:
-    """Whether `find_checkpoint` left it to the hub."""
+    """Whether a checkpoint resolved by `find_checkpoint` is a hub name."""
     return "://" not in checkpoint and not checkpoint.startswith("/")
 
 
 def checkpoint_config(spec: ModelSpec, checkpoint: str) -> Any:
-    """The configuration of a stock checkpoint with the fields of `model.config` set in it. Raises UserError."""
+    """Read the configuration of a stock checkpoint and set the fields of `model.config` in it. Raises UserError."""
     family = FAMILIES[spec.family]
     config = read_config(checkpoint)
     if type(config).__name__ != family.config:
@@ -98,7 +98,7 @@ def checkpoint_config(spec: ModelSpec, checkpoint: str) -> Any:
 
 
 def read_config(checkpoint: str) -> Any:
-    """The configuration of a stock checkpoint, as it is. Raises UserError."""
+    """Read the configuration of a stock checkpoint. Raises UserError."""
     try:
         with tempfile.TemporaryDirectory() as copied:
             source = checkpoint
@@ -107,12 +107,14 @@ def read_config(checkpoint: str) -> Any:
                 Path(copied, CONFIG_FILE).write_bytes(storage.read_bytes(ModelFolder(checkpoint).file(CONFIG_FILE)))
             return transformers_class("AutoConfig").from_pretrained(source, trust_remote_code=False)
     except Exception as error:
-        nowhere = " is no folder here, and as a hub name it" if is_hub_name(checkpoint) else ""
-        raise UserError("model.checkpoint", f"{checkpoint}{nowhere} does not open: {one_line(error)}") from None
+        problem = (
+            "is not a local folder, and loading it from the hub failed" if is_hub_name(checkpoint) else "does not load"
+        )
+        raise UserError("model.checkpoint", f"{checkpoint} {problem}: {one_line(error)}") from None
 
 
 def with_vocab_size(config: Any, vocab_size: int) -> Any:
-    """The same configuration for another vocabulary size."""
+    """Copy a configuration with another vocabulary size."""
     family = family_of_config(config)
     assert family is not None
     return type(config)(**{**config.to_dict(), **family.tokens(vocab_size)})
@@ -122,7 +124,7 @@ def with_vocab_size(config: Any, vocab_size: int) -> Any:
 
 
 def check_plan(available: int, plan: FoldPlan, method: Method) -> None:
-    """Raise UserError if a checkpoint of so many layers has no seed for a plan."""
+    """Raise UserError if a checkpoint of so many layers can't be the seed of a plan."""
     try:
         check_seed(available, plan, method)
     except ValueError as error:
@@ -131,7 +133,7 @@ def check_plan(available: int, plan: FoldPlan, method: Method) -> None:
 
 @contextmanager
 def fold_errors() -> Iterator[None]:
-    """Make one line that names the field of what a plan asks of a model in vain."""
+    """Turn a ValueError about a plan into a UserError that names the field."""
     try:
         yield
     except ValueError as error:
@@ -140,8 +142,10 @@ def fold_errors() -> Iterator[None]:
 
 
 def check_model(spec: ModelSpec, plan: FoldPlan) -> None:
-    """Raise UserError for what can't be trained: a family without CTC, a configuration transformers refuses, a
-    checkpoint that does not open. Loads no weights.
+    """Check that a model can be trained, without loading weights.
+
+    Raises:
+        UserError: The family has no CTC, transformers refuses the configuration, or the checkpoint does not load.
     """
     family = FAMILIES[spec.family]
     if not family.ctc:

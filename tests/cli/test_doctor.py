@@ -171,7 +171,7 @@ def test_a_store_with_a_secret_is_refused_and_not_said(
     for arguments in (["doctor", *option], *([["doctor", "an4"], ["run", "an4"]] if not option else [])):
         code, out, err = call(capsys, *arguments)
         assert (code, out) == (2, "")
-        assert "holds credentials" in err
+        assert "contains credentials" in err
         assert "hunter2" not in err
 
 

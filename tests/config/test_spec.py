@@ -60,7 +60,7 @@ def test_patience_and_search_take_any_name_of_the_validation_split(name: str) ->
         ("optim.lr.x=1", r"^optim\.lr\.x: 'lr' is a value, not a section$"),
         ("fold.depths=[3,2]", r"^fold\.depths: \[3, 2\] must ascend"),
         ("fold.depths=[4,6]", r"^fold\.depths: the first depth is the seed and must equal num_layers = 3"),
-        ("fold.lora_rank=4", r"^fold\.lora_rank: without LoRA it does nothing; add lora to private$"),
+        ("fold.lora_rank=4", r"^fold\.lora_rank: has no effect without LoRA; add lora to private$"),
         ("fold.lora_on=q_proj", r"^fold\.lora_on: give a list in brackets, such as \[q_proj\]$"),
         ("model.seed_layers=average", r"^model\.seed_layers: average needs a model\.checkpoint"),
         ("fold.order=group", r"^fold\.groups: sizes \[\] must be positive"),
@@ -69,11 +69,11 @@ def test_patience_and_search_take_any_name_of_the_validation_split(name: str) ->
         ("corpus.min_seconds=16", r"^corpus: min_seconds \(16\) must be below max_seconds \(16\)$"),
         (
             "batch.max_duration=10",
-            r"^batch\.max_duration: 10 s would not hold an utterance of corpus.max_seconds \(16\); raise",
+            r"^batch\.max_duration: 10 s is shorter than corpus.max_seconds \(16\); raise",
         ),
         (
             "corpus.path=s3://key:secret@bucket/p",
-            r"^corpus\.path: holds credentials; they come from the AWS environment",
+            r"^corpus\.path: contains credentials; set them in the AWS environment",
         ),
         ("name=Bad Name", r"^name: string should match pattern"),
         ("seed", r"^seed: an override is key=value, such as optim.lr=3e-4$"),
@@ -112,7 +112,7 @@ def test_files_and_names(tmp_path: Path) -> None:
     ):
         load_recipe(str(mine))
     mine.write_text("just words")
-    with pytest.raises(UserError, match=r"mine.yaml: holds no mapping"):
+    with pytest.raises(UserError, match=r"mine.yaml: is not a mapping"):
         load_recipe(str(mine))
     mine.write_text("a: [")
     with pytest.raises(UserError, match=r"mine.yaml: not readable as YAML"):

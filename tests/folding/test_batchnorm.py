@@ -319,7 +319,7 @@ def test_folds_of_before_there_were_private_statistics_open(tmp_path: Path) -> N
 
 
 def test_statistics_that_would_never_move_are_refused() -> None:
-    with pytest.raises(UserError, match=r"fold.private: statistics of a checkpoint never move"):
+    with pytest.raises(UserError, match=r"fold.private: statistics of a checkpoint never change"):
         load_recipe("an4", ["model.checkpoint=./x", "fold.private=statistics"])
 
 

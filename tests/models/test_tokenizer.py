@@ -171,13 +171,16 @@ def test_units_are_part_of_a_corpus() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["corpus.units=bpe"], r"^corpus\.vocab_size: missing; say how many bpe units there are to be"),
-        (["corpus.vocab_size=100"], r"^corpus\.vocab_size: is for sub-words; say corpus\.units=bpe or unigram"),
+        (["corpus.units=bpe"], r"^corpus\.vocab_size: missing; set the number of bpe tokens"),
+        (
+            ["corpus.vocab_size=100"],
+            r"^corpus\.vocab_size: applies only to sub-words; set corpus\.units=bpe or unigram",
+        ),
         (["corpus.units=words"], r"^corpus\.units: input should be 'characters', 'bpe' or 'unigram'"),
         (["corpus.units=bpe", "corpus.vocab_size=0"], r"^corpus\.vocab_size: input should be greater than 0"),
         (
             ["corpus.units=unigram", "corpus.vocab_size=100", "corpus.splits=[test]"],
-            r"^corpus\.units: unigram units are learned from 'train'; add it to corpus\.splits",
+            r"^corpus\.units: unigram tokens are learned from 'train'; add it to corpus\.splits",
         ),
     ],
 )

@@ -106,7 +106,9 @@ def test_onnx_says_what_the_depth_says(name: str, tmp_path: Path, capfd: pytest.
     """Other numbers and lengths of utterances than it was made with, one alone among them."""
     model = folded(name, tmp_path / "fold", "all")
     if not FAMILIES[CONFIGS[name][0]].ctc:
-        with pytest.raises(UserError, match=f"onnx holds CTC logits, and {CONFIGS[name][0]} has none; take unrolled"):
+        with pytest.raises(
+            UserError, match=f"onnx exports CTC logits, which {CONFIGS[name][0]} does not have; use unrolled"
+        ):
             export_model(str(tmp_path / "fold"), ".", "onnx", str(tmp_path / "onnx"))
         return
     for depth in (2, 4) if name == "parakeet" else (2,):  # the exporter takes seconds a block
