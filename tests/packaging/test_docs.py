@@ -50,3 +50,13 @@ def test_commands_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^make ([a-z]+)", fenced, re.MULTILINE)) <= targets
     assert set(re.findall(r"`make ([a-z]+)`", text)) <= targets
+
+
+def test_the_glossary_is_sorted_and_names_what_the_code_has() -> None:
+    rows = re.findall(r"^\| (.+?) \| .+? \| (.+?) \|$", (ROOT / "docs" / "GLOSSARY.md").read_text(), re.MULTILINE)[1:]
+    terms = [term.lower() for term, _ in rows]
+    assert terms == sorted(terms)
+    assert len(terms) <= 40
+    code = "\n".join(file.read_text() for file in ROOT.glob("foldray/**/*.py"))
+    names = [name for _, cell in rows for name in re.findall(r"`(\w+)(?:\(\))?`", cell)]
+    assert [name for name in names if not re.search(rf"\b{name}\b", code)] == []
