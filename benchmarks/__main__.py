@@ -10,7 +10,7 @@ import typer
 from benchmarks import BENCHMARKS, run_benchmark
 from benchmarks.measure import BenchmarkResult
 from foldray.cli.exits import run_command
-from foldray.cli.results import Json
+from foldray.cli.options import Json
 from foldray.runtime.terminal import counting, output, print_json, print_table
 
 Value: TypeAlias = float | str | dict[str, float]

@@ -1,4 +1,4 @@
-"""What one node says of itself: its packages, devices, audio decoders, and what it sees of the store and the corpus."""
+"""Checks of one node: packages, devices, audio decoders, and access to the store and the corpus."""
 
 import contextlib
 import importlib.metadata
@@ -18,27 +18,27 @@ from foldray.config.corpus import SAMPLE_RATE
 from foldray.errors import UserError, one_line
 
 STORE_SECONDS = "5"
-"""Somebody waits in front of the screen: a store that does not answer for so long is one to mend."""
-LEAST_FREE = 2**30
+"""How long to retry an unreachable store: somebody waits for the answer."""
+MIN_FREE_BYTES = 2**30
 FORMATS = {"wav": "WAV", "flac": "FLAC", "ogg": "OGG", "mp3": "MP3"}
-ALIKE = ("torch", "torchaudio", "transformers", "ray", "soundfile", "pyarrow")
+SHARED_PACKAGES = ("torch", "torchaudio", "transformers", "ray", "soundfile", "pyarrow")
 """Packages whose versions every node must share with the driver."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. where: the node, or "" for all of it; mend: what to do, where it is not ok."""
+    """The outcome of one check. where: the node, or "" for the whole cluster; fix: what to do if it failed."""
 
     name: str
     where: str
     ok: bool
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 @contextlib.contextmanager
 def environment(**values: str | None) -> Iterator[None]:
-    """Variables of this process for a while; None: without."""
+    """Set environment variables of this process temporarily; None removes one."""
     before = {name: os.environ.get(name) for name in values}
     try:
         _set(values)
@@ -55,17 +55,17 @@ def _set(values: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def checked(name: str, where: str, look: Callable[[], str], mend: str) -> Check:
-    """What `look` found; where it raises, what to do: the error's own advice if it is one for users."""
+def run_check(name: str, where: str, probe: Callable[[], str], fix: str) -> Check:
+    """Run a probe, which returns what it found. If it raises a UserError, that says how to fix it; else `fix` does."""
     try:
-        return Check(name, where, True, storage.scrubbed(look()))
+        return Check(name, where, True, storage.scrubbed(probe()))
     except UserError as error:
         return Check(name, where, False, "refused", storage.scrubbed(str(error)))
     except Exception as error:
-        return Check(name, where, False, said(error), mend)
+        return Check(name, where, False, describe_error(error), fix)
 
 
-def said(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An exception on one line, without secrets."""
     return storage.scrubbed(f"{type(error).__name__}: {one_line(error)}")
 
@@ -74,7 +74,7 @@ MISSING = "missing"
 
 
 def version(name: str) -> str:
-    """Of an installed package, or MISSING."""
+    """The version of an installed package, or MISSING."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -82,55 +82,61 @@ def version(name: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Those of the packages that must be alike everywhere."""
-    return {name: version(name) for name in ALIKE}
+    """Versions of SHARED_PACKAGES."""
+    return {name: version(name) for name in SHARED_PACKAGES}
 
 
-def look_from_task(
-    root: str, mark: str | None, gpus: float, driver: dict[str, str], corpus: str | None
+def check_node_in_task(
+    root: str, marker: str | None, gpus: float, driver: dict[str, str], corpus: str | None
 ) -> list[dict[str, Any]]:
-    """`look_at_node` as a task of Ray."""
-    # It was given no GPU, since one in use would keep it waiting; it looks at them all the same.
+    """Run `check_node` as a Ray task."""
+    # The task requests no GPU, because it would wait for one in use, but checks all of them.
     with environment(CUDA_VISIBLE_DEVICES=None, FOLDRAY_STORAGE_RETRY_SECONDS=STORE_SECONDS):
-        return look_at_node(root, mark, gpus, driver, corpus)
+        return check_node(root, marker, gpus, driver, corpus)
 
 
-def look_at_node(
-    root: str, mark: str | None, gpus: float, driver: dict[str, str], corpus: str | None
+def check_node(
+    root: str, marker: str | None, gpus: float, driver: dict[str, str], corpus: str | None
 ) -> list[dict[str, Any]]:
-    """What a process on a node finds there; `Check`s without `where`.
+    """Check the node that this process runs on.
 
-    mark: a file that the driver left in the store; gpus: how many Ray counts here; driver: the versions of its
-    packages; corpus: a folder or prefix that preparation reads, from every node.
+    Args:
+        marker: a file that the driver wrote to the store.
+        gpus: how many GPUs Ray counts on this node.
+        driver: the versions of the driver's packages.
+        corpus: a folder or prefix that preparation reads from every node.
+
+    Returns:
+        `Check`s as dicts, without `where`.
     """
-    looks: dict[str, tuple[Callable[[], str], str]] = {
-        "packages": (lambda: _alike(driver), "give every node the same image or environment"),
+    probes: dict[str, tuple[Callable[[], str], str]] = {
+        "packages": (lambda: _same_versions(driver), "give every node the same image or environment"),
         "devices": (
             lambda: _devices(gpus),
-            "a driver and a torch for the same CUDA, or fewer GPUs for Ray (--num-gpus)",
+            "install a GPU driver and a torch for the same CUDA version, or start Ray with fewer GPUs (--num-gpus)",
         ),
-        "storage": (lambda: _storage(root, mark), "its network, rights or AWS_… variables"),
-        "audio": (_audio, "pip install soundfile and torchaudio again; the former brings libsndfile along"),
+        "storage": (lambda: _storage(root, marker), "check its network, permissions and AWS_… variables"),
+        "audio": (_audio, "reinstall soundfile, which includes libsndfile, and torchaudio"),
     }
     if corpus:
-        looks["corpus"] = (lambda: _see_corpus(corpus), "its network, rights or AWS_… variables")
-    checks = [checked(name, "", look, mend) for name, (look, mend) in looks.items()]
+        probes["corpus"] = (lambda: _corpus_visible(corpus), "check its network, permissions and AWS_… variables")
+    checks = [run_check(name, "", probe, fix) for name, (probe, fix) in probes.items()]
     return [{name: value for name, value in vars(check).items() if name != "where"} for check in checks]
 
 
-def _alike(driver: dict[str, str]) -> str:
+def _same_versions(driver: dict[str, str]) -> str:
     here = versions()
     if others := [
         f"{name} {here[name]} (the driver has {there})" for name, there in driver.items() if here[name] != there
     ]:
         raise RuntimeError(", ".join(others))
-    return "as the driver's"
+    return "same versions as the driver"
 
 
-def _see_corpus(corpus: str) -> str:
+def _corpus_visible(corpus: str) -> str:
     if not storage.is_folder(storage.absolute(corpus)):
         raise UserError("corpus.path", f"{corpus} is not on this node; use s3:// or a folder that all nodes mount")
-    return f"{corpus} is there"
+    return f"{corpus} is visible"
 
 
 def _devices(gpus: float) -> str:
@@ -141,24 +147,26 @@ def _devices(gpus: float) -> str:
         raise RuntimeError(f"Ray counts {gpus:g} GPUs here, torch {torch.__version__} sees {there}")
     if not there:
         times = _product_seconds(torch.bfloat16) / _product_seconds(torch.float32)
-        return f"{os.cpu_count()} cores, no GPU; a bfloat16 product takes {times:.1f} times as long as a float32 one"
+        return (
+            f"{os.cpu_count()} cores, no GPU; a bfloat16 matrix product takes {times:.1f} times as long as in float32"
+        )
     names = {torch.cuda.get_device_name(i) for i in range(there)}
     memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(there)) / 2**30
     native = "with" if torch.cuda.is_bf16_supported(including_emulation=False) else "without"
     full = []
-    for i in range(there):  # a driver too old for this torch says so only when asked to work
+    for i in range(there):  # a driver too old for this torch fails only when it has to compute
         try:
             torch.ones(8, device=f"cuda:{i}").sum().item()
         except RuntimeError as error:
             if "out of memory" not in str(error):
                 raise
-            full.append(str(i))  # somebody's training has all of it, which is what it is there for
-    used = f"; just now without free memory: {', '.join(full)}" * bool(full)
+            full.append(str(i))  # a training run uses all of it, which is no fault
+    used = f"; currently out of memory: {', '.join(full)}" * bool(full)
     return f"{there} x {', '.join(sorted(names))}, {memory:.0f} GiB, {native} bfloat16{used}"
 
 
 def _product_seconds(dtype: Any) -> float:
-    """Least time of a product of square matrices on this CPU."""
+    """Shortest time of a product of square matrices on this CPU."""
     import torch
 
     matrix = torch.randn(512, 512).to(dtype)
@@ -170,18 +178,18 @@ def _product_seconds(dtype: Any) -> float:
     return min(times)
 
 
-def leave_mark(root: str, mark: str) -> str:
-    """What `_storage` finds, and a file for the nodes to see."""
+def write_marker(root: str, marker: str) -> str:
+    """Check the store, and write a file there for the nodes to find."""
     found = _storage(root, None)
-    storage.write_bytes(mark, b"foldray doctor")
+    storage.write_bytes(marker, b"foldray doctor")
     return found
 
 
-def _storage(root: str, mark: str | None) -> str:
-    """Write, read, list and delete; and see the driver's mark, if there is one: all nodes must share a folder."""
-    if mark and not storage.exists(mark):
-        mend = f"{root} is not the folder that the driver writes to; use s3:// or one that all nodes mount"
-        raise UserError("storage.root", mend)
+def _storage(root: str, marker: str | None) -> str:
+    """Write, read, list and delete a file, and find the driver's marker: all nodes must share the folder."""
+    if marker and not storage.exists(marker):
+        fix = f"{root} is not the folder that the driver writes to; use s3:// or one that all nodes mount"
+        raise UserError("storage.root", fix)
     storage.check_writable(root, "storage.root")
     data = np.random.default_rng().bytes(2**20)
     probe = storage.join(root, f"foldray-doctor-{uuid.uuid4().hex}")
@@ -195,18 +203,22 @@ def _storage(root: str, mark: str | None) -> str:
     finally:
         storage.remove(probe)
     if not same or not listed:
-        raise RuntimeError(f"a file of 1 MiB came back {'the same but in no listing' if same else 'changed'}")
+        raise RuntimeError(
+            f"a file of 1 MiB was read back {'unchanged but missing from the listing' if same else 'changed'}"
+        )
     found = f"{root}: 1 MiB written in {written - began:.2f} s, read in {read - written:.2f} s"
     if not storage.is_local(root):
         return found
     free = shutil.disk_usage(storage.filesystem_path(root)).free
-    if free < LEAST_FREE:
-        raise UserError("storage.root", f"{root} has {free / 2**20:.0f} MiB left; free some, or choose another place")
+    if free < MIN_FREE_BYTES:
+        raise UserError(
+            "storage.root", f"{root} has {free / 2**20:.0f} MiB left; free some space, or choose another storage.root"
+        )
     return f"{found}, {free / 2**30:.0f} GiB free"
 
 
 def _audio() -> str:
-    """A second of a tone in each format, and at another rate, through the decoder of every corpus."""
+    """Decode one second of a tone in each format, resampled from 44.1 kHz, as every corpus is."""
     import soundfile
 
     from foldray.data.audio import decode
@@ -215,7 +227,7 @@ def _audio() -> str:
     for name, kind in FORMATS.items():
         file = io.BytesIO()
         soundfile.write(file, tone_T, 44_100, format=kind)
-        heard_T = decode(file.getvalue())
-        if abs(len(heard_T) - SAMPLE_RATE) > SAMPLE_RATE // 10:  # lossy formats pad
-            raise RuntimeError(f"a second of {name} became {len(heard_T)} samples at {SAMPLE_RATE} Hz")
+        decoded_T = decode(file.getvalue())
+        if abs(len(decoded_T) - SAMPLE_RATE) > SAMPLE_RATE // 10:  # lossy formats pad
+            raise RuntimeError(f"a second of {name} became {len(decoded_T)} samples at {SAMPLE_RATE} Hz")
     return f"{', '.join(FORMATS)} decoded by {soundfile.__libsndfile_version__}"

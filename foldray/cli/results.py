@@ -1,15 +1,15 @@
-"""`foldray results`: queries over the results of a store."""
+"""Verbs for the results of a store: results, report."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
+from foldray.cli.options import Json, StoreArgument
 from foldray.cli.tables import SHOWN, cell, comparison_table, row_list
 from foldray.errors import UserError
-from foldray.runtime.terminal import print_json, print_status, print_table
+from foldray.runtime.terminal import output, print_json, print_status, print_table
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; everything else on stderr.")]
 TERMINAL_ROWS = 100
 TAKES: dict[str, set[str]] = {
     "ls": {"sort", "columns", "limit"},
@@ -21,10 +21,10 @@ TAKES: dict[str, set[str]] = {
 
 
 def results(
-    store: Annotated[str, typer.Argument(help="The store: a folder or s3://bucket/prefix.")],
-    query: Annotated[str, typer.Argument(help="ls, pareto, compare or sql.")] = "ls",
+    store: StoreArgument,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="ls, pareto, compare or sql.")] = "ls",
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[ARGUMENT]...", help="Filters, two run ids, or a SELECT.")
+        list[str] | None, typer.Argument(metavar="ARGUMENT", help="Filters, two run ids, or a SELECT.")
     ] = None,
     sort: Annotated[
         str | None,
@@ -55,10 +55,14 @@ def results(
 ) -> None:
     """Query the results of a store; needs no Ray.
 
-    ls FILTER…: rows, such as `ls depth=6 'wer<0.1' run_id~an4 --sort wer`. pareto FILTER…: the rows on the Pareto
-    front. compare RUN_A RUN_B [split=test]: every pair of depths, with significance; A1,A2 B1,B2 compares several runs
-    as one (random seeds, parts of a cross-validation); --margin 1: is A at most one point worse? sql "SELECT …": over
-    the tables results, hypotheses, runs and trials.
+    \b
+    ls [FILTER]...       rows, such as: ls depth=6 'wer<0.1' run_id~an4 --sort wer
+    pareto [FILTER]...   the rows on the Pareto front
+    compare RUN_A RUN_B  every pair of depths, with significance
+    sql "SELECT ..."     over the tables results, hypotheses, runs and trials
+
+    compare takes filters too, such as split=test. A1,A2 B1,B2 compares several runs as one: random seeds, or parts of
+    a cross-validation. With --margin 1 it says whether A is at most one point of WER worse.
 
     Example: foldray results ./foldray-store pareto --of wer,macs split=test
     """
@@ -141,3 +145,25 @@ def _show(store: str, answer: dict[str, Any], as_json: bool, show: Callable[[], 
         show()
     else:
         print_status(f"no matching rows in {store}; `foldray run quickstart` creates some")
+
+
+def report(
+    store: StoreArgument,
+    filters: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILTER", help="Rows to report, such as run_id~an4 (as in `results ls`)."),
+    ] = None,
+    out: Annotated[str | None, typer.Option("-o", "--out", help="Folder for the page; default: STORE/report.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page with tables and plots.
+
+    Example: foldray report ./foldray-store -o ./report
+    """
+    from foldray.results.report import write_report
+
+    page = write_report(store, out, filters or ())
+    if as_json:
+        print_json({"report": page})
+    else:
+        output.print(page, markup=False, soft_wrap=True)

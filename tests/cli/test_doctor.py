@@ -1,4 +1,4 @@
-"""The doctor: what is right is called right, what is wrong is named with its mend, and nothing is left behind."""
+"""The doctor: what is right is called right, what is wrong is named with its fix, and nothing is left behind."""
 
 import importlib.metadata
 import json
@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from foldray import storage
 from foldray.cli import doctor
 from foldray.cli import node_checks as doctor_node
-from foldray.cli.node_checks import look_at_node, versions
+from foldray.cli.node_checks import check_node, versions
 from foldray.config.recipes import load_recipe
 from tests.support.commands import call
 from tests.support.ports import free_port
@@ -30,11 +30,11 @@ def at_node(
     root: Path | str, mark: str | None, gpus: float = 0, corpus: str | None = None
 ) -> dict[str, dict[str, Any]]:
     """What a node says, by check."""
-    return {check["name"]: check for check in look_at_node(str(root), mark, gpus, versions(), corpus)}
+    return {check["name"]: check for check in check_node(str(root), mark, gpus, versions(), corpus)}
 
 
 def test_a_node_that_is_ready(tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_node, "LEAST_FREE", 0)
+    monkeypatch.setattr(doctor_node, "MIN_FREE_BYTES", 0)
     around = dict(os.environ)
     found = at_node(tmp_path, mark, corpus=str(tmp_path))
     assert list(found) == ["packages", "devices", "storage", "audio", "corpus"]
@@ -50,14 +50,14 @@ def test_a_node_that_is_not(tmp_path: Path, mark: str, monkeypatch: pytest.Monke
     alone = at_node(tmp_path / "own", mark.replace(".mark", "own/.mark"), gpus=99, corpus="/nowhere")
     assert [name for name, check in alone.items() if not check["ok"]] == ["devices", "storage", "corpus"]
     assert "Ray counts 99 GPUs here" in alone["devices"]["found"]
-    assert "use s3:// or one that all nodes mount" in alone["storage"]["mend"]
-    assert "use s3:// or a folder that all nodes mount" in alone["corpus"]["mend"]
+    assert "use s3:// or one that all nodes mount" in alone["storage"]["fix"]
+    assert "use s3:// or a folder that all nodes mount" in alone["corpus"]["fix"]
     assert not (tmp_path / "own").exists()
-    assert at_node("/proc/x", None)["storage"]["mend"].startswith("storage.root: cannot write to /proc/x")
-    monkeypatch.setattr(doctor_node, "LEAST_FREE", 2**60)
-    assert "MiB left; free some" in at_node(tmp_path, mark)["storage"]["mend"]
+    assert at_node("/proc/x", None)["storage"]["fix"].startswith("storage.root: cannot write to /proc/x")
+    monkeypatch.setattr(doctor_node, "MIN_FREE_BYTES", 2**60)
+    assert "MiB left; free some space" in at_node(tmp_path, mark)["storage"]["fix"]
     (other,) = (
-        each for each in look_at_node(str(tmp_path), mark, 0, {"torch": "1.0"}, None) if each["name"] == "packages"
+        each for each in check_node(str(tmp_path), mark, 0, {"torch": "1.0"}, None) if each["name"] == "packages"
     )
     assert not other["ok"]
     assert other["found"].endswith("(the driver has 1.0)")
@@ -66,10 +66,10 @@ def test_a_node_that_is_not(tmp_path: Path, mark: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("scale", "nodes", "ok", "said"),
     [
-        ({"workers": 2}, [{"CPU": 2}], True, "2 workers and validation take 2 CPU"),
-        ({"workers": 3}, [{"CPU": 2}], False, "take 3 CPU; add nodes"),
+        ({"workers": 2}, [{"CPU": 2}], True, "2 workers and validation need 2 CPU"),
+        ({"workers": 3}, [{"CPU": 2}], False, "need 3 CPU; add nodes"),
         ({"workers": [1, 9]}, [{"CPU": 1}], True, "1 workers"),
-        ({"use_gpu": True}, [{"CPU": 8, "GPU": 1}], False, "take 2 CPU, 2 GPU"),
+        ({"use_gpu": True}, [{"CPU": 8, "GPU": 1}], False, "need 2 CPU, 2 GPU"),
         ({"use_gpu": True, "resources_per_worker": {"GPU": 0.5}}, [{"CPU": 8, "GPU": 1}], True, "2 CPU, 1 GPU"),
         ({"use_gpu": True, "resources_per_worker": {"GPU": 2}}, [{"CPU": 8, "GPU": 2}], False, "2 CPU, 4 GPU"),
         ({"use_gpu": True, "validation_resources": {"GPU": 1}}, [{"CPU": 8, "GPU": 2}], False, "2 CPU, 3 GPU"),
@@ -77,7 +77,7 @@ def test_a_node_that_is_not(tmp_path: Path, mark: str, monkeypatch: pytest.Monke
             {"resources_per_worker": {"CPU": 4}},
             [{"CPU": 2}] * 4,
             False,
-            "no single node has what one worker takes, 4 CPU",
+            "no single node has what one worker needs, 4 CPU",
         ),
     ],
 )
@@ -87,7 +87,7 @@ def test_what_workers_take_is_counted(
     spec = load_recipe("an4", [f"scale.{name}={json.dumps(value)}" for name, value in scale.items()])
     check = doctor.cluster_check(spec, "2", [{**node, "memory": 1e9, "node:1": 1} for node in nodes], None)
     assert check.ok == ok
-    assert said in (check.found if ok else check.mend)
+    assert said in (check.found if ok else check.fix)
     assert "memory" not in check.found
 
 
@@ -102,10 +102,10 @@ def test_what_is_wrong_is_said_line_by_line(
     assert code == 1
     table = [line.split() for line in out.splitlines() if not line.startswith(" ")]  # long ones are wrapped
     assert [line[:2] for line in table[1:]] == [
-        ["packages", "ok"], ["storage", "ok"], ["ray", "MEND"], ["model", "MEND"], ["corpus", "MEND"],
+        ["packages", "ok"], ["storage", "ok"], ["ray", "FIX"], ["model", "FIX"], ["corpus", "FIX"],
         ["tracking", "ok"],
     ]  # fmt: skip
-    said = [line for line in err.splitlines() if not line.startswith("looking")]
+    said = [line for line in err.splitlines() if not line.startswith("checking")]
     assert said[0].startswith(f"ray: RAY_ADDRESS: no Ray cluster answers at {address} (")
     assert said[1].startswith("model: model.config: no model has this shape")
     assert said[2].startswith("corpus: corpus.path: /nowhere does not exist")
@@ -135,17 +135,17 @@ def test_a_package_that_is_missing_is_named_and_the_rest_is_looked_at(
     code, out, _ = call(capsys, "doctor", "--store", str(tmp_path), "--json")
     packages, store, ray = json.loads(out)["checks"]
     assert (code, packages["ok"], store["ok"], ray["ok"]) == (1, False, True, False)
-    assert re.fullmatch(r"install what foldray needs: transformers\S+ \(missing\)", packages["mend"])
+    assert re.fullmatch(r"install what foldray requires: transformers\S+ \(missing\)", packages["fix"])
 
 
 def test_packages_other_than_needed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = ["torch>=99", "no-such-package>=1", "numpy>=1", "wandb>=99 ; extra == 'wandb'"]
     monkeypatch.setattr("importlib.metadata.requires", lambda _: needed)
-    mend = doctor._packages().mend
-    assert "torch>=99 (2" in mend
-    assert "no-such-package>=1 (missing)" in mend
-    assert "numpy" not in mend
-    assert "wandb" not in mend
+    fix = doctor._check_packages().fix
+    assert "torch>=99 (2" in fix
+    assert "no-such-package>=1 (missing)" in fix
+    assert "numpy" not in fix
+    assert "wandb" not in fix
 
 
 def test_without_an_installation_the_folders_own_file_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,4 +178,4 @@ def test_a_store_with_a_secret_is_refused_and_not_said(
 def test_a_recipe_says_where_its_store_is(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, "doctor", "an4", "--store", "./x")
     assert code == 2
-    assert err.startswith("--store: a recipe has a store of its own; say storage.root=")
+    assert err.startswith("--store: applies only without a recipe; set storage.root=")

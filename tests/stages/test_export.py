@@ -240,12 +240,12 @@ def test_wrong_exports(capsys: pytest.CaptureFixture[str], finished: TrainJob, t
         (["run", "--format", "seed", "-o", full], f"--out: {full} is not empty; name a new folder"),
         (["run", "--format", "seed", "-o", file], f"--out: {file} is a file; name a new folder"),
         (["run", "--format", "seed", "-o", f"{file}/below"], "--out: "),
-        (["run", "--format", "unrolled", "-o", new, "--depth", "0"], "depth: depth 0 is shallower than the seed"),
+        (["run", "--format", "unrolled", "-o", new, "--depth", "0"], "--depth: depth 0 is shallower than the seed"),
         (
             ["run", "--format", "seed", "-o", new, "--depth", "2"],
             "--depth: seed contains every depth; leave --depth out",
         ),
-        (["run", "--format", "unrolled", "-o", new, "--depth", "1"], "depth: depth 1 is shallower than the seed"),
+        (["run", "--format", "unrolled", "-o", new, "--depth", "1"], "--depth: depth 1 is shallower than the seed"),
         (["nosuch", "--format", "seed", "-o", new], "nosuch: is neither a finished run nor a model folder"),
         ([small, "--format", "int8", "-o", new], f"{small}: is an int8 export already"),
     ):
