@@ -31,6 +31,7 @@ def bench(
 ) -> None:
     """Run a benchmark next to its peer. Nothing else should run on the machine meanwhile.
 
+    \b
     joint-step: a joint training step against the deepest path alone.
     one-cycle: a step of a fold against steps of all the models it replaces.
     resume: resuming in the middle of an epoch of a huge corpus.

@@ -33,7 +33,7 @@ def _run(app: typer.Typer, given: list[str], program: str) -> None:
     except (KeyboardInterrupt, typer.Abort):
         _stopped(given, program)
     except PermissionError as error:
-        _fail(given, "storage", f"{one_line(error)}; mend its rights, or choose another place")
+        _fail(given, "storage", f"{one_line(error)}; fix its permissions, or choose another storage.root")
     except Exception as error:
         # Typer carries its own copy of click, so its usage errors have no public base class.
         if not hasattr(error, "format_message"):
@@ -51,13 +51,13 @@ def _run(app: typer.Typer, given: list[str], program: str) -> None:
 
 
 INTERRUPTED = 130
-"""What Typer makes of Ctrl-C in a command."""
+"""The exit status that Typer returns for Ctrl-C in a command."""
 
 
 def _stopped(given: Sequence[str], program: str) -> None:
     if "--json" in given:
         print_json({"error": "interrupted", "where": program})
-    print_status("stopped; run the same command again to go on")
+    print_status("stopped; run the same command again to resume")
     sys.exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Beam search over CTC, attention and both, for the hybrid Conformer (`foldray.models.conformer`)."""
+"""Beam search with the CTC head, the decoder, or both, for the hybrid Conformer (`foldray.models.conformer`)."""
 
 import heapq
 import math
@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from foldray.models.conformer import ConformerForSpeech, check_one_depth
 
-Hypothesis = tuple[list[int], float]
+Beam = tuple[list[int], float]
 """Token ids without blanks, and their log-probability."""
 
 IGNORED = -100
@@ -24,14 +24,19 @@ Prefixes = dict[tuple[int, ...], tuple[float, float]]
 """Log-probabilities of each prefix: of the alignments that end in blank, and of those that end in its last token."""
 
 
-def ctc_nbest(log_probs_TV: Tensor, beam: int, blank: int = 0) -> list[Hypothesis]:
-    """The `beam` most probable token sequences of one utterance, best first, with log P(tokens | audio).
+def ctc_nbest(log_probs_TV: Tensor, beam: int, blank: int = 0) -> list[Beam]:
+    """Prefix beam search of one utterance (arXiv 1408.2873, algorithm 1, without a language model).
 
-    log_probs_TV: (T, V), natural logarithms, valid frames only. Prefix beam search (arXiv 1408.2873,
-    algorithm 1, without a language model): a score sums all alignments that stayed in the beam, so it
-    is exact where the beam was never full. Fewer than `beam` come back where fewer are possible.
+    Args:
+        log_probs_TV: (T, V), natural logarithms, valid frames only.
+        beam: how many prefixes to keep.
+        blank: id of the blank token.
+
+    Returns:
+        The most probable token sequences, best first, with log P(tokens | audio); fewer than `beam` if fewer are
+        possible. A score sums all alignments that stayed in the beam, so it is exact if the beam was never full.
     """
-    # Of a prefix's extensions only the best `beam` can stay; blank and a repeat are none.
+    # Only the best `beam` extensions of a prefix can stay; blank and a repeated token do not extend it.
     top_TK = log_probs_TV.topk(min(beam + 2, log_probs_TV.shape[1])).indices.tolist()
     prefixes: Prefixes = {(): (0.0, -math.inf)}
     for frame_V, top_K in zip(log_probs_TV.double().tolist(), top_TK, strict=True):
@@ -44,7 +49,7 @@ def ctc_nbest(log_probs_TV: Tensor, beam: int, blank: int = 0) -> list[Hypothesi
 
 
 def _keep(prefixes: Prefixes, frame_V: list[float], blank: int) -> Prefixes:
-    """The same prefixes after one more frame: blank, their last token again, or grown out of a shorter one of them."""
+    """The same prefixes after one more frame: by blank, their last token repeated, or a shorter prefix extended."""
     kept: Prefixes = {}
     for prefix, (in_blank, in_token) in prefixes.items():
         token = -math.inf
@@ -56,7 +61,7 @@ def _keep(prefixes: Prefixes, frame_V: list[float], blank: int) -> Prefixes:
 
 
 def _extend(prefixes: Prefixes, frame_V: list[float], tokens: list[int], floor: float) -> Prefixes:
-    """New prefixes that score above `floor`, one of `tokens` (most probable first) longer."""
+    """New prefixes that score above `floor`, extended by one of `tokens` (most probable first)."""
     longer: Prefixes = {}
     for prefix, scores in prefixes.items():
         ended = _log_add(*scores)
@@ -70,13 +75,13 @@ def _extend(prefixes: Prefixes, frame_V: list[float], tokens: list[int], floor: 
 
 
 def _before(prefixes: Prefixes, prefix: tuple[int, ...], token: int) -> float:
-    """Log-probability of a prefix that `token` can follow: without a blank between them two equal tokens are one."""
+    """Log-probability of the alignments of a prefix that `token` can extend: equal tokens need a blank in between."""
     in_blank, in_token = prefixes[prefix]
     return in_blank if prefix[-1:] == (token,) else _log_add(in_blank, in_token)
 
 
 def _log_add(a: float, b: float) -> float:
-    """log(exp(a) + exp(b)); numpy's is several times slower on single numbers."""
+    """log(exp(a) + exp(b)); numpy's version is several times slower for scalars."""
     low, high = (a, b) if a < b else (b, a)
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))
 
@@ -87,17 +92,23 @@ def _log_add(a: float, b: float) -> float:
 def attention_decode(
     model: ConformerForSpeech, inputs: dict[str, Tensor], max_length: int, num_beams: int
 ) -> list[list[int]]:
-    """Tokens of each utterance by the decoder alone; greedy with one beam.
+    """Decode with the decoder alone; greedy with one beam.
 
-    inputs: `input_features` (B, T, F) and `attention_mask` (B, T). max_length: tokens at most, the
-    end not counted. Raises ValueError for more tokens than the decoder has positions and for a
-    folded model that runs several depths.
+    Args:
+        inputs: `input_features` (B, T, F) and `attention_mask` (B, T).
+        max_length: maximum number of tokens, not counting the end token.
+
+    Returns:
+        Token ids of each utterance.
+
+    Raises:
+        ValueError: for more tokens than the decoder has positions, and for a folded model that runs several depths.
     """
     if max_length > model.config.max_target_positions:
         raise ValueError(f"max_length {max_length}: the decoder has {model.config.max_target_positions} positions")
     pad, end = model.config.pad_token_id, model.config.eos_token_id
     stock: Any = model
-    # Blank is no word of the decoder, and it would count as padding in the positions that follow it.
+    # The decoder must not emit blank: it would count as padding in the positions after it.
     sequences = stock.generate(
         **inputs, max_new_tokens=max_length + 1, num_beams=num_beams, do_sample=False, suppress_tokens=[pad]
     )
@@ -111,18 +122,25 @@ def attention_decode(
 def rescore(
     model: ConformerForSpeech,
     inputs: dict[str, Tensor],
-    nbest: Sequence[Sequence[Hypothesis]],
+    nbest: Sequence[Sequence[Beam]],
     ctc_weight: float,
     hidden_BTD: Tensor | None = None,
 ) -> list[list[int]]:
-    """The hypothesis of each utterance with the best ctc_weight * CTC + (1 - ctc_weight) * attention score.
+    """Choose the hypothesis of each utterance with the best ctc_weight * CTC + (1 - ctc_weight) * attention score.
 
-    inputs: `input_features` (B, T, F) and `attention_mask` (B, T). nbest: one or more hypotheses for
-    each utterance, as `ctc_nbest` gives them. Scores are log-probabilities of whole sentences, for the
-    decoder with the end token: joint decoding by rescoring (Hori et al. 2017, aclanthology.org/P17-1048)
-    with the hypotheses from the CTC head (arXiv 2012.05481). hidden_BTD: what the encoder made of the
-    inputs, where that is known. Raises ValueError for a folded model
-    that runs several depths.
+    Scores are log-probabilities of whole sentences, for the decoder with the end token: joint decoding by rescoring
+    (Hori et al. 2017, aclanthology.org/P17-1048) of the hypotheses of the CTC head (arXiv 2012.05481).
+
+    Args:
+        inputs: `input_features` (B, T, F) and `attention_mask` (B, T).
+        nbest: one or more hypotheses of each utterance, from `ctc_nbest`.
+        hidden_BTD: the encoder's output, if it is already computed.
+
+    Returns:
+        Token ids of each utterance.
+
+    Raises:
+        ValueError: for a folded model that runs several depths.
     """
     hidden_BTD = model.encoder(**inputs).last_hidden_state if hidden_BTD is None else hidden_BTD
     check_one_depth(hidden_BTD, len(nbest))
@@ -140,7 +158,7 @@ def rescore(
 def _attention_scores(
     model: ConformerForSpeech, hidden_TD: Tensor, mask_T: Tensor | None, tokens_N: list[list[int]]
 ) -> Tensor:
-    """(N,) log-probabilities that the decoder gives to whole sentences over one utterance."""
+    """Log-probabilities (N,) of whole sentences under the decoder, for one utterance."""
     end = model.config.eos_token_id
     count = len(tokens_N)
     rows = [torch.tensor([end, *tokens, end], device=hidden_TD.device) for tokens in tokens_N]

@@ -1,4 +1,4 @@
-"""From a model's outputs to text."""
+"""Decoding: from the outputs of a model to text."""
 
 from collections.abc import Sequence
 from typing import Literal, cast, get_args
@@ -25,9 +25,9 @@ from foldray.models.tokenizer import Tokenizer
 Decoding = Literal["ctc", "attention", "joint"]
 DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
 BEAM = 10
-"""Hypotheses kept by the searches that keep several."""
+"""Beam size."""
 CTC_WEIGHT = 0.3
-"""Share of CTC in the joint score."""
+"""Weight of CTC in the joint score."""
 
 
 def parse_decoding(name: str) -> Decoding:
@@ -39,7 +39,7 @@ def parse_decoding(name: str) -> Decoding:
 
 
 def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, tokenizer: Tokenizer) -> list[str]:
-    """Best token of each valid frame, repeats merged, blanks (token 0) dropped."""
+    """Decode greedily: the best token of each valid frame, repeats merged, blanks (token 0) removed."""
     best_BT = logits_BTV.argmax(-1).cpu()
     texts = []
     for best_T, frames in zip(best_BT, frames_B.tolist(), strict=True):
@@ -49,7 +49,7 @@ def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, tokenizer: Tokenizer) -> 
 
 
 def check_decoding(model: nn.Module, decoding: Decoding) -> None:
-    """Raise UserError for a way of decoding that a model has no head for."""
+    """Raise UserError if a model lacks the head that a way of decoding needs."""
     family = family_of(model)
     if not family.ctc:
         raise UserError(type(model).__name__, "is scored by its own generate(); foldray decodes CTC and hybrid models")
@@ -61,10 +61,17 @@ def check_decoding(model: nn.Module, decoding: Decoding) -> None:
 def recognise(
     model: FoldedModel, inputs: dict[str, Tensor], frames_B: Tensor, tokenizer: Tokenizer, decoding: Decoding = "ctc"
 ) -> list[str]:
-    """Text of each utterance of a batch at the one depth that the model is set to.
+    """Decode a batch at the one depth that the model is set to.
 
-    `ctc` is greedy; `attention` a beam search with the decoder; `joint` lets the decoder choose among
-    the best hypotheses of CTC, at the weights of arXiv 2505.21237's training.
+    Args:
+        model: a folded model.
+        inputs: what the encoder takes, B utterances.
+        frames_B: valid output frames of each utterance.
+        decoding: `ctc` is greedy; `attention` is a beam search with the decoder; `joint` lets the decoder choose among
+            the best hypotheses of CTC, with the weights of the training in arXiv 2505.21237.
+
+    Returns:
+        The text of each utterance.
     """
     hybrid = cast(ConformerForSpeech, model)  # the only family with a decoder and CTC, see check_decoding
     if decoding == "attention":
@@ -83,10 +90,18 @@ def recognise(
 def transcribe(
     model_folder: str, files: Sequence[str], depth: int | None = None, decoding: Decoding = "ctc"
 ) -> list[dict[str, str]]:
-    """`file` and `text` of audio files of any format and rate, at one depth (the deepest by default).
+    """Transcribe audio files of any format and sample rate.
 
-    A file that can't be used gets `error` instead of `text`. Raises UserError for a depth that has no
-    path and for a way of decoding that the model lacks.
+    Args:
+        model_folder: folder or URI of a foldable model.
+        files: paths or URIs.
+        depth: the depth to run; the deepest by default.
+
+    Returns:
+        For each file a dict with `file` and `text`, or `error` instead of `text` if it can't be used.
+
+    Raises:
+        UserError: for a depth without a path, or a way of decoding that the model lacks.
     """
     model = load_model(model_folder)
     check_decoding(model, decoding)
@@ -110,7 +125,7 @@ def _decode_file(file: str) -> npt.NDArray[np.float32]:
     try:
         return decode_audio(storage.read_bytes(file))
     except FileNotFoundError:
-        raise UserError(file, "is not there") from None
+        raise UserError(file, "does not exist") from None
     except OSError as error:
         raise UserError(file, f"can't be read ({error.strerror or error})") from None
     except BadAudioError as bad:

@@ -22,12 +22,12 @@ from foldray.models.tokenizer import Tokenizer
 from foldray.results.alignment import align_words
 
 MAX_DURATION = 60.0
-"""Seconds of padded audio scored at once."""
+"""Seconds of padded audio in one batch."""
 
 
 @dataclass(frozen=True)
 class ScoredUtterance:
-    """One utterance at one depth, with its word errors against the reference (see `results.alignment`)."""
+    """The hypothesis for one utterance at one depth, and its word errors (see `foldray.results.alignment`)."""
 
     id: str
     speaker: str
@@ -42,7 +42,7 @@ class ScoredUtterance:
 
 @dataclass(frozen=True)
 class DepthScore:
-    """One depth on one split. `wer` and `cer` are fractions; rtfx is audio seconds per wall second."""
+    """Scores of one depth on one split. WER and CER are fractions; `rtfx` is audio seconds per wall second."""
 
     depth: int
     wer: float
@@ -63,45 +63,54 @@ def score_depths(
     decoding: Decoding = "ctc",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[DepthScore]:
-    """Text at each depth, float32; each depth runs alone so that its speed and its memory are its own.
+    """Decode and score a prepared split at each depth, in float32.
 
-    `on_progress(done, total)` counts batches over all depths.
+    Depths run one after the other, so that speed and peak memory are measured for each by itself.
+
+    Args:
+        model: a folded model.
+        corpus: URI of the prepared corpus.
+        depths: depths to score, trained or not.
+        on_progress: called with the batches done and in total, over all depths.
+
+    Raises:
+        UserError: for a depth without a path, before anything is scored.
     """
     depths = tuple(sorted(set(depths)))
-    set_depths(model, depths)  # all of them have a path, or none is scored
+    set_depths(model, depths)  # refuses depths without a path
     index = read_index(corpus, manifest, split)
     loader = BatchLoader(index, model, tokenizer, None, seed=0)
     batches = plan_scoring(index, MAX_DURATION)
     set_depths(model, depths[:1])
     rows = loader.read(batches[-1])
-    _listen(model, loader, rows, tokenizer, decoding)  # untimed: the first call of anything is slow
+    _decode_batch(model, loader, rows, tokenizer, decoding)  # warm-up, not timed
     scores = []
     for number, depth in enumerate(depths):
         set_depths(model, [depth])
-        _forget_peak()
+        _reset_peak_rss()
         loader.expect(np.concatenate(batches))
-        said: list[ScoredUtterance] = []
+        utterances: list[ScoredUtterance] = []
         seconds = audio = 0.0
         for done, planned in enumerate(batches):
             rows = loader.read(planned)
             began = time.perf_counter()
-            batch, heard = _listen(model, loader, rows, tokenizer, decoding)
+            batch, hypotheses = _decode_batch(model, loader, rows, tokenizer, decoding)
             seconds += time.perf_counter() - began
             audio += batch.seconds
             speakers = {row["id"]: row["speaker"] for row in rows}
-            said += [
+            utterances += [
                 _align(i, speakers[i], reference, hypothesis)
-                for i, reference, hypothesis in zip(batch.ids, batch.texts, heard, strict=True)
+                for i, reference, hypothesis in zip(batch.ids, batch.texts, hypotheses, strict=True)
             ]
             on_progress(number * len(batches) + done + 1, len(depths) * len(batches))
-        scores.append(_score(depth, sorted(said, key=lambda each: each.id), audio / seconds))
+        scores.append(_score(depth, sorted(utterances, key=lambda each: each.id), audio / seconds))
     return scores
 
 
-def _listen(
+def _decode_batch(
     model: PreTrainedModel, loader: BatchLoader, rows: list[Row], tokenizer: Tokenizer, decoding: Decoding
 ) -> tuple[Batch, list[str]]:
-    """What RTFx times: decoding, features, model and search; reading from storage is left out."""
+    """Decode a batch; RTFx times this: audio decoding, features, model and beam search, not storage."""
     batch = loader.collate(rows, epoch=0).to(model.device)
     return batch, recognise(model, batch.encoder_inputs, batch.frames_B, tokenizer, decoding)
 
@@ -138,14 +147,14 @@ def _align(utterance: str, speaker: str, reference: str, hypothesis: str) -> Sco
 PROCESS = Path("/proc/self")
 
 
-def _forget_peak() -> None:
-    """Let the kernel count the largest resident memory anew, where it can (proc(5), clear_refs)."""
+def _reset_peak_rss() -> None:
+    """Reset the kernel's peak of resident memory, if the system supports it (proc(5), clear_refs)."""
     with suppress(OSError):
         (PROCESS / "clear_refs").write_text("5")
 
 
 def _peak_rss() -> int:
-    """Largest resident memory in bytes: since `_forget_peak` on Linux, of the whole process elsewhere."""
+    """Peak of resident memory in bytes: since `_reset_peak_rss` on Linux, since the process started elsewhere."""
     with suppress(OSError, StopIteration):
         lines = (PROCESS / "status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

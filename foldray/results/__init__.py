@@ -1,1 +1,1 @@
-"""What runs leave behind: metrics, result rows, hypotheses, and the page that shows them."""
+"""Results of runs: metrics, result rows, hypotheses, queries over them, and the report."""

@@ -1,4 +1,4 @@
-"""Training metrics as immutable parts, because object stores can't append; merged by step when read."""
+"""Training metrics: immutable JSON lines files, because object stores can't append, merged by step when read."""
 
 import json
 from typing import Any
@@ -9,18 +9,18 @@ from foldray.storage.layout import Run
 Record = dict[str, Any]
 
 VALIDATION = "validation"
-"""Stands for the attempt in the names of validation's parts, which come later than the steps they belong to."""
+"""Replaces the attempt in the names of validation's parts, which are written later than those of their steps."""
 
 
 def write_metrics(run: str, attempt: str, records: list[Record]) -> None:
-    """One part: records of consecutive steps under `<run>/metrics/<attempt>-<first step>.jsonl`."""
+    """Write records of consecutive steps to `<run>/metrics/<attempt>-<first step>.jsonl`."""
     if records:
         text = "".join(json.dumps(record) + "\n" for record in records)
         storage.write_bytes(Run(run).metrics_part(attempt, records[0]["step"]), text.encode())
 
 
 def read_metrics(run: str) -> list[Record]:
-    """Every step once, in order. Where attempts overlap the later one wins, as its weights did."""
+    """Read the record of each step, in order. Where attempts overlap the later one counts, because its weights do."""
     by_step: dict[int, Record] = {}
     folder = Run(run).metrics
     # Sorted by attempt; validation's parts come last.

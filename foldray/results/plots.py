@@ -1,4 +1,4 @@
-"""The report's plots, of rows, metrics and trials as they are in the store."""
+"""Plots of the report: result rows, metrics and trials of a store."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ from foldray.results.searches import TrialRecord
 
 COSTS = {
     "bytes": ("stored MB", 1e6),
-    "macs": ("GMACs for a second of audio", 1e9),
-    "rtfx": ("RTFx, seconds of audio in a second", 1.0),
+    "macs": ("GMACs per second of audio", 1e9),
+    "rtfx": ("RTFx, seconds of audio per second", 1.0),
 }
-"""What WER is held against: an objective, its axis, and how many of the column make one of that."""
+"""The costs that WER is plotted against: an objective, the title of its axis, and the unit of the axis."""
 CURVES = {
     "ctc": ("CTC", "solid"),
     "attention": ("attention", "longdash"),
@@ -25,12 +25,12 @@ CURVES = {
     "valid_ctc": ("validation CTC", "dash"),
 }
 DASHES = ("solid", "dash", "dot", "dashdot")
-"""Of folds: the next one where plotly's ten colours are used up."""
+"""Line styles of folds: the next one after each ten folds, because plotly has ten colours."""
 COLOURS = {"fold": "#2563a8", "baseline": "#b5651d"}
 
 
 def pareto_figure(rows: Sequence[ResultRow]) -> go.Figure:
-    """WER against each of COSTS in turn, by buttons: every row of one test set, and those that nothing beats."""
+    """Plot WER against one of COSTS, chosen by buttons: the rows of one test set and their Pareto front."""
     figure = go.Figure()
     for cost, (_, unit) in COSTS.items():
         column, sense = OBJECTIVES[cost]
@@ -55,7 +55,7 @@ def pareto_figure(rows: Sequence[ResultRow]) -> go.Figure:
             y=[100 * y for _, y in front],
             mode="lines",
             line={"color": "#5b6675", "dash": "dot"},
-            name="nothing beats these",
+            name="Pareto front",
             visible=shown,
             hoverinfo="skip",
         )
@@ -84,8 +84,10 @@ def pareto_figure(rows: Sequence[ResultRow]) -> go.Figure:
 def depth_figure(
     folds: Mapping[str, Sequence[ResultRow]], baselines: Sequence[ResultRow], marks: Mapping[tuple[str, int], str]
 ) -> go.Figure:
-    """WER by depth: a line for each fold, hollow where a depth was not trained, a point for each model trained by
-    itself; marks: by run and depth."""
+    """Plot WER by depth: a line for each fold, hollow at depths that were not trained, a diamond for each baseline.
+
+    marks: texts next to points, by run and depth.
+    """
     figure = go.Figure()
     for number, (run_id, rows) in enumerate(folds.items()):
         figure.add_scatter(
@@ -116,7 +118,7 @@ def depth_figure(
 
 
 def training_figure(metrics: Sequence[Record]) -> go.Figure:
-    """Every part of the loss for every depth, over the steps that ran it."""
+    """Plot each part of the loss at each depth over the training steps."""
     figure = go.Figure()
     for part, (title, dash) in CURVES.items():
         for depth in sorted({depth for record in metrics for depth in record.get(part, {})}, key=int):
@@ -130,12 +132,14 @@ def training_figure(metrics: Sequence[Record]) -> go.Figure:
                     line_dash=dash,
                     name=f"{title}, depth {depth}",
                 )
-    figure.update_layout(xaxis_title="step", yaxis_title="per label; KL and hidden per frame", yaxis_type="log")
+    figure.update_layout(
+        xaxis_title="step", yaxis_title="loss per label; KL and hidden states per frame", yaxis_type="log"
+    )
     return figure
 
 
 def history_figure(trials: Sequence[TrialRecord], objective: str) -> go.Figure:
-    """An objective of each trial in order, and the best so far of those that were not stopped."""
+    """Plot an objective of each trial in order, and the best so far of the finished ones."""
     figure = go.Figure()
     scale = 100 if objective.startswith("wer") else 1
     for state, symbol in (("finished", "circle"), ("stopped", "x")):
@@ -160,14 +164,14 @@ def history_figure(trials: Sequence[TrialRecord], objective: str) -> go.Figure:
 
 
 def importance_figure(importances: Mapping[str, float], objective: str) -> go.Figure:
-    """How much of an objective's differences each field explains."""
+    """Plot the importance of each field for an objective."""
     figure = go.Figure(go.Bar(x=list(importances.values()), y=list(importances), orientation="h"))
     figure.update_layout(xaxis_title=f"importance for {objective}", yaxis_autorange="reversed")
     return figure
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """Exponential average over about twenty steps."""
+    """Exponential moving average over about twenty steps."""
     smoothed: list[float] = []
     for value in values:
         smoothed.append(value if not smoothed else 0.95 * smoothed[-1] + 0.05 * value)
@@ -175,13 +179,13 @@ def _smooth(values: list[float]) -> list[float]:
 
 
 def as_html(figure: go.Figure, name: str) -> str:
-    """A figure as a part of a page that holds plotly.js already."""
+    """A figure as HTML for a page that already contains plotly.js."""
     top = 50 if figure.layout.updatemenus else 10
     figure.update_layout(
         template="plotly_white", margin={"l": 50, "r": 10, "t": top, "b": 40}, height=360,
         legend={"orientation": "h", "y": -0.25},
     )  # fmt: skip
     config = {"responsive": True, "displaylogo": False}
-    # Plotly writes the id as it stands into the page, and names of runs come from whoever writes to the store.
+    # Plotly does not escape the id, and names of runs come from whoever can write to the store.
     plain = re.sub(r"[^\w-]", "-", name)
     return str(figure.to_html(full_html=False, include_plotlyjs=False, div_id=plain, config=config))

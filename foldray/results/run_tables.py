@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def runs_table(root: str) -> pa.Table:
-    """A row for each run: what it is, whether it is finished, and its whole spec as JSON."""
+    """The table `runs`: a row for each run with its main fields, whether it is finished, and its spec as JSON."""
     store = Store(root)
     runs = [store.run(run_id) for run_id in storage.list_folders(store.runs)]
     with ThreadPoolExecutor(READERS) as pool:
@@ -35,9 +35,9 @@ def _run(run: Run) -> Row | None:
     try:
         spec = storage.read_json(run.spec)
         facts = storage.read_json(run.facts)
-    except FileNotFoundError:  # it has hardly begun
+    except FileNotFoundError:  # it is only being created
         return None
-    # A spec of another version may lack a field.
+    # Fields that a spec lacks are null.
     fold, loss, optim, model = (spec.get(name) or {} for name in ("fold", "loss", "optim", "model"))
     return {
         "run_id": run.run_id, "recipe": spec.get("name"), "family": model.get("family"),
@@ -50,7 +50,7 @@ def _run(run: Run) -> Row | None:
 
 
 def trials_table(root: str) -> pa.Table:
-    """A row for each trial of each search: what was drawn, how it stands, what it reached; `objectives` as JSON."""
+    """The table `trials`: a row for each trial of each search; `objectives` as JSON."""
     rows = [
         {
             "search_id": search.search_id, "trial": trial.name, "kind": trial.kind, "run_id": trial.run_id,

@@ -1,4 +1,4 @@
-"""What a search leaves in the store: `searches/<search id>/search.json`, and a file for each trial."""
+"""Searches of a store: `searches/<search id>/search.json`, and a file for each trial."""
 
 import json
 import math
@@ -17,8 +17,11 @@ State = Literal["running", "finished", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial. `config` is what the sampler drew, `overrides` the same as fields of the recipe; `objectives` are of
-    its newest validation; stopped: early, by ASHA."""
+    """One trial.
+
+    `config` is the sampled configuration, `overrides` the same as fields of the recipe. `objectives` are those of its
+    newest validation. The state "stopped" means early stopping by ASHA.
+    """
 
     number: int
     kind: Literal["trial", "baseline", "start"]
@@ -34,17 +37,17 @@ class TrialRecord:
 
     @property
     def name(self) -> str:
-        """As its file and people call it."""
+        """The name of its file."""
         return "start" if self.kind == "start" else f"{self.kind}-{self.number:04d}"
 
 
 def write_record(search: str, record: TrialRecord) -> None:
-    """Set a trial's record, whole."""
+    """Write a trial's record in place of the one before."""
     storage.write_json(SearchFolder(search).trial(record.name), asdict(record))
 
 
 def read_records(search: str) -> list[TrialRecord]:
-    """All trials, those of the space first, by number."""
+    """Read all trials, sorted by kind and number."""
     folder = SearchFolder(search).trials
     records = [_record(storage.join(folder, name)) for name in storage.list_files(folder)]
     return sorted(records, key=lambda record: (KINDS.index(record.kind), record.number))
@@ -54,7 +57,7 @@ KINDS = ("start", "trial", "baseline")
 
 
 def _record(file: str) -> TrialRecord:
-    """Without what a newer foldray has written more."""
+    """Read a record; unknown fields are ignored."""
     with _naming(file):
         values = storage.read_json(file)
         record = TrialRecord(**{each.name: values[each.name] for each in fields(TrialRecord) if each.name in values})
@@ -86,12 +89,12 @@ class Search:
 
 
 def read_searches(store: str) -> list[Search]:
-    """The searches of a store, by id."""
+    """Read the searches of a store, sorted by id."""
     found = []
     for search_id in storage.list_folders(Store(store).searches):
         folder = Store(store).search(search_id)
         file = folder.description
-        if not storage.exists(file):  # not of foldray
+        if not storage.exists(file):  # not a search of foldray
             continue
         with _naming(file):
             asked = storage.read_json(file)["spec"]["search"]
@@ -101,7 +104,7 @@ def read_searches(store: str) -> list[Search]:
 
 
 def figure(objective: str, value: float | None) -> str:
-    """An objective's value as people read it."""
+    """Format the value of an objective."""
     if value is None:
         return ""
     if objective.startswith("wer"):
@@ -110,10 +113,10 @@ def figure(objective: str, value: float | None) -> str:
 
 
 def importances(search: Search, objective: str) -> dict[str, float]:
-    """How much of an objective's differences each field explains (PED-ANOVA, arXiv 2304.10255), largest first.
+    """Importance of each field for an objective (PED-ANOVA, arXiv 2304.10255), largest first.
 
-    Of the trials that finished, and the fields that all of them have; empty with fewer than four such trials, or where
-    nothing differs.
+    Computed from finished trials and the fields that all of them have. Empty for fewer than four such trials, or if
+    their objectives do not differ.
     """
     done = [trial for trial in search.trials if trial.kind == "trial" and trial.state == "finished"]
     done = [trial for trial in done if math.isfinite(trial.objectives.get(objective, math.nan))]

@@ -222,7 +222,7 @@ def test_buttons_change_what_wer_is_held_against(opened: Any) -> None:
     opened.locator("#pareto .updatemenu-button").nth(1).click()
     opened.wait_for_function("document.getElementById('pareto').data[3].visible === true")
     assert [trace["visible"] for trace in traces(opened, "pareto")] == [False] * 3 + [True] * 3 + [False] * 3
-    assert opened.locator("#pareto .xtitle").text_content() == "GMACs for a second of audio"
+    assert opened.locator("#pareto .xtitle").text_content() == "GMACs per second of audio"
 
 
 @pytest.mark.main

@@ -70,7 +70,7 @@ def interrupt_after(process: subprocess.Popen[str], store: Path, checkpoint: str
     assert process.returncode == 1, err
     assert json.loads(out) == {"error": "interrupted", "where": "foldray"}
     assert "interrupted, newest checkpoint: step" in err
-    assert err.strip().endswith("stopped; run the same command again to go on")
+    assert err.strip().endswith("stopped; run the same command again to resume")
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
