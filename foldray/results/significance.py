@@ -91,8 +91,8 @@ def bootstrap_difference(
     """Paired bootstrap interval of the difference of two WERs, A - B.
 
     errors: of A and B, by utterance; words: of the references. Bisani and Ney, "Bootstrap estimates for confidence
-    intervals in ASR performance evaluation", ICASSP 2004. With sums by speaker, whole speakers are resampled: Liu and Peng,
-    "Statistical testing on ASR performance via blockwise bootstrap", Interspeech 2020.
+    intervals in ASR performance evaluation", ICASSP 2004. With sums by speaker, whole speakers are resampled:
+    Liu and Peng, "Statistical testing on ASR performance via blockwise bootstrap", Interspeech 2020.
     """
     difference_U = np.array([first - second for first, second in errors], dtype=np.float64)
     words_U = np.array(words, dtype=np.float64)

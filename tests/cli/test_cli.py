@@ -36,7 +36,7 @@ WRONG = [
     (["plan", "quickstart", "model.config.hidden_size=145"], "model.config", "no model has this shape"),
     (["run", "quickstart", "storage.root=s3://key:secret@bucket/x"], "storage.root", "AWS environment"),
     (["run", "an4", "batch.max_duration=3"], "batch.max_duration", "raise one or lower the other"),
-    (["results", "/nowhere/at/all"], "STORE", "is not there"),
+    (["results", "/nowhere/at/all"], "STORE", "does not exist"),
     (["results", ".", "lss"], "lss", "is not a query"),
     (["report", "/nowhere/at/all"], "/nowhere/at/all", "has no results"),
     (["evaluate", "nosuch", "--store", "/nowhere"], "nosuch", "is neither a finished run nor a model folder"),
