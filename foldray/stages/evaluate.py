@@ -17,8 +17,8 @@ from foldray.stages.prepare import prepare_corpus
 from foldray.storage.layout import PreparedCorpus, Store
 
 
-class Scored(TypedDict):
-    """The rows that an evaluation added."""
+class ScoredModel(TypedDict):
+    """The run id of a model and its result rows."""
 
     run_id: str
     rows: list[ResultRow]
@@ -31,7 +31,7 @@ def evaluate_stage(
     depths: tuple[int, ...] = (),
     split: str = "test",
     decoding: str = "ctc",
-) -> Scored:
+) -> ScoredModel:
     """Score a model at every depth and append the rows to the store.
 
     Args:

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from safetensors.torch import load_file, save_file
 
@@ -31,7 +31,25 @@ FORMATS = ("seed", "unrolled", "onnx", "int8")
 ONE_DEPTH = ("unrolled", "onnx")
 
 
-def export_model(model: str, store: str, kind: str, out: str, depth: int | None = None) -> dict[str, Any]:
+class ExportedModel(TypedDict):
+    """A model that was written to a folder.
+
+    Attributes:
+        model: The folder.
+        format: One of FORMATS.
+        depths: The depths that it can run.
+        files: Bytes of each file, by name.
+        bytes: Bytes of all files.
+    """
+
+    model: str
+    format: str
+    depths: list[int]
+    files: dict[str, int]
+    bytes: int
+
+
+def export_model(model: str, store: str, kind: str, out: str, depth: int | None = None) -> ExportedModel:
     """Write a model to a new folder or bucket prefix, with the provenance of its run in `export.json`.
 
     Args:
@@ -42,9 +60,6 @@ def export_model(model: str, store: str, kind: str, out: str, depth: int | None 
             with one byte for each weight of matrices and convolutions.
         out: The new folder.
         depth: The depth of `unrolled` and `onnx`; the deepest by default.
-
-    Returns:
-        `model` (the folder), `format`, `depths`, `files` (bytes by name) and their `bytes`.
 
     Raises:
         UserError: The folder has other files, the depth is invalid, or `--depth` does not apply.
@@ -65,8 +80,8 @@ def export_model(model: str, store: str, kind: str, out: str, depth: int | None 
     found = find_model(model, store)
     if kind == "int8" and stored_precision(found.uri) == "int8":
         raise UserError(model, "is an int8 export already; export the original model")
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         depths = _write(found, folder, kind, depth)
         files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         _check_place(place, out, files.keys() - {mark})
