@@ -27,7 +27,7 @@ from foldray.models.features import output_frames
 from foldray.models.fold import fold
 from foldray.models.stock import initialise
 from foldray.models.stock_config import stock_config
-from foldray.training.context import Worker
+from foldray.training.context import WorkerContext
 from foldray.training.optimizer import make_optimizer
 
 RECIPE = "an4-fold-6-12"
@@ -105,7 +105,7 @@ def _step(model: nn.Module, plan: FoldPlan) -> Callable[[], None]:
     lengths_B = torch.full((BATCH,), labels_BU.shape[1])
     counts = StepCounts(labels_BU.numel(), int(frames_B.sum()))
     renorm = Renorm(model, torch.device("cpu"))
-    optimizer = make_optimizer(model, load_recipe(RECIPE).optim, Worker())
+    optimizer = make_optimizer(model, load_recipe(RECIPE).optim, WorkerContext())
 
     def run() -> None:
         beta = 0.3 if len(plan.depths) > 1 else 0.0

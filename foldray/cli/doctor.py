@@ -185,11 +185,11 @@ def _check_recipe(spec: RunSpec) -> Iterator[Check]:
     """Check a recipe's model, corpus and trackers as `plan` and training do before they start."""
 
     def model() -> str:
-        from foldray.models.costs import plan_costs
+        from foldray.models.costs import PLAN_VOCAB_SIZE, plan_costs
         from foldray.models.stock_config import check_model
 
         check_model(spec.found_model(), spec.fold.plan())
-        plan_costs(spec.found_model(), spec.fold.plan(), 32)  # runs the model on the meta device
+        plan_costs(spec.found_model(), spec.fold.plan(), PLAN_VOCAB_SIZE)  # runs the model on the meta device
         return f"{spec.model.family} {spec.model.checkpoint or 'from scratch'}"
 
     def corpus() -> str:

@@ -23,7 +23,7 @@ from foldray.data.splits import needed_splits
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 from foldray.models.tokenizer import Tokenizer, bpe_tokenizer, character_tokenizer, unigram_tokenizer
-from foldray.runtime.ray import start_ray
+from foldray.runtime.ray import find_user_error, start_ray
 from foldray.storage.layout import INDEX_FILE, QUARANTINE_FILE, PreparedCorpus, Store
 from foldray.storage.parquet import write_table
 
@@ -122,7 +122,7 @@ def _write_shards(
             shards[row["number"]] = pickle.loads(zlib.decompress(row["shard"]))
             on_progress(len(shards), len(tasks))
     except Exception as error:
-        raise _root_cause(error) from error
+        raise find_user_error(error) from error
     return [shards[i] for i in range(len(tasks))]
 
 
@@ -137,16 +137,6 @@ def _write_shard_row(row: _TaskRow) -> _ShardRow:
 def _pack(value: ShardTask | WrittenShard) -> bytes:
     """Compressed, because all tasks of a corpus wait in Ray's object store at once."""
     return zlib.compress(pickle.dumps(value), 1)
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """The UserError that a task ended with, such as an unreachable store; else the error itself."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return UserError(cause.where, cause.problem)
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return error
 
 
 # --- After all shards -------------------------------------------------------------------------------

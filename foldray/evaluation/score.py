@@ -1,7 +1,5 @@
 """Scoring every depth of a model on a prepared split."""
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +18,7 @@ from foldray.evaluation.decode import Decoding, recognise
 from foldray.models.fold import set_depths
 from foldray.models.tokenizer import Tokenizer
 from foldray.results.alignment import align_words
+from foldray.runtime.memory import peak_rss
 
 MAX_DURATION = 60.0
 """Seconds of padded audio in one batch."""
@@ -158,6 +157,4 @@ def _peak_rss() -> int:
     with suppress(OSError, StopIteration):
         lines = (PROCESS / "status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    # Linux counts in KiB, macOS in bytes.
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return peak_rss()

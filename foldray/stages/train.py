@@ -1,15 +1,14 @@
-"""The stages up to a trained model, each from a spec to what it left in the store: prepare, train, resume."""
+"""The stages `train` and `resume`."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from foldray import storage
-from foldray.config.corpus import SAMPLE_RATE
 from foldray.config.load import override_spec
 from foldray.config.run_files import read_run_facts, read_run_spec
 from foldray.config.spec import RunSpec
 from foldray.data.corpora import Corpus
-from foldray.data.manifest import Manifest, read_index, read_manifest
+from foldray.data.manifest import Manifest, read_manifest
 from foldray.errors import UserError
 from foldray.runtime.terminal import print_status, training_bar
 from foldray.stages.prepare import checked_corpus, prepare_checked
@@ -17,65 +16,80 @@ from foldray.storage.layout import Run
 
 
 def train_stage(spec: RunSpec) -> dict[str, Any]:
-    """Prepare if need be, then train to the end or go on: run_id, run, step, resumed_from_step."""
-    from foldray.data.augment import Noises
-    from foldray.models.count import fold_on_meta
-    from foldray.models.stock_config import check_model
+    """Prepare the corpus if it is not prepared, then train, or resume the spec's run.
+
+    Returns:
+        run_id, run (its URI), step, resumed_from_step.
+
+    Raises:
+        UserError: The spec cannot be trained, with the field to change.
+    """
     from foldray.training.trackers import check_trackers
     from foldray.training.workers import cpus_needed
 
     check_trackers(spec)
     found = checked_corpus(spec.corpus, spec.storage.root)
-    model = None
     if not _is_trained(spec, found):
-        if spec.augment.noise_path:
-            Noises(spec.augment.noise_path)
-        check_model(spec.found_model(), spec.fold.plan())
-        model = fold_on_meta(spec.found_model(), spec.fold.plan(), vocab_size=32)
+        _check_model(spec)
     corpus, _ = prepare_checked(found, spec.corpus, spec.storage.root, cpus_needed(spec))
-    return train_prepared(spec, corpus, model)
+    return train_prepared(spec, corpus)
 
 
-def train_prepared(spec: RunSpec, corpus: str, model: Any = None) -> dict[str, Any]:
-    """As `train_stage`, on a prepared corpus; `model`: its shape, where it is known."""
-    from foldray.training.final_model import is_finished
+def _check_model(spec: RunSpec) -> None:
+    """Raise UserError for a spec that can't be trained. Imports no torch if its model's shape is known."""
+    from foldray.models.costs import PLAN_VOCAB_SIZE, counts_of
+    from foldray.models.families import FAMILIES
+
+    if spec.augment.noise_path:
+        from foldray.data.augment import Noises
+
+        Noises(spec.augment.noise_path)
+    model = spec.found_model()
+    if model.checkpoint or not FAMILIES[model.family].ctc:
+        from foldray.models.stock_config import check_model
+
+        check_model(model, spec.fold.plan())
+    counts_of(model, spec.fold.plan(), PLAN_VOCAB_SIZE)
+
+
+def train_prepared(spec: RunSpec, corpus: str) -> dict[str, Any]:
+    """Train on a prepared corpus, as `train_stage`."""
     from foldray.training.launch import describe, run_uri
+    from foldray.training.run_folder import is_finished
 
     manifest = read_manifest(corpus)
     run = run_uri(spec, spec.run_id(manifest.corpus_id, manifest.tokenizer.digest))
     if not is_finished(run):
-        if model:
-            _say_unlearnable(model, corpus, manifest)
         _check_validation(spec, manifest)
         describe(spec, corpus, run)
     return _train(spec, corpus, run)
 
 
 def _check_validation(spec: RunSpec, manifest: Manifest) -> None:
-    """Refuse what would need scores where there is nothing to score. Raises UserError."""
+    """Raise UserError if the spec needs validation scores and there is no validation split."""
     if manifest.rows_by_split.get("valid"):
         return
-    for field, asked in (("patience", spec.valid.patience), ("final", spec.valid.final == "best")):
-        if asked:
+    for field, needed in (("patience", spec.valid.patience), ("final", spec.valid.final == "best")):
+        if needed:
             raise UserError(f"valid.{field}", "needs a validation split; corpus.splits with 'valid' in it carves one")
     print_status("note      there is no validation split; corpus.splits with 'valid' in it carves one")
 
 
 def _train(spec: RunSpec, corpus: str, run: str) -> dict[str, Any]:
-    from foldray.training.final_model import is_finished
     from foldray.training.launch import train
+    from foldray.training.run_folder import is_finished
 
     if not is_finished(run):
         least, most = spec.scale.least_workers, spec.scale.most_workers
         workers = f"{most} workers" if least == most else f"{least} to {most} workers"
-        print_status(f"training  {run}, {workers}{_newest(run, ', going on from')}")
+        print_status(f"training  {run}, {workers}{_newest(run, ', resuming from')}")
     try:
         with training_bar() as on_record:
             trained = train(spec, corpus, run, on_record=on_record)
     except KeyboardInterrupt:
         print_status(f"training  interrupted{_newest(run, ', newest checkpoint:') or ', no checkpoint yet'}")
         raise
-    _say_distances(trained.run)
+    _print_distances(trained.run)
     print_status(f"trained   {trained.step} steps{_resumed(trained.step, trained.resumed_from_step)}: {trained.run}")
     return {
         "run_id": trained.run_id,
@@ -114,9 +128,9 @@ def resume_stage(run: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _is_trained(spec: RunSpec, corpus: Corpus) -> bool:
-    """Whether the run of this spec is done; only a prepared corpus can tell."""
-    from foldray.training.final_model import is_finished
+    """Return whether the run of this spec is finished; its id depends on the prepared corpus."""
     from foldray.training.launch import run_uri
+    from foldray.training.run_folder import is_finished
 
     prepared = spec.store.corpus(corpus.corpus_id)
     if not storage.exists(prepared.manifest):
@@ -124,29 +138,7 @@ def _is_trained(spec: RunSpec, corpus: Corpus) -> bool:
     return is_finished(run_uri(spec, spec.run_id(corpus.corpus_id, read_manifest(prepared.uri).tokenizer.digest)))
 
 
-def _say_unlearnable(model: Any, corpus: str, manifest: Manifest) -> None:
-    """How many training utterances have too few frames for their labels in this very model; CTC skips them."""
-    import numpy as np
-
-    from foldray.models.families import family_of
-    from foldray.models.features import output_frames
-
-    if not family_of(model).ctc:
-        return
-    index = read_index(corpus, manifest, "train")
-    lengths, which = np.unique(index.num_samples, return_inverse=True)
-    frames = np.array(output_frames(model, lengths.tolist()))[which]
-    count = int((index.num_labels + index.num_repeats > frames).sum())
-    if count:
-        frame = lengths[-1] / SAMPLE_RATE / max(1, int(frames.max()))
-        mend = f"corpus.frame_seconds={frame:.2g} would set them aside"
-        print_status(
-            f"note      {count} of {len(index)} training utterances have more labels than frames and teach nothing; "
-            f"{mend}"
-        )
-
-
-def _say_distances(run: str) -> None:
+def _print_distances(run: str) -> None:
     file = Run(run).seed_distances
     if storage.exists(file):
         seed = storage.read_json(file)
@@ -155,8 +147,8 @@ def _say_distances(run: str) -> None:
 
 
 def _newest(run: str, words: str) -> str:
-    """Words and the step of a run's newest whole checkpoint; nothing where there is none."""
-    from foldray.training.checkpoint import whole_checkpoints
+    """Return words and the step of a run's newest complete checkpoint; nothing without one."""
+    from foldray.training.run_folder import whole_checkpoints
 
     found = whole_checkpoints(run)
     return f"{words} step {found[-1].step}" if found else ""

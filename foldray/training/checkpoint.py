@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON, no pickle. Data first, the manifest last: it says what is whole."""
+"""Checkpoints as safetensors and JSON, without pickle. The manifest is written last: it marks a complete checkpoint."""
 
 import hashlib
 import json
@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foldray import storage
-from foldray.errors import DamagedFileError, UserError
+from foldray.errors import UserError
 from foldray.folding.private import split_state
 from foldray.models.save_load import load_model
 from foldray.storage.layout import (
@@ -26,17 +25,17 @@ from foldray.storage.layout import (
     TRAINING_FILES,
     CheckpointFolder,
     Run,
-    parse_checkpoint,
 )
-from foldray.training.fencing import Attempt, parse
+from foldray.training.cursor import Cursor
+from foldray.training.fencing import Attempt
 from foldray.training.parallel import is_sharded, like, whole
 
-# --- What is kept ----------------------------------------------------------------------------------
+# --- The state in memory ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """Copies of everything training goes on from, in this process's memory, under the names of a checkpoint's files."""
+class StateSnapshot:
+    """Copies in host memory of all tensors that training resumes from."""
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -45,19 +44,29 @@ class Snapshot:
 
 def take_snapshot(
     model: nn.Module, optimizer: torch.optim.Optimizer, averaged: dict[str, Tensor], *, first: bool
-) -> Snapshot | None:
-    """Copy the state for a checkpoint; only the first worker keeps it. All workers of a sharded model must call."""
+) -> StateSnapshot | None:
+    """Copy the state for a checkpoint. Collective for a sharded model.
+
+    Args:
+        model: The model in training.
+        optimizer: Its optimizer.
+        averaged: The moving average of the weights; empty without one.
+        first: Whether this is rank 0, which keeps the copies.
+
+    Returns:
+        The copies on rank 0, None elsewhere.
+    """
     if not first and not is_sharded(model):
         return None
-    kept = [
-        _copied(tensors, first=first)
+    copies = [
+        _copy_tensors(tensors, first=first)
         for tensors in (model.state_dict(), _optimizer_tensors(model, optimizer), averaged)
     ]
-    return Snapshot(*kept) if first else None
+    return StateSnapshot(*copies) if first else None
 
 
-def _copied(tensors: dict[str, Tensor], *, first: bool) -> dict[str, Tensor]:
-    """Whole tensors in this process's memory; the other workers help to gather each one and let it go."""
+def _copy_tensors(tensors: dict[str, Tensor], *, first: bool) -> dict[str, Tensor]:
+    """Gather each tensor and copy it to host memory; ranks other than 0 only take part in the gathering."""
     copies: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         gathered = whole(tensor.detach())
@@ -67,8 +76,8 @@ def _copied(tensors: dict[str, Tensor], *, first: bool) -> dict[str, Tensor]:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state under `<parameter>/<entry>`, so that it does not depend on the order of parameters."""
-    # Sorted: workers that gather what is spread over them must do so in one order, and a loaded file has none.
+    """Return the optimizer's state as `<parameter>/<entry>`, independent of the order of parameters."""
+    # Sorted: all workers must gather sharded tensors in one order, and a loaded file has none.
     return {
         f"{name}/{entry}": value
         for name, parameter in model.named_parameters()
@@ -78,11 +87,11 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put an optimiser's saved state back, on each parameter's device and in its share."""
+    """Load an optimizer's saved state, on each parameter's device and in its sharding."""
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
         name, entry = key.rsplit("/", 1)
-        state: dict[str, Any] = optimizer.state[parameters[name]]
+        state: dict[str, Tensor] = optimizer.state[parameters[name]]
         # The step count stays on the CPU, as AdamW keeps it.
         state[entry] = value.clone() if entry == "step" else like(value, parameters[name])
 
@@ -93,103 +102,59 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
 def write_checkpoint(
     run: str,
     attempt: Attempt,
-    position: dict[str, int],
-    kept: Snapshot,
-    described: dict[str, bytes],
-    before_last: Callable[[], None] = lambda: None,
+    cursor: Cursor,
+    snapshot: StateSnapshot,
+    model_files: dict[str, bytes],
+    before_manifest: Callable[[], None] = lambda: None,
 ) -> str:
-    """Write `<run>/checkpoints/step-<step>-<attempt>` and return its URI.
+    """Write `<run>/checkpoints/step-<step>-<attempt>`.
 
-    position: `step` and what the loop needs to go on; described: the files that make the checkpoint
-    a model folder, which opens like a finished model. Of averaged weights those are the model's.
-    `before_last` may raise while the checkpoint is not whole yet.
+    Args:
+        run: URI of the run.
+        attempt: The attempt that writes.
+        cursor: The step to resume with.
+        snapshot: The tensors. With a moving average the folder's model has the averaged weights.
+        model_files: Configuration files that make the checkpoint a model folder, which opens like a finished model.
+        before_manifest: Called before the manifest is written; may raise to leave the checkpoint incomplete.
+
+    Returns:
+        URI of the checkpoint.
     """
-    stock, private = split_state({**kept.weights, **kept.averaged})
+    stock, private = split_state({**snapshot.weights, **snapshot.averaged})
     files = {
-        **described,
+        **model_files,
         STOCK_FILE: save(stock, metadata={"format": "pt"}),
         **({PRIVATE_FILE: save(private)} if private else {}),
-        **({TRAINED_FILE: save(kept.weights)} if kept.averaged else {}),
-        OPTIMIZER_FILE: save(kept.optimizer),
-        STATE_FILE: json.dumps(position).encode(),
+        **({TRAINED_FILE: save(snapshot.weights)} if snapshot.averaged else {}),
+        OPTIMIZER_FILE: save(snapshot.optimizer),
+        STATE_FILE: json.dumps(vars(cursor)).encode(),
     }
-    # The attempt is part of the name: an older one that still writes can't mix its files with ours.
-    folder = Run(run).checkpoint(position["step"], attempt)
+    # The attempt is part of the name: an older one that still writes cannot mix its files with ours.
+    folder = Run(run).checkpoint(cursor.step, attempt)
     storage.remove(folder.manifest)
     for name, data in files.items():
         storage.write_bytes(folder.file(name), data)
     digests = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    before_last()
+    before_manifest()
     storage.write_json(folder.manifest, digests)
     return folder.uri
 
 
-def remove_checkpoint(uri: str) -> None:
-    """Remove a checkpoint, manifest first, so that it is never half there and called whole."""
-    storage.remove(CheckpointFolder(uri).manifest)
-    storage.remove_folder(uri)
-
-
-# --- Finding and reading ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, order=True)
-class Found:
-    """A checkpoint in the store; the later of two is the one of more steps, then of the newer attempt."""
-
-    step: int
-    attempt: Attempt
-    uri: str
-
-
-def checkpoint_uri(run: str, step: int, attempt: Attempt) -> str:
-    """Where an attempt puts the checkpoint of a step."""
-    return Run(run).checkpoint(step, attempt).uri
-
-
-def checkpoint_folders(run: str) -> list[Found]:
-    """Every checkpoint's folder, half ones too, oldest first."""
-    parsed = map(parse_checkpoint, storage.list_folders(Run(run).checkpoints))
-    attempts = [(step, parse(attempt)) for step, attempt in filter(None, parsed)]
-    return sorted(Found(step, attempt, Run(run).checkpoint(step, attempt).uri) for step, attempt in attempts)
-
-
-def whole_checkpoints(run: str) -> list[Found]:
-    """The checkpoints whose manifest is written and whose files are all there, oldest first."""
-    found = checkpoint_folders(run)
-    sizes = storage.file_sizes(CheckpointFolder(each.uri).manifest for each in found)
-    return [each for each, size in zip(found, sizes, strict=True) if size is not None and _has_its_files(each.uri)]
-
-
-def _has_its_files(uri: str) -> bool:
-    """Whether everything a manifest names is there.
-
-    An attempt that is cut off just before its manifest may write that much later, when a newer one has taken the
-    files for half a checkpoint and removed them.
-    """
-    folder = CheckpointFolder(uri)
-    try:
-        listed = storage.read_json(folder.manifest)
-        bytes_by_name = {name: described["bytes"] for name, described in listed.items()}
-    except FileNotFoundError:  # retention came in between
-        return False
-    except (DamagedFileError, AttributeError, LookupError, TypeError):  # a local file that lost power has no content
-        return False
-    return storage.file_sizes(map(folder.file, bytes_by_name)) == [*bytes_by_name.values()]
+# --- Reading ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A checkpoint's content: the folded model at the weights that training goes on with, and the rest."""
+class LoadedCheckpoint:
+    """Content of a checkpoint; `model` has the weights that training resumes from, not the averaged ones."""
 
     model: PreTrainedModel
     optimizer: dict[str, Tensor]
     averaged: dict[str, Tensor]
-    position: dict[str, int]
+    cursor: Cursor
 
 
-def read_checkpoint(uri: str) -> Saved:
-    """Open a checkpoint with nothing but its folder. Raises UserError when a file is damaged."""
+def read_checkpoint(uri: str) -> LoadedCheckpoint:
+    """Load a checkpoint; nothing but its folder is needed. Raises UserError if a file is damaged."""
     files = read_verified(uri)
     with tempfile.TemporaryDirectory() as copied:
         for name, data in files.items():
@@ -200,12 +165,12 @@ def read_checkpoint(uri: str) -> Saved:
     if TRAINED_FILE in files:
         averaged = {name: each.clone() for name, each in model.state_dict().items() if each.is_floating_point()}
         model.load_state_dict(load(files[TRAINED_FILE]))
-    position = storage.parse_json(files[STATE_FILE], CheckpointFolder(uri).state)
-    return Saved(model, load(files[OPTIMIZER_FILE]), averaged, position)
+    cursor = Cursor(**storage.parse_json(files[STATE_FILE], CheckpointFolder(uri).state))
+    return LoadedCheckpoint(model, load(files[OPTIMIZER_FILE]), averaged, cursor)
 
 
 def read_verified(uri: str) -> dict[str, bytes]:
-    """Every file of a checkpoint, by name. Raises UserError for one that is not what was written."""
+    """Return every file of a checkpoint, by name. Raises UserError if a checksum is wrong."""
     folder = CheckpointFolder(uri)
     files = {}
     for name, expected in storage.read_json(folder.manifest).items():

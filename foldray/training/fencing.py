@@ -1,8 +1,8 @@
-"""Attempts at a run: who may write to it. A newer attempt fences off an older one that still lives.
+"""Attempts at a run: the newest attempt owns the run and fences off older ones that are still alive.
 
-Each attempt is a small file under `<run>/attempts/`, made by a conditional write, so that of many who try at once one
-has the name. A submission (somebody ran the command) is numbered; so is each group of workers that Ray Train starts
-for it. The newest name owns the run; the others find out before they would write, and stop.
+Each attempt is a small file under `<run>/attempts/`, created by a conditional write: of several processes that try the
+same name, one succeeds. Submissions (starts of the command) are numbered, and so is each group of workers that Ray
+Train starts for a submission. Every attempt checks that it is the newest before it writes, and stops if it is not.
 """
 
 import socket
@@ -12,22 +12,28 @@ from datetime import UTC, datetime
 
 from foldray import storage
 from foldray.storage.layout import Run, parse_attempt
-from foldray.training.context import Stopped
+from foldray.training.job import RunStopped
 
 
 @dataclass(frozen=True, order=True)
 class Attempt:
-    """The `group`-th group of workers of the `submission`-th try at a run; group 0 has no workers yet."""
+    """Group of workers number `group` of submission number `submission`; group 0 has no workers yet."""
 
     submission: int
     group: int = 0
+
+    @classmethod
+    def parse(cls, name: str) -> "Attempt":
+        """Parse an attempt such as 0002-0001."""
+        submission, _, group = name.partition("-")
+        return cls(int(submission), int(group))
 
     def __str__(self) -> str:
         return f"{self.submission:04d}-{self.group:04d}"
 
 
 def claim_submission(run: str) -> Attempt:
-    """Become the newest submission of a run."""
+    """Create and return the newest submission of a run."""
     while True:
         newest = newest_attempt(run)
         attempt = Attempt(newest.submission + 1 if newest else 1)
@@ -36,7 +42,7 @@ def claim_submission(run: str) -> Attempt:
 
 
 def claim_group(run: str, submission: int) -> Attempt:
-    """Become the newest group of workers of a submission. Raises Stopped where a newer submission owns the run."""
+    """Create and return the newest group of a submission. Raises RunStopped if a newer submission owns the run."""
     while True:
         newest = newest_attempt(run) or Attempt(submission)
         if newest.submission > submission:
@@ -47,26 +53,20 @@ def claim_group(run: str, submission: int) -> Attempt:
 
 
 def check_newest(run: str, attempt: Attempt) -> None:
-    """Raise Stopped where a newer attempt owns the run."""
+    """Raise RunStopped if a newer attempt owns the run."""
     newest = newest_attempt(run)
     if newest and newest > attempt:
         raise _superseded(run, newest)
 
 
 def newest_attempt(run: str) -> Attempt | None:
-    """The attempt that owns a run; None where nobody tried yet."""
+    """Return the attempt that owns a run; None for a run without attempts."""
     names = map(parse_attempt, storage.list_files(Run(run).attempts))
-    return max((parse(name) for name in names if name), default=None)
-
-
-def parse(name: str) -> Attempt:
-    """The attempt of a name such as 0002-0001."""
-    submission, _, group = name.partition("-")
-    return Attempt(int(submission), int(group))
+    return max((Attempt.parse(name) for name in names if name), default=None)
 
 
 def _create(run: str, attempt: Attempt) -> bool:
-    # The number makes the file this process's own: a lost answer to the write is told from somebody else's file.
+    # A unique number: if the answer to the write is lost, it tells our file from another process's.
     facts = {
         "host": socket.gethostname(),
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -75,9 +75,9 @@ def _create(run: str, attempt: Attempt) -> bool:
     return storage.create_json(Run(run).attempt(attempt), facts)
 
 
-def _superseded(run: str, newest: Attempt) -> Stopped:
+def _superseded(run: str, newest: Attempt) -> RunStopped:
     facts = storage.read_json(Run(run).attempt(newest))
-    return Stopped(
+    return RunStopped(
         run,
         f"was taken over by a newer attempt ({newest}, begun {facts['began']} on {facts['host']}); this one stops. "
         "Run the command again to take it back",

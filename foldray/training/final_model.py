@@ -1,4 +1,4 @@
-"""From the last checkpoints of a run to its final model."""
+"""The final model: a moving average of the weights during training, a mean of checkpoints at its end."""
 
 import tempfile
 from collections.abc import Sequence
@@ -13,21 +13,51 @@ from foldray.data.manifest import read_manifest
 from foldray.errors import UserError
 from foldray.models.save_load import load_model, save_model
 from foldray.storage.layout import FOLD_FILE, Run
-from foldray.training.checkpoint import whole_checkpoints
-from foldray.training.context import TrainJob
 from foldray.training.fencing import Attempt, check_newest
+from foldray.training.job import TrainJob
 from foldray.training.parallel import like
+from foldray.training.run_folder import whole_checkpoints
 
 
-def is_finished(run: str) -> bool:
-    """Whether the run's model is there, whole."""
-    return storage.exists(Run(run).model.fold)
+class MovingAverage:
+    """Exponential moving average of everything that training changes: parameters and the norms' running statistics.
+
+    Attributes:
+        weights: The averages by name, sharded as the model is; empty without a decay.
+    """
+
+    def __init__(self, model: nn.Module, decay: float | None, saved: dict[str, Tensor]) -> None:
+        # Tied tensors under each of their names: a file in which they differ would untie them.
+        named = model.named_parameters(remove_duplicate=False)
+        trained: dict[str, Tensor] = {name: parameter for name, parameter in named if parameter.requires_grad}
+        trained |= {name: buffer for name, buffer in model.named_buffers() if "running_" in name}
+        self._trained = list(trained.values()) if decay else []
+        self._update = get_ema_multi_avg_fn(decay or 0.0)
+        self.weights: dict[str, Tensor] = {}
+        if decay:
+            self.weights = {
+                name: like(saved[name], parameter) if saved else parameter.detach().clone()
+                for name, parameter in trained.items()
+            }
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Update the averages after a step."""
+        if self.weights:
+            self._update(list(self.weights.values()), self._trained, 0)
 
 
 def finish_run(job: TrainJob, steps: list[int], attempt: Attempt) -> None:
-    """Write the foldable model, the mean of the checkpoints of these steps; `fold.json` goes last and says it is whole.
+    """Write the final model: the mean of the checkpoints of these steps.
 
-    Raises Stopped where a newer attempt owns the run.
+    Args:
+        job: The job.
+        steps: Steps of the checkpoints, in order.
+        attempt: The attempt that writes.
+
+    Raises:
+        RunStopped: A newer attempt owns the run.
+        UserError: A checkpoint is missing.
     """
     found = {each.step: each.uri for each in whole_checkpoints(job.run)}
     if missing := [step for step in steps if step not in found]:
@@ -38,39 +68,15 @@ def finish_run(job: TrainJob, steps: list[int], attempt: Attempt) -> None:
     model = load_model(uris[-1])
     if len(uris) > 1:
         model.load_state_dict(mean_weights(uris))
-    with tempfile.TemporaryDirectory() as made:
-        save_model(model, made, read_manifest(job.corpus).tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, folder, read_manifest(job.corpus).tokenizer)
         check_newest(job.run, attempt)
-        storage.upload(Path(made), Run(job.run).model.uri, last=FOLD_FILE)
-
-
-class MovingAverage:
-    """An exponential moving average of all that training moves, as this worker keeps it: parameters, and statistics of
-    norms, which are those of the weights; empty without a decay."""
-
-    def __init__(self, model: nn.Module, decay: float | None, begin: dict[str, Tensor]) -> None:
-        # Tied tensors under each of their names: a file in which they differ would untie them.
-        named = model.named_parameters(remove_duplicate=False)
-        trained: dict[str, Tensor] = {name: parameter for name, parameter in named if parameter.requires_grad}
-        trained |= {name: buffer for name, buffer in model.named_buffers() if "running_" in name}
-        self._trained = list(trained.values()) if decay else []
-        self._update = get_ema_multi_avg_fn(decay or 0.0)
-        self.weights: dict[str, Tensor] = {}
-        if decay:
-            self.weights = {
-                name: like(begin[name], parameter) if begin else parameter.detach().clone()
-                for name, parameter in trained.items()
-            }
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the weights after a step."""
-        if self.weights:
-            self._update(list(self.weights.values()), self._trained, 0)
+        # `fold.json` last: it marks a complete model.
+        storage.upload(Path(folder), Run(job.run).model.uri, last=FOLD_FILE)
 
 
 def mean_weights(uris: Sequence[str]) -> dict[str, Tensor]:
-    """The mean of the weights of model folders, summed in double precision in the order given."""
+    """Return the mean of the weights of model folders, summed in double precision in the given order."""
     total: dict[str, Tensor] = {}
     state: dict[str, Tensor] = {}
     for uri in uris:

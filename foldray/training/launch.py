@@ -1,7 +1,6 @@
-"""A training run from its spec: its initial weights, its provenance, its workers, and what came of it."""
+"""Start or resume a training run from its spec: provenance, trackers, workers."""
 
 import dataclasses
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,14 +9,11 @@ from typing import Any
 from foldray import storage
 from foldray.config.spec import RunSpec
 from foldray.data.manifest import read_manifest
-from foldray.models.stock import write_random_checkpoint
-from foldray.models.stock_config import find_checkpoint
 from foldray.results.metrics import Record, read_metrics
-from foldray.storage.layout import CONFIG_FILE, Run
-from foldray.training.checkpoint import whole_checkpoints
-from foldray.training.context import TrainJob
-from foldray.training.final_model import is_finished
-from foldray.training.tracking import tracking
+from foldray.storage.layout import Run
+from foldray.training.job import TrainJob
+from foldray.training.run_folder import is_finished, whole_checkpoints
+from foldray.training.tracker_feed import feed_trackers
 from foldray.training.workers import run_workers
 
 
@@ -34,9 +30,16 @@ class TrainedRun:
 def train(
     spec: RunSpec, corpus: str, run: str, *, on_record: Callable[[Record], None] = lambda record: None
 ) -> TrainedRun:
-    """Train `spec` on a prepared corpus, or go on with it, or do nothing if its model is there.
+    """Train a spec on a prepared corpus, resume its run, or do nothing if the run is finished.
 
-    `on_record` sees every step's metrics, in handfuls about twice a second, and each validation's.
+    Args:
+        spec: The spec.
+        corpus: URI of the prepared corpus.
+        run: URI of the run.
+        on_record: Receives the metrics of every step, in batches about twice a second, and of every validation.
+
+    Raises:
+        UserError: The run cannot be trained, with the field to change.
     """
     run_id = Run(run).run_id
     if is_finished(run):
@@ -44,46 +47,42 @@ def train(
         return TrainedRun(run_id, run, last, last)
     found = [each.step for each in whole_checkpoints(run)]
     resumed = found[-1] if found else 0
-    # With a checkpoint nothing else is needed: it opens by itself, also where the initial weights never were.
-    init = "" if found else _initial_weights(spec, run, corpus)
-    with tracking(spec, run_id, run, resumed + 1) as track:
+    # A checkpoint of the run needs no initial weights: it is complete, even where these are out of reach.
+    init = "" if found else _initial_weights(spec, run)
+    with feed_trackers(spec, run_id, run, resumed + 1) as track:
 
-        def heard(record: Record) -> None:
+        def receive(record: Record) -> None:
             on_record(record)
             track(record)
 
-        step = run_workers(TrainJob(spec, run, corpus, init), heard)
+        step = run_workers(TrainJob(spec, run, corpus, init), receive)
     return TrainedRun(run_id, run, step, resumed)
 
 
 def describe(spec: RunSpec, corpus: str, run: str) -> None:
-    """Write `spec.json`, all that `foldray resume` needs, and `run.json`, what the spec does not say."""
+    """Write `spec.json`, which `foldray resume` needs, and `run.json`, the provenance that is not in the spec."""
     storage.write_bytes(Run(run).spec, (spec.model_dump_json(indent=1) + "\n").encode())
-    # Once: what began the run stays its provenance; later attempts are in `attempts/`.
+    # Once: provenance is that of the first attempt; later ones are in `attempts/`.
     storage.create_json(Run(run).facts, describe_run(spec, corpus))
 
 
 def run_uri(spec: RunSpec, run_id: str) -> str:
-    """Where a run of this spec's store is."""
+    """Return the URI of a run in this spec's store."""
     return spec.store.run(run_id).uri
 
 
-def _initial_weights(spec: RunSpec, run: str, corpus: str) -> str:
-    """The stock checkpoint to start from: the recipe's, or a random one written beside the run."""
-    checkpoint = find_checkpoint(spec.found_model().checkpoint)
-    if checkpoint:
-        return checkpoint
-    init = Run(run).init
-    if not storage.exists(init.file(CONFIG_FILE)):
-        with tempfile.TemporaryDirectory() as made:
-            tokenizer = read_manifest(corpus).tokenizer
-            write_random_checkpoint(spec.model, spec.fold.num_layers, tokenizer, spec.seed, Path(made))
-            storage.upload(Path(made), init.uri, last=CONFIG_FILE)
-    return init.uri
+def _initial_weights(spec: RunSpec, run: str) -> str:
+    """Return where the stock checkpoint to start from is: the recipe's, or a random one that the workers write."""
+    checkpoint = spec.found_model().checkpoint
+    if checkpoint is None:
+        return Run(run).init.uri
+    from foldray.models.stock_config import find_checkpoint
+
+    return find_checkpoint(checkpoint)
 
 
 def describe_run(spec: RunSpec, corpus: str) -> dict[str, Any]:
-    """What the spec does not say: the corpus it met, when, and with which versions."""
+    """Return the provenance that is not in the spec: corpus, time, versions, git commit."""
     from importlib.metadata import version
 
     packages = ("foldray", "torch", "torchaudio", "transformers", "ray", "pyarrow", "numpy")
@@ -101,10 +100,10 @@ def describe_run(spec: RunSpec, corpus: str) -> dict[str, Any]:
 def _git_commit() -> str:
     import subprocess
 
-    asked = subprocess.run(
+    result = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
         capture_output=True,
         text=True,
         check=False,
     )
-    return asked.stdout.strip() if asked.returncode == 0 else ""
+    return result.stdout.strip() if result.returncode == 0 else ""

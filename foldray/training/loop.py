@@ -1,48 +1,49 @@
-"""The training loop: epochs of unfolding cycles, validation, checkpoints. The same in one process or in many.
+"""The training loop: set up, fit, finish. The same in one process and in many.
 
-Everything that could differ between an uninterrupted run and a resumed one is a function of the
-position: the batches (epoch plan), the learning rate, and the random state, which is set anew
-before every micro-batch. What one worker alone knows (a write that failed, a newer attempt, time to
-ask for preemptions) travels with the losses of every step, so that all act on it at the same one.
+Everything that could differ between an uninterrupted run and a resumed one is a function of the cursor: the batches
+(epoch plan), the learning rate, and the random state, which is set before every micro-batch.
 """
 
 import logging
 import time
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from foldray import storage
-from foldray.data.manifest import read_index, read_manifest
-from foldray.errors import UserError
+from foldray.config.corpus import SAMPLE_RATE
+from foldray.data.manifest import SplitIndex, read_index, read_manifest
 from foldray.models.families import family_of
-from foldray.results.metrics import Record, read_metrics
-from foldray.storage.layout import CheckpointFolder, Run
-from foldray.training.checkpoint import take_snapshot, whole_checkpoints
-from foldray.training.checkpointer import Checkpointer, is_superseded
-from foldray.training.context import Stopped, Surroundings, TrainJob, Worker
-from foldray.training.cursor import Position, is_at_end, is_validated, plan_of, steps_to_average
-from foldray.training.cycle import Cycle, Exploded
+from foldray.models.features import output_frames
+from foldray.results.metrics import Record
+from foldray.storage.layout import Run
+from foldray.training.checkpoint import take_snapshot
+from foldray.training.checkpointer import Checkpointer
+from foldray.training.context import LoopHooks, WorkerContext
+from foldray.training.cursor import Cursor, is_at_end, plan_of, steps_to_average
 from foldray.training.fencing import Attempt
+from foldray.training.job import RunStopped, TrainJob
+from foldray.training.run_folder import whole_checkpoints
+from foldray.training.signals import WorkerSignals
 from foldray.training.state import claim, open_state
-from foldray.training.validation import Validations, known_scores
+from foldray.training.step import ExplodedStep, GradientExploded, JointStep
+from foldray.training.validation import Validations
 
 _log = logging.getLogger("foldray.training")
 
-ASK_SECONDS = 5.0
-"""How often workers ask together whether a preemption is announced; each asking is a round trip to an actor."""
-
-POLL_SECONDS = 0.2
-"""How often workers look together whether a validation is done."""
-
-FAILED, SUPERSEDED, ASK = range(3)
-"""Signals that travel with the losses."""
-
 
 @dataclass(frozen=True)
-class Trained:
-    """Where the run stood when it began (0 if fresh) and ended, the model, and which steps' make the final one."""
+class TrainedModel:
+    """Result of the loop.
+
+    Attributes:
+        model: The model, with the weights of the last step.
+        step: The last step.
+        resumed_from_step: The step that training started from; 0 for a new run.
+        final_steps: Steps of the checkpoints whose mean is the final model; right on rank 0 only.
+        attempt: This attempt at the run.
+    """
 
     model: PreTrainedModel
     step: int
@@ -51,213 +52,159 @@ class Trained:
     attempt: Attempt
 
 
-def train_model(job: TrainJob, worker: Worker, around: Surroundings | None = None) -> Trained:
-    """Train to the end of the spec from the newest whole checkpoint.
+def train_model(job: TrainJob, worker: WorkerContext, hooks: LoopHooks | None = None) -> TrainedModel:
+    """Train from the newest complete checkpoint to the end of the spec.
 
-    Raises Stopped, on every worker, where a newer attempt owns the run or a gradient exploded.
+    Args:
+        job: What to train.
+        worker: This process's place among the workers.
+        hooks: Callbacks; default: none, and no validation.
+
+    Raises:
+        RunStopped: On every worker, if a newer attempt owns the run or a gradient exploded.
     """
-    return _Training(job, worker, around or Surroundings()).run()
+    loop = _TrainingLoop(job, worker, hooks or LoopHooks())
+    try:
+        cursor = loop.fit()
+        return loop.finish(cursor)
+    finally:
+        loop.close()
 
 
-class _Training:
-    """One worker's state in one attempt at a run."""
+class _TrainingLoop:
+    """One worker's part in one attempt at a run."""
 
-    def __init__(self, job: TrainJob, worker: Worker, around: Surroundings) -> None:
-        self.job, self.worker, self.around, self.spec = job, worker, around, job.spec
+    def __init__(self, job: TrainJob, worker: WorkerContext, hooks: LoopHooks) -> None:
+        self.job, self.worker, self.spec = job, worker, job.spec
         manifest = read_manifest(job.corpus)
         self.index = read_index(job.corpus, manifest, "train")
         self.attempt, checkpoint = claim(job, worker)
         self.state = open_state(job, worker, manifest.tokenizer, self.index, checkpoint)
-        state = self.state
-        self.cycle = Cycle(job, worker, state.model, state.optimizer, state.loader, self.index, state.renorm)
-        scored = bool(manifest.rows_by_split.get("valid")) and family_of(self.state.model).ctc
-        self.validate = around.validate if scored else None
-        known = known_scores(read_metrics(job.run), self.state.start.step) if worker.rank == 0 else {}
-        self.validations = Validations(self.spec, known, around.on_record)
-        described = self.state.described
-        self.checkpointer = (
-            Checkpointer(job, self.attempt, described, self._kept_steps, self._on_whole) if worker.rank == 0 else None
-        )
+        model, optimizer, loader = self.state.model, self.state.optimizer, self.state.loader
+        self.step = JointStep(job, worker, model, optimizer, loader, self.index, self.state.renorm)
+        if not manifest.rows_by_split.get("valid") or not family_of(model).ctc:
+            hooks = replace(hooks, validate=None)
+        if worker.rank == 0 and not self.state.start.step and family_of(model).ctc:
+            _warn_unlearnable(self.index, model)
+        self.hooks = hooks
+        self.validations = Validations(job, worker, hooks, self.state.start)
+        self.checkpointer: Checkpointer | None = None
+        if worker.rank == 0:
+            files = self.state.model_files
+            self.checkpointer = Checkpointer(job, self.attempt, files, self._kept_steps, self.validations.begin)
+        self.signals = WorkerSignals(job.run, worker, hooks, self.checkpointer)
         self.records: list[Record] = []
-        self.announced: set[str] = set()
-        self.asked = time.monotonic()
 
-    # --- The run ---
-
-    def run(self) -> Trained:
-        try:
-            self._validate_again()
-            position = self._train()
-            self._act_on(self._signals_at_end())
-            self._settle_validations()
-            steps = self._final_steps(position)
-            return Trained(self.state.model, position.step, self.state.start.step, steps, self.attempt)
-        finally:
-            if self.checkpointer:
-                self.checkpointer.close()
-
-    def _train(self) -> Position:
-        position = self.state.start
-        self.cycle.signals = self._signals()
-        over = self._is_over(position)
+    def fit(self) -> Cursor:
+        """Take steps until the run is over; return the cursor after the last one."""
+        if self.checkpointer:
+            self.validations.begin_missing()
+        cursor = self.state.start
+        self.step.signals = self.signals.read()
+        over = self._is_over(cursor)
         while not over:
-            plan = plan_of(self.spec, self.index, position.epoch)
+            plan = plan_of(self.spec, self.index, cursor.epoch)
             try:
-                for cycled in self.cycle.run_epoch(plan, position.epoch_step, position.step):
-                    record = {"step": position.step + 1, "epoch": position.epoch, **cycled.record}
-                    position = position.after(len(plan))
-                    over = self._after_step(position, record, cycled.signals)
+                for result in self.step.run_epoch(plan, cursor.epoch_step, cursor.step):
+                    record = {"step": cursor.step + 1, "epoch": cursor.epoch, **result.metrics}
+                    cursor = cursor.after(len(plan))
+                    over = self._after_step(cursor, record, result.signals)
                     if over:
                         break
-            except Exploded as exploded:
-                self._act_on(exploded.signals)
-                self._stop_exploded(position, exploded.facts)
-        return position
+            except GradientExploded as exploded:
+                self.signals.raise_failure(exploded.signals)
+                self._stop_exploded(cursor, exploded.step)
+        return cursor
 
-    def _after_step(self, position: Position, record: Record, signals: list[float]) -> bool:
-        """Everything between two steps; returns whether the run is over."""
+    def finish(self, cursor: Cursor) -> TrainedModel:
+        """Wait for the last checkpoint and validation, and choose the checkpoints of the final model."""
+        self.signals.raise_last_failure()
+        self.validations.wait(self._is_written)
+        steps = self._final_steps(cursor)
+        return TrainedModel(self.state.model, cursor.step, self.state.start.step, steps, self.attempt)
+
+    def close(self) -> None:
+        """End the checkpoint writer's thread."""
+        if self.checkpointer:
+            self.checkpointer.close()
+
+    def _after_step(self, cursor: Cursor, record: Record, signals: list[float]) -> bool:
+        """Do what comes between two steps: average, checkpoint, validation, metrics. Return whether the run is over."""
         self.state.average.update()
         self.records.append(record)
-        self._act_on(signals)
-        preempted = self._is_preempted(signals)
-        if preempted:  # first of all: the node is about to go
-            self._save(position)
+        self.signals.raise_failure(signals)
+        preempted = self.signals.is_preempted(signals)
+        if preempted:  # before anything else: the node is about to go
+            self._save(cursor)
             if self.checkpointer:
-                self.checkpointer.settle()
-        validated = bool(self.validate) and is_validated(self.spec, position)
+                self.checkpointer.wait()
+        validated = self.validations.is_due(cursor)
         if validated:
-            record["validation_wait"] = self._settle_validations()
-        over = self._is_over(position)
-        if not preempted and (validated or over or position.step % self.spec.checkpoint.every_steps == 0):
-            self._save(position)
-        self.around.on_record(record)
-        self.cycle.signals = self._signals()
+            record["validation_wait"] = self.validations.wait(self._is_written)
+        over = self._is_over(cursor)
+        if not preempted and (validated or over or cursor.step % self.spec.checkpoint.every_steps == 0):
+            self._save(cursor)
+        self.hooks.on_record(record)
+        self.step.signals = self.signals.read()
         return over
 
-    def _is_over(self, position: Position) -> bool:
-        if is_at_end(self.spec, position):
-            return True
-        if self.spec.valid.patience is None or not self.validate or not is_validated(self.spec, position):
-            return False
-        over = self.validations.is_over(position.step) if self.worker.rank == 0 else False
-        return bool(self.worker.from_first([over])[0])
+    def _is_over(self, cursor: Cursor) -> bool:
+        return is_at_end(self.spec, cursor) or self.validations.stops_early(cursor)
 
-    # --- Checkpoints ---
+    def _is_written(self) -> bool:
+        return self.checkpointer is None or self.checkpointer.is_idle
 
-    def _save(self, position: Position) -> None:
+    def _save(self, cursor: Cursor) -> None:
         began = time.perf_counter()
-        first = self.worker.rank == 0
         if self.checkpointer:
-            self.checkpointer.settle()  # before the copy: one is enough to hold
-        kept = take_snapshot(self.state.model, self.state.optimizer, self.state.average.weights, first=first)
-        if self.checkpointer and kept:
-            self.checkpointer.save(vars(position), kept, self.records, began)
+            self.checkpointer.wait()  # before the next copy: memory for one is enough
+        first = self.worker.rank == 0
+        snapshot = take_snapshot(self.state.model, self.state.optimizer, self.state.average.weights, first=first)
+        if self.checkpointer and snapshot:
+            self.checkpointer.save(cursor, snapshot, self.records, began)
         self.records = []
 
     def _kept_steps(self, step: int) -> set[int]:
         return self.validations.kept_steps() | set(steps_to_average(self.spec, step))
 
-    def _final_steps(self, position: Position) -> list[int]:
-        """The steps of the checkpoints that the final model is made of; the first worker knows."""
+    def _final_steps(self, cursor: Cursor) -> list[int]:
+        """Return the steps of the checkpoints whose mean is the final model."""
+        last = steps_to_average(self.spec, cursor.step)
         if self.spec.valid.final != "best" or not self.checkpointer:
-            return steps_to_average(self.spec, position.step)
+            return last
         best = self.validations.best_step({found.step for found in whole_checkpoints(self.job.run)})
         if best is None:
             _log.warning("no checkpoint has a validation score; the last one becomes the final model")
-        return steps_to_average(self.spec, position.step) if best is None else [best]
+        return last if best is None else [best]
 
-    # --- Signals ---
-
-    def _signals(self) -> list[float]:
-        """What this worker has to say with the next step."""
-        failure = self.checkpointer.failure if self.checkpointer else None
-        asks = bool(self.around.preempted) and self.worker.rank == 0 and time.monotonic() - self.asked > ASK_SECONDS
-        return [float(failure is not None), float(is_superseded(failure)), float(asks)]
-
-    def _signals_at_end(self) -> list[float]:
+    def _stop_exploded(self, cursor: Cursor, exploded: ExplodedStep) -> None:
+        """Write the facts of an exploded step to the store, then raise RunStopped."""
+        step = cursor.step + 1
+        file = Run(self.job.run).exploded(step)
         if self.checkpointer:
-            self.checkpointer.settle()
-        return [float(value) for value in self.worker.from_first([int(value) for value in self._signals()])]
-
-    def _act_on(self, signals: list[float]) -> None:
-        """Stop, all together, where the first worker could not write."""
-        if not signals[FAILED]:
-            return
-        failure = self.checkpointer.failure if self.checkpointer else None
-        if signals[SUPERSEDED]:
-            raise Stopped(self.job.run, failure.problem if isinstance(failure, UserError) else "was taken over")
-        raise failure or RuntimeError("the first worker could not write a checkpoint")
-
-    def _is_preempted(self, signals: list[float]) -> bool:
-        """Whether a preemption is announced that was not answered by a checkpoint yet."""
-        if not signals[ASK] or self.around.preempted is None:
-            return False
-        self.asked = time.monotonic()
-        announced = self.around.preempted()
-        if announced is None or announced in self.announced:
-            return False
-        self.announced.add(announced)
-        return True
-
-    def _stop_exploded(self, position: Position, facts: dict[str, Any]) -> None:
-        """Write down what exploded, and stop before it reaches the weights."""
-        file = Run(self.job.run).exploded(position.step + 1)
-        if self.checkpointer:
-            if failure := self.checkpointer.settle():
+            if failure := self.checkpointer.wait():
                 raise failure
             self.checkpointer.write_records(self.records)
-            storage.write_json(file, {"step": position.step + 1, **facts})
-        norm, limit = facts["grad_norm"], self.spec.optim.stop_norm
+            storage.write_json(file, {"step": step, **vars(exploded)})
+        norm, limit = exploded.grad_norm, self.spec.optim.stop_norm
         reason = f"is {norm:.3g}, over optim.stop_norm={limit:g}" if norm >= limit else "is not finite"
-        raise Stopped(
+        raise RunStopped(
             "training",
-            f"the gradient of step {position.step + 1} {reason}; the {len(facts['ids'])} utterances of its batch are "
+            f"the gradient of step {step} {reason}; the {len(exploded.ids)} utterances of its batch are "
             f"in {file}, the newest checkpoint is from before it. Lower optim.lr, lengthen optim.warmup, or "
             "look at these utterances",
         )
 
-    # --- Validation ---
 
-    def _settle_validations(self) -> float:
-        """Take in the scores that are due; they had all the time since the validation before. Returns seconds waited.
-
-        All workers look again and again together: one that waited alone would keep the others in an exchange
-        until it is given up.
-        """
-        began = time.perf_counter()
-        while not self.worker.from_first([self._is_scored()])[0]:
-            time.sleep(POLL_SECONDS)
-        if self.worker.rank == 0:
-            self.validations.settle()
-        return time.perf_counter() - began
-
-    def _is_scored(self) -> bool:
-        """Whether the first worker waits for no score any longer."""
-        return not self.checkpointer or (self.checkpointer.is_idle and not self.validations.are_waited_for())
-
-    def _on_whole(self, position: dict[str, int], uri: str) -> None:
-        """Begin to score a checkpoint that is in the store, where it is one that is scored."""
-        if not self.validate or not is_validated(self.spec, Position(**position)):
-            return
-        if not self.validations.are_done():
-            _log.warning("step %d is not scored: the validation before it is not done", position["step"])
-            return
-        try:
-            self.validations.begin(position["step"], self.validate(position["step"], uri))
-        except Exception as error:  # the checkpoint is whole all the same
-            _log.warning("the validation of step %d could not begin: %r", position["step"], error)
-
-    def _validate_again(self) -> None:
-        """Score the checkpoints that a killed attempt began to score and did not finish."""
-        if not self.checkpointer or not self.validate:
-            return
-        scored = self.validations.scores()
-        for found in whole_checkpoints(self.job.run):
-            position = storage.read_json(CheckpointFolder(found.uri).state)
-            if found.step not in scored and is_validated(self.spec, Position(**position)):
-                self._on_whole(position, found.uri)
-                if found.step < self.state.start.step:
-                    # Whether the run is over where it begins again depends on this one.
-                    while self.validations.are_waited_for():
-                        time.sleep(POLL_SECONDS)
-                    self.validations.settle()
+def _warn_unlearnable(index: SplitIndex, model: PreTrainedModel) -> None:
+    """Warn about training utterances with fewer frames than labels in this model; CTC ignores them."""
+    lengths, which = np.unique(index.num_samples, return_inverse=True)
+    frames = np.array(output_frames(model, lengths.tolist()))[which]
+    count = int((index.num_labels + index.num_repeats > frames).sum())
+    if count:
+        seconds = lengths[-1] / SAMPLE_RATE / max(1, int(frames.max()))
+        _log.warning(
+            "%d of %d training utterances have more labels than frames and teach nothing; "
+            "corpus.frame_seconds=%.2g would set them aside",
+            *(count, len(index), seconds),
+        )

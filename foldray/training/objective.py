@@ -1,4 +1,4 @@
-"""What a step trains: which depths run, and the weights of the joint loss's terms."""
+"""The objective of a step: which depths run, and the weighted terms of the joint loss."""
 
 import dataclasses
 from typing import Any
@@ -17,8 +17,10 @@ from foldray.models.fold import ctc_logits, stack_of
 class Objective:
     """The joint loss of a spec for one folded model.
 
-    parts: names of what is logged for each depth; may_skip_parts: whether a step may leave private
-    parts out, because a depth that runs them is not drawn.
+    Attributes:
+        parts: Names of the losses that are logged for each depth.
+        may_skip_parts: Whether a step may leave private parts without gradients, because only depths that were not
+            drawn use them.
     """
 
     def __init__(self, spec: RunSpec, model: nn.Module) -> None:
@@ -39,7 +41,10 @@ class Objective:
         self.may_skip_parts = drawn and parts and plan.uses() != plan.uses(plan.depths[-1:])
 
     def draw_depths(self, epoch: int, epoch_step: int) -> tuple[int, ...]:
-        """Seed, deepest, and what is drawn between them (the sandwich of arXiv 1903.05134); the same on every rank."""
+        """Return the shallowest and deepest depth and random ones between (sandwich rule, arXiv 1903.05134).
+
+        The same on every rank, since the random seed is that of the step.
+        """
         between = self._depths[1:-1]
         if self._loss.sampled is None or self._loss.sampled >= len(between):
             return self._depths
@@ -48,7 +53,14 @@ class Objective:
         return (self._depths[0], *sorted(drawn), *self._depths[-1:])
 
     def __call__(self, output: Any, batch: Batch, counts: StepCounts, progress: float) -> tuple[Tensor, Tensor]:
-        """The loss to go backward from, and its parts for each depth that ran, detached, (L, P)."""
+        """Return the loss to backpropagate, and its parts for each depth that ran, detached, (L, P).
+
+        Args:
+            output: The model's output, with depths stacked along the batch.
+            batch: The micro-batch.
+            counts: Labels, frames and utterances of the whole step, by which sums are divided.
+            progress: Share of the run that is done, for the warm-up of `loss.beta`.
+        """
         ran = len(self._stack.run_depths)
         ramp = min(1.0, progress / self._loss.beta_warmup) if self._loss.beta_warmup else 1.0
         terms: dict[str, JointLoss] = {}
@@ -88,6 +100,6 @@ class Objective:
 
     def _matching(self, batch: Batch, counts: StepCounts) -> Tensor:
         hidden_PBTD = self._stack.take_output().unflatten(0, (len(self._stack.run_depths), -1))
-        # SEW's blocks run on squeezed frames, fewer than come out.
+        # SEW's blocks run on squeezed frames, fewer than the model's output has.
         squeezed = min(1.0, hidden_PBTD.shape[2] / int(batch.frames_B.max()))
         return matching_per_path(hidden_PBTD, (batch.frames_B * squeezed).long()) / counts.frames

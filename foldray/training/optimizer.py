@@ -1,4 +1,4 @@
-"""The optimiser: AdamW, or Muon for the matrices of the blocks and AdamW for the rest."""
+"""The optimizer: AdamW, or Muon for the matrices of the blocks and AdamW for the rest."""
 
 from typing import Any
 
@@ -8,30 +8,30 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from foldray.config.training import OptimSpec
-from foldray.training.context import Worker
+from foldray.training.context import WorkerContext
 from foldray.training.schedule import parameter_groups
 
 MOMENTUM = 0.95
 ITERATIONS, COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)
-"""Of the Newton-Schulz iteration, as in torch.optim.Muon."""
+"""Newton-Schulz iteration, as in torch.optim.Muon."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (arXiv 2502.16982, section 2): a step about equally long in all directions of a matrix, as large as AdamW's.
+    """Muon (arXiv 2502.16982, section 2): updates with nearly equal singular values, as large as AdamW's.
 
-    Directions that few frames ask for are so learned nearly as fast as the others. torch.optim.Muon orthogonalises in
-    bfloat16, whose rounding parts two workers' weights from one's by 1e-3 in four steps; this works in float32 (4e-6),
-    takes pointwise convolutions, and shares the work among workers that hold the same gradients. (Where FSDP2 spreads
-    the matrices, every product of the iteration is one over all workers.)
+    Directions of a matrix that few frames use are then learned nearly as fast as the others. torch.optim.Muon
+    orthogonalises in bfloat16: after four steps the weights of two workers differ from one worker's by 1e-3. This one
+    works in float32 (4e-6), also updates pointwise convolutions, and divides the work among the workers of DDP. With
+    FSDP2 every matrix product of the iteration is distributed.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, worker: Worker) -> None:
+    def __init__(self, groups: list[dict[str, Any]], lr: float, worker: WorkerContext) -> None:
         super().__init__(groups, {"lr": lr})
         self._worker = worker
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """Move every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         moved = [
             (parameter, group)
             for group in self.param_groups
@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
             parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * size)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
-        """Nesterov's, as a matrix."""
+        """Update the Nesterov momentum of a parameter; return it as a matrix."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
         return parameter.grad.lerp(momentum, MOMENTUM).flatten(1)
 
     def _directions(self, momenta: list[Tensor]) -> list[Tensor]:
-        """What `orthogonalise` makes of each; every worker makes some, and sends them to the others."""
+        """Orthogonalise each momentum; every worker computes some and sends them to the others."""
         rank, world = self._worker.rank, self._worker.world
         if world == 1 or any(isinstance(momentum, DTensor) for momentum in momenta):
             return [orthogonalise(momentum) for momentum in momenta]
@@ -63,15 +63,15 @@ class Muon(torch.optim.Optimizer):
             for i, momentum in enumerate(momenta)
         ]
         all_of_them = torch.cat([direction.flatten() for direction in mine])
-        dist.all_reduce(all_of_them)  # nothing but zeros is added to any
+        dist.all_reduce(all_of_them)  # each is a sum of one direction and zeros: exact
         parts = all_of_them.split([momentum.numel() for momentum in momenta])
         return [part.view_as(momentum) for part, momentum in zip(parts, momenta, strict=True)]
 
 
 def orthogonalise(matrix_MN: Tensor) -> Tensor:
-    """(M, N): the same singular vectors, singular values of 0.7 to 1.2, in float32.
+    """Return a matrix (M, N) with the same singular vectors and singular values of 0.7 to 1.2, in float32.
 
-    Five iterations lift a value by 485 times at most: those below a thousandth of the matrix's norm stay small.
+    Five iterations multiply a singular value by at most 485: those below a thousandth of the norm stay small.
     """
     wide_MN: Tensor = matrix_MN.float()
     high = len(wide_MN) > wide_MN.shape[1]
@@ -86,23 +86,23 @@ def orthogonalise(matrix_MN: Tensor) -> Tensor:
 
 
 class Together(torch.optim.Optimizer):
-    """Several optimisers as one, with one state, each with groups of its own."""
+    """Several optimizers as one, with a common state."""
 
     def __init__(self, each: list[torch.optim.Optimizer]) -> None:
         self._each = each
-        # Their very groups, so that a rate that is set here is theirs.
+        # The same group objects: a learning rate that is set here is set in the optimizer.
         super().__init__([group for one in each for group in one.param_groups], {})
         for one in each:
             one.state = self.state
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """One step of each."""
+        """Take a step of each."""
         for one in self._each:
             one.step()
 
 
-def make_optimizer(model: nn.Module, optim: OptimSpec, worker: Worker) -> torch.optim.Optimizer:
-    """The optimiser of a model that is on its device; its groups have a `part` and its `share` of the rate."""
+def make_optimizer(model: nn.Module, optim: OptimSpec, worker: WorkerContext) -> torch.optim.Optimizer:
+    """Return the optimizer of a model that is on its device. Groups have a `part` and its `share` of the rate."""
     groups = parameter_groups(model, optim)
     matrices = [group for group in groups if group["part"] == "matrices"]
     others = [group for group in groups if group["part"] != "matrices"]

@@ -1,4 +1,4 @@
-"""One model over many workers: DistributedDataParallel, or FSDP2, each stored block wrapped once."""
+"""Data parallelism: DistributedDataParallel, or FSDP2 with every physical layer wrapped once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +13,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from foldray.config.training import ScaleSpec
 from foldray.models.fold import stack_of
-from foldray.training.context import Worker
+from foldray.training.context import WorkerContext
 
 
-def shard(model: nn.Module, worker: Worker, scale: ScaleSpec) -> None:
-    """Apply what a spec asks for to the blocks, in place; with FSDP2 every worker keeps its share of each tensor.
+def shard(model: nn.Module, worker: WorkerContext, scale: ScaleSpec) -> None:
+    """Apply checkpointing of activations, compilation and FSDP2 to the blocks, in place.
 
-    Comes before the optimiser, which holds what is left of each parameter, and after the weights are loaded.
+    Call it after the weights are loaded and before the optimizer is created, which refers to the sharded parameters.
     """
     if scale.activation_checkpointing:
         stock: Any = model
-        # The reentrant kind fails where a block runs twice (seen with two gloo ranks).
+        # The reentrant kind fails if a block runs twice (seen with two gloo ranks).
         stock.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     blocks = stack_of(model).physical_layers()
     if scale.compile:
@@ -32,32 +32,32 @@ def shard(model: nn.Module, worker: Worker, scale: ScaleSpec) -> None:
     if scale.strategy == "fsdp" and worker.world > 1:
         mesh = init_device_mesh(worker.device.type, (worker.world,))
         for block in blocks:
-            # A block runs several times in one pass: it stays whole between its uses.
+            # A block runs several times in one pass: it stays gathered between its uses.
             fully_shard(block, mesh=mesh, reshard_after_forward=False)
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
 
-def wrap(model: nn.Module, worker: Worker, *, find_unused: bool) -> nn.Module:
-    """The module to call: under DistributedDataParallel, unless it is sharded or this worker is alone."""
+def wrap(model: nn.Module, worker: WorkerContext, *, find_unused: bool) -> nn.Module:
+    """Return the module to call: wrapped in DistributedDataParallel, unless sharded or alone."""
     if worker.world == 1 or is_sharded(model):
         return model
-    # Where it looks for none that is unused, it lays out its buffers anew after the first step: three or more gloo
-    # ranks, whose sums depend on the layout, would then not resume to the same bits.
+    # Without the search for unused parameters DDP rebuilds its buckets after the first step. Sums over three or more
+    # gloo ranks depend on the buckets: a resumed run would not be bit-equal.
     fixed = find_unused or worker.device.type == "cpu"
-    # Gradients that are views of the exchanged buffers: no second copy of them.
+    # Gradients are views of the buckets: no second copy of them.
     return DistributedDataParallel(
         model, broadcast_buffers=False, find_unused_parameters=fixed, gradient_as_bucket_view=True
     )
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 spreads the model over the workers."""
+    """Return whether FSDP2 shards the model."""
     return isinstance(model, FSDPModule)
 
 
 @contextmanager
 def accumulating(model: nn.Module, *, last: bool) -> Iterator[None]:
-    """Exchange gradients after the last micro-batch of a step only; FSDP2 does so every time, to hold no whole one."""
+    """All-reduce gradients after the last micro-batch of a step only; FSDP2 reduces after every one, to save memory."""
     if isinstance(model, DistributedDataParallel) and not last:
         with model.no_sync():
             yield
@@ -66,12 +66,12 @@ def accumulating(model: nn.Module, *, last: bool) -> Iterator[None]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that is no longer spread over the workers; all of them must call."""
+    """Return a tensor unsharded. Collective for a sharded one."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, where and as `parameter` is kept; nothing is sent, every worker takes its own share."""
+    """Return an unsharded tensor with the device and sharding of `parameter`; no communication."""
     moved = tensor.to(parameter.device, copy=True)
     if isinstance(parameter, DTensor):
         return distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None)
@@ -79,5 +79,5 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 def gradient_norm(model: nn.Module, most: float) -> Tensor:
-    """The norm of all gradients, which are scaled down to `most` where it is greater."""
+    """Clip all gradients to a total norm of `most`; return the norm before."""
     return whole(torch.nn.utils.clip_grad_norm_(model.parameters(), most))

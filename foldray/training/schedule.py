@@ -1,4 +1,4 @@
-"""What the optimiser is told: rates over the run, and which part of the model has which rate and decay."""
+"""Schedules over the run, and parameter groups: which part of the model has which learning rate and decay."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from foldray.models.families import family_of
 
 
 def learning_rate(progress: float, optim: OptimSpec) -> float:
-    """Share of the peak rate, `progress` (0 to 1) into the run: warm-up, hold, decay to `final_lr`."""
+    """Return the share of the peak learning rate at `progress` (0 to 1): warm-up, hold, decay to `final_lr`."""
     if progress < optim.warmup:
         # Half a percent of the warm-up at the very first step: a rate of zero would waste it.
         return max(progress / optim.warmup, 0.005)
@@ -19,7 +19,7 @@ def learning_rate(progress: float, optim: OptimSpec) -> float:
     if progress <= begins or optim.schedule == "constant":
         return 1.0
     if optim.schedule == "inverse_sqrt":  # arXiv 1706.03762, section 5.3
-        # Without a warm-up there is no unit of time to fall by: the first hundredth of the run stands for it.
+        # The decay is relative to the warm-up; without one, to the first hundredth of the run.
         unit = max(optim.warmup, 0.01)
         return max(optim.final_lr, math.sqrt(unit / (unit + progress - begins)))
     fallen = min(1.0, (progress - begins) / (1 - begins))
@@ -28,16 +28,22 @@ def learning_rate(progress: float, optim: OptimSpec) -> float:
 
 
 def moving_share(progress: float, optim: OptimSpec) -> float:
-    """How much moving statistics count in a BatchNorm from scratch, `progress` (0 to 1) into the run."""
+    """Return the weight of running statistics in a BatchNorm from scratch at `progress` (0 to 1)."""
     begins, ends = optim.renorm
     return float(progress >= ends) if progress < begins or progress >= ends else (progress - begins) / (ends - begins)
 
 
 def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]:
-    """Groups for an optimiser: `part` (front, seed, matrices, private, rest), `share` of the rate, and `weight_decay`.
+    """Return the parameter groups of a model.
 
-    Matrices decay; norms, biases and other vectors do not. `matrices` are those of the blocks' linear layers and
-    pointwise convolutions, where Muon moves them; else they are among `seed`. Order follows the model's parameters.
+    Args:
+        model: The folded model.
+        optim: Learning rates and weight decay.
+
+    Returns:
+        Groups with `part` (front, seed, matrices, private, rest), `share` of the learning rate, and `weight_decay`
+        (matrices decay; norms, biases and other vectors do not). With Muon, `matrices` are the weights of the blocks'
+        linear layers and pointwise convolutions; otherwise these belong to `seed`.
     """
     shares = {"front": optim.lr_front, "seed": optim.lr_seed, "private": optim.lr_private, "rest": 1.0}
     if optim.kind == "muon":
@@ -52,7 +58,7 @@ def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]
         for part, share in shares.items()
         for decays in (True, False)
     }
-    # By name: a module with private parts gives as its weight what it makes of it for the use that ran last.
+    # By name: `weight` of a module with private parts is a computed tensor.
     matrices = {f"{name}.weight" for name, module in model.named_modules() if is_projection(module)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -64,7 +70,7 @@ def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]
 
 
 def part_of(model: nn.Module, name: str) -> str:
-    """The part of a folded model that a parameter belongs to: front, seed, private or rest."""
+    """Return the part of a folded model that a parameter belongs to: front, seed, private or rest."""
     family = family_of(model)
     if is_private_key(name):
         return "private"
@@ -74,9 +80,9 @@ def part_of(model: nn.Module, name: str) -> str:
 
 
 def freeze_front(model: nn.Module) -> None:
-    """Stop the training of what lies before the blocks, in place."""
+    """Freeze everything before the blocks, in place."""
     for name, module in model.named_modules():
-        # wav2vec 2.0 and its kin else ask for a gradient of the waveform, and go backward through frozen convolutions.
+        # Otherwise wav2vec 2.0 and similar models backpropagate through the frozen convolutions to the waveform.
         if f"{name}." in family_of(model).front and hasattr(module, "_freeze_parameters"):
             module._freeze_parameters()
     for name, parameter in model.named_parameters():

@@ -1,11 +1,11 @@
-"""The trackers: TensorBoard, MLflow and W&B, each a way to write points and a way to end."""
+"""Adapters to TensorBoard, MLflow and W&B: each starts a run, writes points and ends the run."""
 
 import json
 import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from foldray import storage
 from foldray.config.spec import RunSpec
@@ -14,12 +14,12 @@ from foldray.runtime.extras import check_extra
 
 FLUSH_SECONDS = 10
 RUN_TAG = "foldray.run_id"
-MOST_METRICS, MOST_PARAMS = 1000, 100  # what MLflow takes in one request
+MOST_METRICS, MOST_PARAMS = 1000, 100  # MLflow's limits for one request
 
 MODULES = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic"), "wandb": ("wandb",)}
 
-# Neither reports to anyone but the server that was asked for. W&B would put itself between the terminal and the
-# progress bar and wait without end for a server that is away; MLflow would announce each table it makes.
+# No telemetry to third parties. By default W&B captures the terminal, progress bar included, and waits without limit
+# for a server that is away, and MLflow logs each table that it creates.
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -30,7 +30,7 @@ DEFAULTS = {
 
 
 class Point(NamedTuple):
-    """One record's scalars by tag, and when it came, in seconds since 1970."""
+    """Scalars of one record by tag, with its step and arrival time (seconds since 1970)."""
 
     step: int
     when: float
@@ -38,14 +38,14 @@ class Point(NamedTuple):
 
 
 class Tracker(NamedTuple):
-    """What is told to a service."""
+    """A started run of a tracking service."""
 
     write: Callable[[list[Point]], None]
-    close: Callable[[bool], None]  # is told whether the run ended well
+    close: Callable[[bool], None]  # receives whether the run ended well
 
 
 class TrackedRun(NamedTuple):
-    """A run as trackers know it; `first_step` is the first that this attempt takes."""
+    """A run for trackers; `first_step` is the first step of this attempt."""
 
     spec: RunSpec
     run_id: str
@@ -54,7 +54,7 @@ class TrackedRun(NamedTuple):
 
 
 def check_trackers(spec: RunSpec) -> None:
-    """Refuse trackers that are not installed or have no key. Raises UserError."""
+    """Raise UserError if a tracker is not installed or has no key."""
     for name in spec.tracking:
         check_extra(name, *MODULES[name], where="tracking", what=name)
     if "wandb" in spec.tracking:
@@ -62,19 +62,19 @@ def check_trackers(spec: RunSpec) -> None:
 
 
 def set_defaults() -> None:
-    """Give every setting of DEFAULTS that nobody has set."""
+    """Set the environment variables of DEFAULTS that are not set."""
     for key, value in DEFAULTS.items():
         os.environ.setdefault(key, value)
 
 
 def _start_tensorboard(run: TrackedRun) -> Tracker:
-    """Event files beside the run, or below the working folder where the run is in a bucket."""
+    """Write event files into the run's folder, or below the working folder if the run is in a bucket."""
     from torch.utils.tensorboard import SummaryWriter
 
     local = storage.is_local(run.uri)
     folder = Path(storage.absolute(run.uri), "tensorboard") if local else Path("foldray-tensorboard", run.run_id)
-    # The purge hides what an attempt that was lost wrote of steps that are taken again.
-    writer: Any = SummaryWriter(str(folder), purge_step=run.first_step, flush_secs=FLUSH_SECONDS)
+    # The purge hides steps of a lost attempt that are repeated now.
+    writer = SummaryWriter(str(folder), purge_step=run.first_step, flush_secs=FLUSH_SECONDS)
     as_code = textwrap.indent(run.spec.model_dump_json(indent=1), "    ")
     writer.add_text("spec", as_code, run.first_step)
 
@@ -87,7 +87,7 @@ def _start_tensorboard(run: TrackedRun) -> Tracker:
 
 
 def _start_mlflow(run: TrackedRun) -> Tracker:
-    """A run of the experiment that is named as the spec, found again by its tag."""
+    """Start or resume a run, found by its tag, in the experiment with the spec's name."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
@@ -99,7 +99,7 @@ def _start_mlflow(run: TrackedRun) -> Tracker:
     tracked = found[0] if found else client.create_run(experiment_id, tags=tags, run_name=run.run_id)
     mlflow_id = tracked.info.run_id
     client.update_run(mlflow_id, "RUNNING")
-    # MLflow changes no parameter once it is there and deletes no point. Steps taken again have the values they had.
+    # MLflow can neither change a parameter nor delete a point. Repeated steps have equal values: they are skipped.
     fields = _fields(run.spec.model_dump(mode="json"))
     params = [Param(name, text) for name, text in fields.items() if name not in tracked.data.params]
     for i in range(0, len(params), MOST_PARAMS):
@@ -124,8 +124,8 @@ def _start_mlflow(run: TrackedRun) -> Tracker:
     return Tracker(write, lambda ended_well: client.set_terminated(mlflow_id, "FINISHED" if ended_well else "FAILED"))
 
 
-def _fields(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """The fields of a spec by their full names, such as `optim.lr`, as text."""
+def _fields(values: dict[str, object], prefix: str = "") -> dict[str, str]:
+    """Return the fields of a spec by their full names, such as `optim.lr`, as text."""
     found: dict[str, str] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -137,7 +137,7 @@ def _fields(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _start_wandb(run: TrackedRun) -> Tracker:
-    """A W&B run of the run's own id."""
+    """Start or resume the W&B run with this run's id."""
     import wandb
 
     tracked = wandb.init(
@@ -145,11 +145,11 @@ def _start_wandb(run: TrackedRun) -> Tracker:
         id=run.run_id,
         name=run.run_id,
         resume="allow",
-        reinit="create_new",  # a run that the caller has open in this process is left alone
+        reinit="create_new",  # leaves alone a run that the caller has open in this process
         config=run.spec.model_dump(mode="json"),
-        allow_val_change=True,  # how many workers there are, for one, may change when a run is resumed
+        allow_val_change=True,  # a resumed run may have other values, such as the number of workers
     )
-    # W&B's own step only ever rises, but a validation comes later than the steps behind it.
+    # W&B's own step only rises, but a validation arrives after later steps.
     tracked.define_metric("step")
     for group in ("train", "valid", "speed"):
         tracked.define_metric(f"{group}/*", step_metric="step")
@@ -162,19 +162,19 @@ def _start_wandb(run: TrackedRun) -> Tracker:
 
 
 def _check_wandb_key() -> None:
-    """Without a key W&B would ask for one in the middle of training. Raises UserError."""
+    """Raise UserError without a key; W&B would prompt for one in the middle of training."""
     set_defaults()
     import wandb
 
-    mend = "run `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline"
+    fix = "run `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline"
     if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
         return
     try:
         has_key = wandb.login(prompt=False, verify=False)
     except wandb.errors.Error as error:
-        raise UserError("tracking", f"wandb refuses its key ({one_line(error)}); {mend}") from None
+        raise UserError("tracking", f"wandb refuses its key ({one_line(error)}); {fix}") from None
     if not has_key:
-        raise UserError("tracking", f"wandb has no key; {mend}")
+        raise UserError("tracking", f"wandb has no key; {fix}")
 
 
 STARTS: dict[str, Callable[[TrackedRun], Tracker]] = {

@@ -1,4 +1,4 @@
-"""Scores on the validation split, of a checkpoint, beside training; and what follows from them."""
+"""Validation: scores of checkpoints, computed in parallel to training, and the decisions that follow from them."""
 
 import logging
 import time
@@ -8,7 +8,7 @@ from concurrent.futures import Future
 import jiwer
 import torch
 
-from foldray.config.spec import RunSpec
+from foldray import storage
 from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import read_index, read_manifest
 from foldray.data.stream import BatchLoader
@@ -16,19 +16,37 @@ from foldray.evaluation.decode import greedy_texts
 from foldray.folding.loss import ctc_per_path
 from foldray.models.fold import ctc_logits, stack_of
 from foldray.models.save_load import load_model
-from foldray.results.metrics import VALIDATION, Record, write_metrics
+from foldray.results.metrics import VALIDATION, Record, read_metrics, write_metrics
+from foldray.storage.layout import CheckpointFolder
+from foldray.training.context import LoopHooks, WorkerContext
+from foldray.training.cursor import Cursor, is_validated
+from foldray.training.job import TrainJob
+from foldray.training.run_folder import whole_checkpoints
 
 _log = logging.getLogger("foldray.training")
 
 VALIDATION_SECONDS = 3600.0
-"""How long a validation may keep training waiting."""
+"""How long training waits for a validation."""
+
+POLL_SECONDS = 0.2
+"""How often the workers check together whether a validation is done."""
 
 
 @torch.no_grad()
 def validate_checkpoint(run: str, step: int, uri: str, corpus: str, max_duration: float, device: str = "cpu") -> Record:
-    """Score every depth of a checkpoint and write `{step, valid_ctc, valid_wer}` beside the run's metrics.
+    """Score every depth of a checkpoint on the validation split, and write the scores to the run's metrics.
 
-    valid_ctc: CTC loss per label; valid_wer: word error rate of the best path, as a fraction. Both by depth.
+    Args:
+        run: URI of the run.
+        step: Step of the checkpoint.
+        uri: URI of the checkpoint.
+        corpus: URI of the prepared corpus.
+        max_duration: Seconds of padded audio in a batch.
+        device: torch device.
+
+    Returns:
+        `step`, `valid_ctc` (CTC loss per label by depth) and `valid_wer` (word error rate of greedy decoding by depth,
+        as a fraction).
     """
     model = load_model(uri)
     torch.nn.Module.to(model, torch.device(device))
@@ -38,97 +56,148 @@ def validate_checkpoint(run: str, step: int, uri: str, corpus: str, max_duration
     depths = stack_of(model).plan.depths
     loss_P = torch.zeros(len(depths), device=device)
     references: list[str] = []
-    heard: list[list[str]] = [[] for _ in depths]
+    hypotheses: list[list[str]] = [[] for _ in depths]
     for batch in loader.ahead(plan_scoring(index, max_duration), epoch=0):
         moved = batch.to(torch.device(device))
         logits_PBTV = ctc_logits(model(**moved.encoder_inputs)).unflatten(0, (len(depths), -1))
         log_probs = logits_PBTV.float().log_softmax(-1)
         loss_P += ctc_per_path(log_probs, moved.frames_B, moved.labels_BU, moved.num_labels_B, blank=0)
         references += batch.texts
-        for texts, logits_BTV in zip(heard, logits_PBTV, strict=True):
+        for texts, logits_BTV in zip(hypotheses, logits_PBTV, strict=True):
             texts += greedy_texts(logits_BTV, moved.frames_B, manifest.tokenizer)
     losses = (loss_P / int(index.num_labels.sum())).tolist()
     record: Record = {
         "step": step,
         "valid_ctc": dict(zip(map(str, depths), losses, strict=True)),
-        "valid_wer": {str(depth): jiwer.wer(references, texts) for depth, texts in zip(depths, heard, strict=True)},
+        "valid_wer": {
+            str(depth): jiwer.wer(references, texts) for depth, texts in zip(depths, hypotheses, strict=True)
+        },
     }
     write_metrics(run, VALIDATION, [record])
     return record
 
 
-def is_stopped_early(wers: list[float], patience: int | None) -> bool:
-    """Whether the last `patience` validations brought no better score than one before them."""
-    return patience is not None and len(wers) - 1 - _best(wers) >= patience
-
-
-def _best(wers: list[float]) -> int:
-    """The first of the best scores; -1 of none."""
-    return wers.index(min(wers)) if wers else -1
-
-
 class Validations:
-    """The first worker's book of validations: which are under way, and the scores of the others."""
+    """The validations of a run: starts them, collects their scores, and decides early stopping and the best step.
 
-    def __init__(self, spec: RunSpec, known: dict[int, Record], on_record: Callable[[Record], None]) -> None:
-        self._depth = str(spec.valid.depth or spec.fold.depths[-1])
-        self._patience = spec.valid.patience
-        self._on_record = on_record
-        self._known = known
+    Rank 0 starts and collects; the other workers take part in the collective methods only.
+    """
+
+    def __init__(self, job: TrainJob, worker: WorkerContext, hooks: LoopHooks, start: Cursor) -> None:
+        """Start without any validation under way.
+
+        Args:
+            job: The job.
+            worker: This process.
+            hooks: Its `validate` starts a validation; None for a run that is not validated.
+            start: Where training starts; scores of later steps belong to lost weights and are ignored.
+        """
+        self._job, self._worker, self._hooks, self._start = job, worker, hooks, start
+        self._spec = job.spec
+        self._depth = str(job.spec.valid.depth or job.spec.fold.depths[-1])
+        self._scores = known_scores(read_metrics(job.run), start.step) if worker.rank == 0 else {}
         self._under_way: dict[int, tuple[Future[Record], float]] = {}
 
-    def begin(self, step: int, scoring: Future[Record]) -> None:
-        """Note that the checkpoint of a step is being scored."""
-        self._under_way[step] = scoring, time.monotonic()
+    def is_due(self, cursor: Cursor) -> bool:
+        """Return whether the checkpoint at this cursor is validated."""
+        return bool(self._hooks.validate) and is_validated(self._spec, cursor)
 
-    def are_done(self) -> bool:
-        """Whether none is under way any more."""
-        return all(scoring.done() for scoring, _ in self._under_way.values())
+    def begin(self, cursor: Cursor, uri: str) -> None:
+        """Start to score a complete checkpoint, if it is due. Called by the checkpoint writer."""
+        if not self._hooks.validate or not self.is_due(cursor):
+            return
+        if any(not scoring.done() for scoring, _ in self._under_way.values()):
+            _log.warning("step %d is not scored: the previous validation is still running", cursor.step)
+            return
+        try:
+            self._under_way[cursor.step] = self._hooks.validate(cursor.step, uri), time.monotonic()
+        except Exception as error:  # the checkpoint is complete all the same
+            _log.warning("the validation of step %d could not start: %r", cursor.step, error)
 
-    def are_waited_for(self) -> bool:
-        """Whether one is under way that began in the last hour."""
+    def begin_missing(self) -> None:
+        """Start the validations that a killed attempt started and did not finish. Rank 0 only."""
+        if not self._hooks.validate:
+            return
+        scored = self.wers()
+        for found in whole_checkpoints(self._job.run):
+            cursor = Cursor(**storage.read_json(CheckpointFolder(found.uri).state))
+            if found.step in scored or not self.is_due(cursor):
+                continue
+            self.begin(cursor, found.uri)
+            if found.step < self._start.step:
+                # Early stopping at the start depends on this score.
+                while self._is_waited_for():
+                    time.sleep(POLL_SECONDS)
+                self._collect()
+
+    def wait(self, is_written: Callable[[], bool]) -> float:
+        """Wait for the validations under way, then collect their scores. Collective. Returns the seconds waited.
+
+        All workers poll together: a worker that waited alone would let the others' collective time out.
+
+        Args:
+            is_written: Returns whether the checkpoint writer is idle; only then all validations have started.
+        """
+        began = time.perf_counter()
+        while not self._worker.broadcast([is_written() and not self._is_waited_for()])[0]:
+            time.sleep(POLL_SECONDS)
+        if self._worker.rank == 0:
+            self._collect()
+        return time.perf_counter() - began
+
+    def stops_early(self, cursor: Cursor) -> bool:
+        """Return whether training stops at this cursor: no better score in `valid.patience` validations. Collective."""
+        if self._spec.valid.patience is None or not self.is_due(cursor):
+            return False
+        wers = list(self.wers(before=cursor.step).values())
+        stops = self._worker.rank == 0 and has_no_progress(wers, self._spec.valid.patience)
+        return bool(self._worker.broadcast([stops])[0])
+
+    def wers(self, before: int | None = None) -> dict[int, float]:
+        """Return the WER at the chosen depth by step, of all validations or of those before a step."""
+        return {
+            step: float(record["valid_wer"][self._depth])
+            for step, record in sorted(self._scores.items())
+            if before is None or step < before
+        }
+
+    def best_step(self, among: Container[int] | None = None) -> int | None:
+        """Return the step of the best score (the first of equals); None without scores."""
+        wers = {step: wer for step, wer in self.wers().items() if among is None or step in among}
+        return min(wers, key=wers.__getitem__, default=None)
+
+    def kept_steps(self) -> set[int]:
+        """Return the steps whose checkpoints must stay: the best one, and those that are being scored."""
+        best = self.best_step()
+        return set(self._under_way) | ({best} if best is not None else set())
+
+    def _is_waited_for(self) -> bool:
+        """Return whether a validation is running that started less than VALIDATION_SECONDS ago."""
         late = time.monotonic() - VALIDATION_SECONDS
         return any(began > late and not scoring.done() for scoring, began in self._under_way.values())
 
-    def settle(self) -> None:
-        """Take in the scores that are there; one that failed has none, and training goes on.
+    def _collect(self) -> None:
+        """Take the scores of finished validations; a failed one is logged, and training goes on.
 
-        What is not done stays under way: its checkpoint must stay as long, or its score would be of nothing.
+        One that still runs stays under way, and its checkpoint stays in the store for as long.
         """
         for step, (scoring, _) in list(self._under_way.items()):
             if not scoring.done():
                 _log.warning("the checkpoint of step %d is still being scored; training goes on without", step)
                 continue
             try:
-                self._known[step] = scoring.result()
-                self._on_record(self._known[step])
+                self._scores[step] = scoring.result()
+                self._hooks.on_record(self._scores[step])
             except Exception as error:
                 _log.warning("the checkpoint of step %d has no validation score: %r", step, error)
             del self._under_way[step]
 
-    def scores(self, up_to: int | None = None) -> dict[int, float]:
-        """WER at the chosen depth by step, of validations before step `up_to`."""
-        return {
-            step: float(record["valid_wer"][self._depth])
-            for step, record in sorted(self._known.items())
-            if up_to is None or step < up_to
-        }
 
-    def is_over(self, step: int) -> bool:
-        """Whether a run at a validation's step ends there, by the scores of those before it."""
-        return is_stopped_early(list(self.scores(step).values()), self._patience)
-
-    def best_step(self, among: Container[int] | None = None) -> int | None:
-        """The step of the best checkpoint, `among` some; None where none has a score."""
-        scores = {step: score for step, score in self.scores().items() if among is None or step in among}
-        return list(scores)[_best(list(scores.values()))] if scores else None
-
-    def kept_steps(self) -> set[int]:
-        """Steps whose checkpoints must stay: the best, and the one that is being scored."""
-        best = self.best_step()
-        return set(self._under_way) | ({best} if best is not None else set())
+def has_no_progress(wers: list[float], patience: int) -> bool:
+    """Return whether the last `patience` scores are no better than one before them."""
+    return bool(wers) and len(wers) - 1 - wers.index(min(wers)) >= patience
 
 
 def known_scores(records: list[Record], up_to: int) -> dict[int, Record]:
-    """Validations in a run's metrics, by step, up to the step that it goes on from."""
+    """Return the validations in a run's metrics by step, up to the step that training resumes from."""
     return {record["step"]: record for record in records if "valid_wer" in record and record["step"] <= up_to}

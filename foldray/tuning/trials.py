@@ -11,8 +11,8 @@ from foldray.models.costs import DepthCost, plan_costs
 from foldray.results.metrics import Record, read_metrics
 from foldray.results.searches import TrialRecord, write_record
 from foldray.stages.evaluate import score_run
-from foldray.training.final_model import is_finished
 from foldray.training.launch import describe, run_uri, train
+from foldray.training.run_folder import is_finished
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ from foldray.data.manifest import Manifest
 from foldray.folding.plan import FoldPlan
 from foldray.models.costs import costs_of
 from foldray.results.metrics import read_metrics
-from foldray.training.context import TrainJob, Worker
+from foldray.training.context import WorkerContext
+from foldray.training.job import TrainJob
 from foldray.training.loop import train_model
 from tests.support.training import job_for
 
@@ -26,7 +27,7 @@ def test_the_bare_loop_reaches_the_losses_of_ours(
     still = [f"model.config.{name}=0" for name in ("dropout", "activation_dropout", "attention_dropout")]
     plain = ["augment.time_masks=0", "augment.frequency_masks=0", "optim.warmup=0", "optim.schedule=constant"]
     spec = override_spec(job.spec, [*still, *plain, "optim.weight_decay=0", f"scale.workers={workers}"])
-    train_model(TrainJob(spec, job.run, job.corpus, job.init), Worker())
+    train_model(TrainJob(spec, job.run, job.corpus, job.init), WorkerContext())
     (tmp_path / "bare").mkdir()
     told = run_bare(spec, job.corpus, str(tmp_path / "bare"), ahead=ahead)
     ours = read_metrics(job.run)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from foldray.results.reader import read_hypotheses, read_rows
 from foldray.runtime.terminal import training_bar
-from foldray.training.context import TrainJob
+from foldray.training.job import TrainJob
 from tests.support.commands import call
 from tests.support.paths import PROJECT
 from tests.support.ports import free_port

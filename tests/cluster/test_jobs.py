@@ -18,7 +18,7 @@ from foldray import storage
 from foldray.cli.main import main
 from foldray.results.metrics import read_metrics
 from foldray.results.reader import read_rows
-from foldray.training.checkpoint import whole_checkpoints
+from foldray.training.run_folder import whole_checkpoints
 from tests.support.checkout import copy_checkout
 from tests.support.commands import TINY
 from tests.support.hosts import PATIENCE, wait_until
@@ -149,7 +149,7 @@ def test_stages_as_jobs(
     step = newest_step(s3_store)
     finished = head.submit("pipelines.run", *recipe, keys=keys)  # trains to the end, scores and reports
     said = head.logs(finished)
-    assert any(line.endswith(f", 2 workers, going on from step {step}") for line in said)
+    assert any(line.endswith(f", 2 workers, resuming from step {step}") for line in said)
     assert any(line.startswith(f"trained   120 steps (resumed from step {step})") for line in said)
     assert "trained   120 steps" in head.client("logs", finished).stdout
     (run,) = storage.list_folders(f"{s3_store}/runs")

@@ -15,7 +15,7 @@ from foldray.evaluation.score import score_depths
 from foldray.models.families import transformers_class
 from foldray.models.fold import set_depths
 from foldray.models.processor import read_tokenizer
-from foldray.training.context import Worker
+from foldray.training.context import WorkerContext
 from foldray.training.final_model import finish_run
 from foldray.training.loop import train_model
 from tests.support.corpora import prepare_serially
@@ -51,7 +51,7 @@ def test_a_hybrid_model_is_trained_saved_and_decoded_in_three_ways(
 ) -> None:
     corpus, manifest = prepared_bpe
     job = job_for("conformer", prepared_bpe, tmp_path, steps=2)
-    trained = train_model(job, Worker())
+    trained = train_model(job, WorkerContext())
     finish_run(job, trained.final_steps, trained.attempt)
     folder = f"{job.run}/model"
     assert read_tokenizer(folder) == manifest.tokenizer
@@ -77,7 +77,7 @@ def test_a_hybrid_model_is_trained_saved_and_decoded_in_three_ways(
 
 def test_ways_to_decode_that_a_model_lacks_are_refused(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     job = job_for("parakeet", prepared, tmp_path, steps=1)
-    trained = train_model(job, Worker())
+    trained = train_model(job, WorkerContext())
     finish_run(job, trained.final_steps, trained.attempt)
     model = load_model(f"{job.run}/model")
     check_decoding(model, "ctc")

@@ -24,9 +24,10 @@ from foldray.models.fold import stack_of
 from foldray.models.from_checkpoint import load_folded
 from foldray.models.stock import write_random_checkpoint
 from foldray.training import state
-from foldray.training.checkpoint import whole_checkpoints
-from foldray.training.context import Surroundings, TrainJob, Worker
-from foldray.training.loop import Trained, train_model
+from foldray.training.context import LoopHooks, WorkerContext
+from foldray.training.job import TrainJob
+from foldray.training.loop import TrainedModel, train_model
+from foldray.training.run_folder import whole_checkpoints
 from foldray.training.schedule import moving_share
 from tests.support.tiny import TOKENIZER, inputs_for, noise, run, tiny_model
 from tests.support.training import assert_same, job_for, weights
@@ -142,21 +143,25 @@ def test_shares_follow_the_run() -> None:
 def test_statistics_that_were_loaded_stay(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     """From scratch they are the corpus's in the end, and every norm of every block has moved."""
     job = job_for("parakeet", prepared, tmp_path / "scratch", steps=6)
-    norms = [each for each in stack_of(train_model(job, Worker()).model).modules() if isinstance(each, FixedBatchNorm)]
+    norms = [
+        each for each in stack_of(train_model(job, WorkerContext()).model).modules() if isinstance(each, FixedBatchNorm)
+    ]
     assert [int(norm.num_batches_tracked) for norm in norms] == [6, 6]
     assert all(bool((norm.running_mean.abs() > 1e-4).all()) for norm in norms)
 
     job = job_for("parakeet", prepared, tmp_path / "loaded", steps=6)
     model = job.spec.model.model_copy(update={"checkpoint": job.init})
-    train_model(type(job)(job.spec.model_copy(update={"model": model}), job.run, job.corpus, job.init), Worker())
+    train_model(type(job)(job.spec.model_copy(update={"model": model}), job.run, job.corpus, job.init), WorkerContext())
     trained = weights(job.run)
     means = [tensor for key, tensor in trained.items() if key.endswith("running_mean")]
     assert len(means) == 2
     assert not any(bool(mean.any()) for mean in means)
 
 
-def trained_with(prepared: tuple[str, Manifest], folder: Path, renorm: tuple[float, float], **optim: Any) -> Trained:
-    return train_model(job_for("parakeet", prepared, folder, steps=6, renorm=renorm, **optim), Worker())
+def trained_with(
+    prepared: tuple[str, Manifest], folder: Path, renorm: tuple[float, float], **optim: Any
+) -> TrainedModel:
+    return train_model(job_for("parakeet", prepared, folder, steps=6, renorm=renorm, **optim), WorkerContext())
 
 
 def norms_of(model: nn.Module) -> list[FixedBatchNorm]:
@@ -183,7 +188,7 @@ def test_training_goes_over_from_one_to_the_other(prepared: tuple[str, Manifest]
 def test_in_the_end_training_sees_what_inference_sees(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     """With moving statistics alone, the losses of a step are those of the same weights in evaluation."""
     job = job_for("parakeet", prepared, tmp_path, steps=6, renorm=(0.0, 0.0))
-    model = train_model(job, Worker()).model
+    model = train_model(job, WorkerContext()).model
     context = norms_of(model)[0].context
     features = torch.randn(2, 200, 40, generator=torch.Generator().manual_seed(0))
     inputs = {"input_features": features, "attention_mask": torch.ones(2, 200, dtype=torch.long)}
@@ -199,7 +204,7 @@ def test_in_the_end_training_sees_what_inference_sees(prepared: tuple[str, Manif
 def test_averaged_weights_come_with_averaged_statistics(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     """Statistics belong to weights: those of a moving average move with it, and a resumed one goes on with its own."""
     whole = job_for("parakeet", prepared, tmp_path / "whole", steps=6, ema=0.5)
-    train_model(whole, Worker())
+    train_model(whole, WorkerContext())
     newest = Path(whole_checkpoints(whole.run)[-1].uri)
     averaged, raw = load_file(newest / "model.safetensors"), load_file(newest / "trained.safetensors")
     means = [key for key in averaged if key.endswith("running_mean")]
@@ -207,7 +212,7 @@ def test_averaged_weights_come_with_averaged_statistics(prepared: tuple[str, Man
     assert not any(torch.equal(averaged[key], raw[key]) for key in means)
     before = Path(whole_checkpoints(whole.run)[-2].uri)  # three steps earlier
     shutil.rmtree(newest)
-    train_model(whole, Worker())
+    train_model(whole, WorkerContext())
     again = Path(whole_checkpoints(whole.run)[-1].uri)
     assert before.exists()
     resumed = load_file(again / "model.safetensors")
@@ -269,7 +274,7 @@ def test_statistics_become_those_of_what_each_use_hears(prepared: tuple[str, Man
             heard.clear()
 
     try:
-        model = train_model(job, Worker(), Surroundings(after_step)).model
+        model = train_model(job, WorkerContext(), LoopHooks(after_step)).model
     finally:
         handle.remove()
     assert len(steps) == 5
@@ -288,10 +293,10 @@ def test_private_statistics_survive_a_kill(prepared: tuple[str, Manifest], tmp_p
     whole, cut = (job_for("parakeet", prepared, tmp_path / part, steps=6) for part in ("whole", "cut"))
     fold = whole.spec.fold.model_copy(update={"private": "norms+statistics"})
     whole, cut = (replace(job, spec=job.spec.model_copy(update={"fold": fold})) for job in (whole, cut))
-    train_model(whole, Worker())
+    train_model(whole, WorkerContext())
     with pytest.raises(ZeroDivisionError):
-        train_model(cut, Worker(), Surroundings(lambda record: record["step"] // (record["step"] < 5)))
-    train_model(cut, Worker())
+        train_model(cut, WorkerContext(), LoopHooks(lambda record: record["step"] // (record["step"] < 5)))
+    train_model(cut, WorkerContext())
     assert_same(weights(cut.run), weights(whole.run))
     assert any("private" in key and key.endswith("running_var") for key in weights(whole.run))
 
@@ -334,8 +339,8 @@ def test_a_run_that_never_moved_its_statistics_goes_on_so(prepared: tuple[str, M
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(state, "_renorm", lambda *_, **__: None)
         with pytest.raises(ZeroDivisionError):
-            train_model(job, Worker(), Surroundings(lambda record: record["step"] // (record["step"] < 5)))
-    model = train_model(job, Worker()).model
+            train_model(job, WorkerContext(), LoopHooks(lambda record: record["step"] // (record["step"] < 5)))
+    model = train_model(job, WorkerContext()).model
     assert all(norm.context is None and not norm.running_mean.any() for norm in norms_of(model))
 
 
@@ -345,4 +350,4 @@ def test_adapters_go_with_pretrained_weights_only(prepared: tuple[str, Manifest]
     spec = job.spec.model_copy(update={"model": job.spec.model.model_copy(update={"config": config})})
     write_random_checkpoint(spec.model, 2, prepared[1].tokenizer, 0, tmp_path / "adapted")
     with pytest.raises(UserError, match=r"model.config.add_adapter: goes with pretrained weights"):
-        train_model(TrainJob(spec, job.run, job.corpus, str(tmp_path / "adapted")), Worker())
+        train_model(TrainJob(spec, job.run, job.corpus, str(tmp_path / "adapted")), WorkerContext())

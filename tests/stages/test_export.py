@@ -18,10 +18,12 @@ from foldray.models.int8 import from_int8, is_quantised, to_int8
 from foldray.models.save_load import save_model
 from foldray.stages.export import export_model
 from foldray.storage.layout import INT8_FILE, PRIVATE_FILE, STOCK_FILE
-from foldray.training.checkpoint import TRAINING_FILES, read_checkpoint, whole_checkpoints
-from foldray.training.context import TrainJob, Worker
+from foldray.training.checkpoint import TRAINING_FILES, read_checkpoint
+from foldray.training.context import WorkerContext
+from foldray.training.job import TrainJob
 from foldray.training.launch import describe_run
 from foldray.training.loop import train_model
+from foldray.training.run_folder import whole_checkpoints
 from tests.support.commands import call
 from tests.support.tiny import CONFIGS, TOKENIZER, inputs_for, noise, run, tiny_model
 from tests.support.training import job_for, with_fields
@@ -184,7 +186,7 @@ def test_an_int8_model_is_scored_and_its_rows_tell_its_bytes(
 
 def test_a_checkpoint_is_exported_as_the_average_that_it_is(prepared: tuple[str, Any], tmp_path: Path) -> None:
     job = with_fields(job_for("parakeet", prepared, tmp_path / "runs", steps=3), "optim.ema=0.5")
-    trained = train_model(job, Worker())
+    trained = train_model(job, WorkerContext())
     Path(job.run, "spec.json").write_text(job.spec.model_dump_json())
     Path(job.run, "run.json").write_text(json.dumps(describe_run(job.spec, job.corpus)))
     newest = whole_checkpoints(job.run)[-1].uri

@@ -35,9 +35,8 @@ from foldray.data.builtin import write_builtin_corpus
 from foldray.results.metrics import read_metrics
 from foldray.runtime.ray import end_half_started
 from foldray.storage.layout import MANIFEST_FILE
-from foldray.training.checkpoint import checkpoint_folders, whole_checkpoints
 from foldray.training.fencing import Attempt, newest_attempt
-from foldray.training.final_model import is_finished
+from foldray.training.run_folder import checkpoint_folders, is_finished, whole_checkpoints
 from tests.support.hosts import PATIENCE, WITH_TESTS, wait_until
 from tests.support.paths import PROJECT
 from tests.support.ray_head import HASTE

@@ -14,9 +14,10 @@ from foldray.config.spec import RunSpec
 from foldray.data.manifest import Manifest
 from foldray.models.stock import write_random_checkpoint
 from foldray.results.metrics import Record, read_metrics
-from foldray.training.checkpoint import whole_checkpoints
-from foldray.training.context import Surroundings, TrainJob, Worker
+from foldray.training.context import LoopHooks, WorkerContext
+from foldray.training.job import TrainJob
 from foldray.training.loop import train_model
+from foldray.training.run_folder import whole_checkpoints
 from tests.support.ports import free_port
 from tests.support.tiny import CONFIGS
 
@@ -98,13 +99,13 @@ def spawn(jobs: list[TrainJob]) -> None:
     torch.multiprocessing.spawn(train_rank, args=(jobs, 2, address), nprocs=2)
 
 
-def killed_at(job: TrainJob, step: int, around: Surroundings | None = None, worker: Worker | None = None) -> None:
+def killed_at(job: TrainJob, step: int, around: LoopHooks | None = None, worker: WorkerContext | None = None) -> None:
     def die(record: Record) -> None:
         if record["step"] == step:
             raise Killed
 
     with pytest.raises(Killed):
-        train_model(job, worker or Worker(), replace(around or Surroundings(), on_record=die))
+        train_model(job, worker or WorkerContext(), replace(around or LoopHooks(), on_record=die))
 
 
 def train_rank(rank: int, jobs: list[TrainJob], world: int, address: str) -> None:
@@ -112,5 +113,5 @@ def train_rank(rank: int, jobs: list[TrainJob], world: int, address: str) -> Non
     torch.set_flush_denormal(True)  # as Ray's workers do
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
     for job in jobs:
-        train_model(job, Worker(rank, world))
+        train_model(job, WorkerContext(rank, world))
     torch.distributed.destroy_process_group()

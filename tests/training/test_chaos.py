@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from foldray.training.checkpoint import whole_checkpoints
 from foldray.training.fencing import Attempt
+from foldray.training.run_folder import whole_checkpoints
 from tests.support.chaos import (
     RECIPE,
     Kill,

@@ -26,12 +26,14 @@ from foldray.models.fold import stack_of
 from foldray.models.stock import write_random_checkpoint
 from foldray.results.metrics import Record, read_metrics
 from foldray.training import state
-from foldray.training.checkpoint import read_checkpoint, whole_checkpoints
-from foldray.training.context import Surroundings, TrainJob, Worker
-from foldray.training.cycle import autocast_dtype
+from foldray.training.checkpoint import read_checkpoint
+from foldray.training.context import LoopHooks, WorkerContext
+from foldray.training.job import TrainJob
 from foldray.training.loop import train_model
 from foldray.training.objective import Objective
+from foldray.training.run_folder import whole_checkpoints
 from foldray.training.state import build_model
+from foldray.training.step import autocast_dtype
 from foldray.training.validation import validate_checkpoint
 from tests.support.commands import finish, foldray
 from tests.support.ports import free_port
@@ -74,17 +76,17 @@ def _meet(rank: int, world: int, address: str, function: Any, arguments: tuple[A
     torch.cuda.set_device(device)  # as Ray Train does
     torch.backends.cudnn.allow_tf32 = False
     dist.init_process_group("nccl", init_method=address, rank=rank, world_size=world)
-    function(Worker(rank, world, device), *arguments)
+    function(WorkerContext(rank, world, device), *arguments)
     dist.destroy_process_group()
 
 
-def _exchange(worker: Worker) -> None:
+def _exchange(worker: WorkerContext) -> None:
     numbers = torch.arange(3, device=worker.device)
     dist.all_reduce(numbers)
     dist.broadcast(numbers, src=0)
     assert numbers.tolist() == [0, worker.world, 2 * worker.world]
-    assert worker.from_first([7 + worker.rank, 2**40]) == [7, 2**40]
-    assert worker.how_many(worker.rank == 0) == 1
+    assert worker.broadcast([7 + worker.rank, 2**40]) == [7, 2**40]
+    assert worker.count(worker.rank == 0) == 1
 
 
 def test_nccl_starts_and_workers_hear_each_other() -> None:
@@ -98,23 +100,23 @@ def test_workers_over_nccl_equal_one_process_on_cpus(
     """With one GPU, DDP has no one to talk to; FSDP2 then shards over one worker."""
     fields = [*STILL, f"scale.strategy={strategy}", "optim.ema=0.5"]
     alone, together = (with_fields(job_for("parakeet", prepared, tmp_path / name, steps=5), *fields) for name in "ab")
-    train_model(alone, Worker())
+    train_model(alone, WorkerContext())
     on_every_gpu(_train, together)
     assert_near(read_metrics(together.run), read_metrics(alone.run), 1e-3)
     # A checkpoint of many GPUs is one like any other: it goes on without any.
     longer = with_fields(together, "optim.steps=7")
-    train_model(longer, Worker())
+    train_model(longer, WorkerContext())
     assert [record["step"] for record in read_metrics(longer.run)] == list(range(1, 8))
 
 
-def _train(worker: Worker, job: TrainJob) -> None:
+def _train(worker: WorkerContext, job: TrainJob) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if worker.world == 1 and job.spec.scale.strategy == "fsdp":
             patch.setattr(state, "shard", _shard_over_one)
         train_model(job, worker)
 
 
-def _shard_over_one(model: Any, worker: Worker, _scale: Any) -> None:
+def _shard_over_one(model: Any, worker: WorkerContext, _scale: Any) -> None:
     mesh = init_device_mesh(worker.device.type, (1,))
     for block in stack_of(model).physical_layers():
         fully_shard(block, mesh=mesh, reshard_after_forward=False)
@@ -152,8 +154,8 @@ def test_steps_are_those_of_a_cpu_in_float32(
 ) -> None:
     job = with_fields(job_for("parakeet", prepared, tmp_path / "cpu", steps=6), *STILL)
     ours = with_fields(job_for("parakeet", prepared, tmp_path / "gpu", steps=6), *STILL, f"precision={precision}")
-    train_model(job, Worker())
-    train_model(ours, Worker(device=GPU))
+    train_model(job, WorkerContext())
+    train_model(ours, WorkerContext(device=GPU))
     assert_near(read_metrics(ours.run), read_metrics(job.run), tolerance)
 
 
@@ -168,9 +170,9 @@ def test_every_kind_of_family_trains_scores_and_resumes(
         "optim.ema=0.5",
     ]  # fmt: skip
     whole, cut = (with_fields(job_for(name, prepared, tmp_path / part, steps=7), *fields) for part in ("whole", "cut"))
-    train_model(whole, Worker(device=GPU))
-    killed_at(cut, 5, worker=Worker(device=GPU))
-    resumed = train_model(cut, Worker(device=GPU))
+    train_model(whole, WorkerContext(device=GPU))
+    killed_at(cut, 5, worker=WorkerContext(device=GPU))
+    resumed = train_model(cut, WorkerContext(device=GPU))
     assert resumed.resumed_from_step == 3
     assert_near(read_metrics(cut.run), read_metrics(whole.run), 1e-2 if precision == "float32" else 0.1)
     saved = read_checkpoint(whole_checkpoints(cut.run)[-1].uri)
@@ -198,7 +200,7 @@ def test_no_bucket_of_lengths_is_compiled_anew(private: str, prepared: tuple[str
     def count(record: Record) -> None:
         compiled[record["epoch"]] = counters["stats"]["unique_graphs"]
 
-    train_model(job, Worker(device=GPU), Surroundings(count))
+    train_model(job, WorkerContext(device=GPU), LoopHooks(count))
     print(f"private={private}: graphs compiled by the end of each epoch: {compiled}")
     assert compiled[0] > 0
     assert compiled[5] == compiled[1]
@@ -209,7 +211,7 @@ def test_the_longest_batch_comes_first_and_takes_the_most_memory(
 ) -> None:
     job = with_fields(job_for("parakeet", prepared, tmp_path, epochs=2), "batch.longest_first=true")
     torch.cuda.reset_peak_memory_stats(GPU)
-    trained = train_model(job, Worker(device=GPU))
+    trained = train_model(job, WorkerContext(device=GPU))
     held = [record["memory"] for record in read_metrics(job.run)]
     moments = 2 * sum(4 * parameter.numel() for parameter in trained.model.parameters())
     print(f"memory after the first step and at the end: {held[0] / 2**20:.1f} and {held[-1] / 2**20:.1f} MiB")
@@ -293,7 +295,7 @@ def test_validation_on_the_gpu_of_the_workers_is_refused(own_corpus: Path, tmp_p
 
 def test_a_killed_job_on_a_gpu_resumes_on_cpus(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     job = with_fields(job_for("parakeet", prepared, tmp_path, steps=6), *STILL)
-    train_model(job, Worker(device=GPU))
+    train_model(job, WorkerContext(device=GPU))
     again = replace(with_fields(job, "optim.steps=9"), submission=2)
-    assert train_model(again, Worker()).resumed_from_step == 6
+    assert train_model(again, WorkerContext()).resumed_from_step == 6
     assert [record["step"] for record in read_metrics(job.run)] == list(range(1, 10))

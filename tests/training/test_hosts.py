@@ -19,8 +19,8 @@ from safetensors.torch import load
 from foldray import storage
 from foldray.config.run_files import read_run_spec
 from foldray.results.metrics import read_metrics
-from foldray.training.checkpoint import whole_checkpoints
-from foldray.training.context import TrainJob
+from foldray.training.job import TrainJob
+from foldray.training.run_folder import whole_checkpoints
 from tests.support.commands import TINY
 from tests.support.hosts import PATIENCE, Host, network, require_hosts, trains, wait_until
 from tests.support.paths import PROJECT

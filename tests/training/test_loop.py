@@ -21,10 +21,11 @@ from foldray.data.stream import BatchLoader
 from foldray.errors import UserError
 from foldray.models.families import transformers_class
 from foldray.results.metrics import read_metrics
-from foldray.training.checkpoint import whole_checkpoints
-from foldray.training.context import Stopped, Surroundings, TrainJob, Worker
+from foldray.training.context import LoopHooks, WorkerContext
 from foldray.training.final_model import finish_run
+from foldray.training.job import RunStopped, TrainJob
 from foldray.training.loop import train_model
+from foldray.training.run_folder import whole_checkpoints
 from foldray.training.schedule import learning_rate
 from foldray.training.state import build_model
 from tests.support.ports import free_port
@@ -46,7 +47,7 @@ def test_killed_and_resumed_is_bit_equal_to_uninterrupted(
     name: str, prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:
     whole = job_for(name, prepared, tmp_path / "whole")
-    trained = train_model(whole, Worker())
+    trained = train_model(whole, WorkerContext())
     assert trained.step > 9
     for stop in (2, 5, trained.step - 1):
 
@@ -55,9 +56,9 @@ def test_killed_and_resumed_is_bit_equal_to_uninterrupted(
                 raise Killed
 
         with pytest.raises(Killed):
-            train_model(job_for(name, prepared, tmp_path / "cut"), Worker(), Surroundings(die))
+            train_model(job_for(name, prepared, tmp_path / "cut"), WorkerContext(), LoopHooks(die))
     last = job_for(name, prepared, tmp_path / "cut")
-    resumed = train_model(last, Worker())
+    resumed = train_model(last, WorkerContext())
     assert resumed.resumed_from_step == (trained.step - 2) // 3 * 3
     assert_same(weights(whole.run), weights(last.run))
     steps = [record["step"] for record in read_metrics(last.run)]
@@ -74,8 +75,8 @@ def test_a_run_killed_after_its_last_checkpoint_takes_no_further_step(
     length: dict[str, int], prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:
     job = job_for("parakeet", prepared, tmp_path, **length)
-    trained = train_model(job, Worker())
-    again = train_model(job, Worker(), Surroundings(lambda record: pytest.fail(f"step {record['step']} ran again")))
+    trained = train_model(job, WorkerContext())
+    again = train_model(job, WorkerContext(), LoopHooks(lambda record: pytest.fail(f"step {record['step']} ran again")))
     assert (again.step, again.resumed_from_step) == (trained.step, trained.step)
     assert_same(trained.model.state_dict(), again.model.state_dict())
 
@@ -102,7 +103,7 @@ def test_masks_longer_than_an_utterance_are_refused(prepared: tuple[str, Manifes
     config = {**job.spec.model.config, "mask_time_length": 500}
     spec = job.spec.model_copy(update={"model": job.spec.model.model_copy(update={"config": config})})
     with pytest.raises(UserError, match=r"model.config.mask_time_length: 500 frames are more than the shortest"):
-        train_model(replace(job, spec=spec), Worker())
+        train_model(replace(job, spec=spec), WorkerContext())
 
 
 @pytest.mark.main
@@ -119,7 +120,7 @@ def test_two_ranks_equal_one_process(prepared: tuple[str, Manifest], tmp_path: P
         )
         if per_step == 2:  # parts that only a depth between has, which some steps do not draw
             alone, together = (replace(job, spec=_with_parts_between(job.spec)) for job in (alone, together))
-        train_model(alone, Worker())
+        train_model(alone, WorkerContext())
         pairs.append((alone, together))
     address = f"tcp://127.0.0.1:{free_port()}"
     torch.multiprocessing.spawn(train_rank, args=([job for _, job in pairs], 2, address), nprocs=2)
@@ -158,10 +159,10 @@ def _kill_rank(rank: int, whole: TrainJob, cut: TrainJob, world: int, address: s
         if record["step"] == 5:
             raise Killed
 
-    train_model(whole, Worker(rank, world))
+    train_model(whole, WorkerContext(rank, world))
     with contextlib.suppress(Killed):
-        train_model(cut, Worker(rank, world), Surroundings(die))
-    assert train_model(cut, Worker(rank, world)).resumed_from_step == 3
+        train_model(cut, WorkerContext(rank, world), LoopHooks(die))
+    assert train_model(cut, WorkerContext(rank, world)).resumed_from_step == 3
     torch.distributed.destroy_process_group()
 
 
@@ -170,7 +171,7 @@ def test_the_finished_model_is_the_trained_one_and_opens_in_stock_transformers(
     name: str, prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:
     job = job_for(name, prepared, tmp_path, steps=2)
-    trained = train_model(job, Worker())
+    trained = train_model(job, WorkerContext())
     finish_run(job, trained.final_steps, trained.attempt)
     model = load_model(f"{job.run}/model")
     trained.model.eval()
@@ -217,8 +218,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_the_utt
         if record["step"] == 4:
             monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
 
-    with pytest.raises(Stopped, match=r"the gradient of step 5 is not finite; the \d+ utterances of its batch"):
-        train_model(job, Worker(), Surroundings(poison))
+    with pytest.raises(RunStopped, match=r"the gradient of step 5 is not finite; the \d+ utterances of its batch"):
+        train_model(job, WorkerContext(), LoopHooks(poison))
     facts = json.loads((Path(job.run) / "exploded" / "step-00000005.json").read_text())
     assert facts["step"] == 5
     assert facts["ids"]
@@ -231,7 +232,7 @@ def test_a_damaged_checkpoint_is_named_and_a_half_written_one_is_not_seen(
     prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:
     job = job_for("parakeet", prepared, tmp_path, steps=6)
-    train_model(job, Worker())
+    train_model(job, WorkerContext())
     newest = Path(whole_checkpoints(job.run)[-1].uri)
     (newest / "manifest.json").rename(newest / "later")
     assert [found.step for found in whole_checkpoints(job.run)] == [3]
@@ -246,7 +247,7 @@ def test_a_damaged_checkpoint_is_named_and_a_half_written_one_is_not_seen(
     (newest / "manifest.json").write_bytes(manifest)
     (newest / "model.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(UserError, match=r"step-00000006-0001-0001/model.safetensors: is damaged"):
-        train_model(job, Worker())
+        train_model(job, WorkerContext())
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "inverse_sqrt", "constant"])

@@ -11,7 +11,7 @@ from foldray.data.stream import Batch, BatchLoader
 from foldray.folding.loss import StepCounts, joint_attention_loss, joint_loss, matching_per_path
 from foldray.models.fold import ctc_logits, set_depths, stack_of
 from foldray.results.metrics import read_metrics
-from foldray.training.context import Surroundings, Worker
+from foldray.training.context import LoopHooks, WorkerContext
 from foldray.training.loop import train_model
 from foldray.training.objective import Objective
 from foldray.training.state import build_model
@@ -131,8 +131,8 @@ def test_drawn_depths_and_private_parts_resume_bit_equal(
                     raise InterruptedError
 
             with pytest.raises(InterruptedError):
-                train_model(job, Worker(), Surroundings(die))
-        trained = train_model(type(job)(spec, job.run, job.corpus, job.init), Worker())
+                train_model(job, WorkerContext(), LoopHooks(die))
+        trained = train_model(type(job)(spec, job.run, job.corpus, job.init), WorkerContext())
         assert trained.resumed_from_step == (3 if stop else 0)
         runs.append(job.run)
     whole, cut = (read_metrics(run) for run in runs)

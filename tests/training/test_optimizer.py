@@ -12,7 +12,8 @@ from foldray.config.load import override_spec
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import BatchLoader
 from foldray.folding.private import is_private_key
-from foldray.training.context import Surroundings, TrainJob, Worker
+from foldray.training.context import LoopHooks, WorkerContext
+from foldray.training.job import TrainJob
 from foldray.training.loop import train_model
 from foldray.training.optimizer import make_optimizer, orthogonalise
 from foldray.training.schedule import part_of
@@ -36,7 +37,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_nothing_else(
     index = read_index(*prepared, "train")
     batch = BatchLoader(index, model, prepared[1].tokenizer, None, 0).load(np.arange(2), epoch=0)
     model(**batch.inputs)  # leaves the last use running, whose weights are made of the seed's and private ones
-    optimizer = make_optimizer(model, job.spec.optim, Worker())
+    optimizer = make_optimizer(model, job.spec.optim, WorkerContext())
     names = {id(parameter): key for key, parameter in model.named_parameters()}
     by_part = {
         part: {names[id(p)] for group in optimizer.param_groups if group["part"] == part for p in group["params"]}
@@ -61,7 +62,7 @@ def test_one_optimiser_makes_the_steps_of_two(prepared: tuple[str, Manifest], tm
     job = muon_job("parakeet", prepared, tmp_path, "optim.weight_decay=30")
     ours, theirs = (build_model(job, prepared[1].tokenizer)[0] for _ in range(2))
     optim = job.spec.optim
-    one = make_optimizer(ours, optim, Worker())
+    one = make_optimizer(ours, optim, WorkerContext())
     linear = {id(module.weight) for module in theirs.encoder.layers.modules() if isinstance(module, nn.Linear)}
     by_muon = {
         name: nn.Parameter(parameter.detach().flatten(1).clone())
@@ -118,7 +119,7 @@ def test_orthogonalised_matrices_keep_their_vectors_and_lose_their_values(shape:
 @pytest.mark.main
 def test_muon_killed_and_resumed_is_bit_equal(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     whole, cut = (muon_job("parakeet", prepared, tmp_path / name, steps=8) for name in ("whole", "cut"))
-    train_model(whole, Worker())
+    train_model(whole, WorkerContext())
 
     def die(record: dict[str, Any]) -> None:
         if record["step"] == 5:
@@ -126,6 +127,6 @@ def test_muon_killed_and_resumed_is_bit_equal(prepared: tuple[str, Manifest], tm
             raise Killed
 
     with pytest.raises(Killed):
-        train_model(cut, Worker(), Surroundings(die))
-    assert train_model(cut, Worker()).resumed_from_step == 3
+        train_model(cut, WorkerContext(), LoopHooks(die))
+    assert train_model(cut, WorkerContext()).resumed_from_step == 3
     assert_same(weights(whole.run), weights(cut.run))

@@ -20,12 +20,14 @@ from foldray.models.families import FAMILIES, family_of
 from foldray.models.fold import stack_of
 from foldray.results.metrics import Record, read_metrics
 from foldray.training import checkpoint, checkpointer
-from foldray.training.checkpoint import checkpoint_folders, read_checkpoint, whole_checkpoints
-from foldray.training.context import Stopped, Surroundings, TrainJob, Worker
+from foldray.training.checkpoint import read_checkpoint
+from foldray.training.context import LoopHooks, WorkerContext
 from foldray.training.fencing import Attempt, claim_group, claim_submission, newest_attempt
 from foldray.training.final_model import finish_run
-from foldray.training.loop import Trained, train_model
+from foldray.training.job import RunStopped, TrainJob
+from foldray.training.loop import TrainedModel, train_model
 from foldray.training.parallel import shard
+from foldray.training.run_folder import checkpoint_folders, whole_checkpoints
 from foldray.training.schedule import part_of
 from foldray.training.state import build_model
 from foldray.training.validation import validate_checkpoint
@@ -41,14 +43,14 @@ from tests.support.training import (
 )
 
 
-def beside(job: TrainJob, seen: list[Record] | None = None) -> Surroundings:
+def beside(job: TrainJob, seen: list[Record] | None = None) -> LoopHooks:
     """Validation in a thread of its own, as a Ray task would be."""
     pool = ThreadPoolExecutor(1)
 
     def validate(step: int, uri: str) -> Future[Record]:
         return pool.submit(validate_checkpoint, job.run, step, uri, job.corpus, 12.0)
 
-    return Surroundings((seen if seen is not None else []).append, validate)
+    return LoopHooks((seen if seen is not None else []).append, validate)
 
 
 # --- Strategies ------------------------------------------------------------------------------------
@@ -80,7 +82,7 @@ def test_fsdp_and_ddp_on_two_ranks_equal_one_process_also_from_each_others_check
         job = with_fields(job_for(family, prepared, tmp_path / name, steps=4), *fields)
         alone[name] = replace(job, run=f"{job.run}-alone")
         together[name] = job
-        train_model(alone[name], Worker())
+        train_model(alone[name], WorkerContext())
     # Two sharded workers go on where one stopped, and one where they stopped.
     ones = with_fields(alone["fsdp-private"], "optim.steps=6", folder=tmp_path / "ones")
     shutil.copytree(alone["fsdp-private"].run, ones.run)
@@ -95,7 +97,7 @@ def test_fsdp_and_ddp_on_two_ranks_equal_one_process_also_from_each_others_check
             assert one["ctc"] == pytest.approx(other["ctc"], rel=1e-4)
             assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
     twos = with_fields(together["fsdp-private"], "optim.steps=6")
-    train_model(twos, Worker())
+    train_model(twos, WorkerContext())
     assert_same(weights(ones.run), weights(twos.run), tolerance=4e-5)
     for job in (ones, twos):
         assert [record["step"] for record in read_metrics(job.run)] == list(range(1, 7))
@@ -112,7 +114,7 @@ def test_activation_checkpointing_changes_nothing(name: str, prepared: tuple[str
         job_for(name, prepared, tmp_path / "again", steps=3), *fields, "scale.activation_checkpointing=true"
     )
     for job in (kept, again):
-        train_model(job, Worker())
+        train_model(job, WorkerContext())
     assert_same(weights(kept.run), weights(again.run))
 
 
@@ -136,10 +138,10 @@ def test_compiled_blocks_equal_the_others(
             job_for("parakeet", prepared, tmp_path / name, steps=2), "fold.num_layers=1", "fold.depths=[1,2]"
         )
         jobs.append(with_fields(job, "fold.private=norms+statistics+lora", "fold.lora_rank=4", *fields))
-        train_model(jobs[-1], Worker())
+        train_model(jobs[-1], WorkerContext())
     assert_same(weights(jobs[0].run), weights(jobs[1].run), tolerance=2e-5)
     model, scale = tiny_model("parakeet"), jobs[1].spec.scale
-    shard(fold(model, FoldPlan(3, (3, 6))), Worker(), scale)
+    shard(fold(model, FoldPlan(3, (3, 6))), WorkerContext(), scale)
     assert compiled[1:] == stack_of(model).physical_layers(), "each block, once"
 
 
@@ -159,7 +161,7 @@ def test_each_part_has_its_rate_and_a_frozen_front_stays(prepared: tuple[str, Ma
     rates = ["optim.lr_seed=0", "optim.lr_private=0.5", "optim.freeze_front=true", "optim.weight_decay=0.5"]
     job = with_fields(job, *rates, "fold.private=norms")
     before = {k: v.clone() for k, v in build_model(job, prepared[1].tokenizer)[0].named_parameters()}
-    trained = train_model(job, Worker())
+    trained = train_model(job, WorkerContext())
     after = dict(trained.model.named_parameters())
     changed = {part: set() for part in ("front", "seed", "private", "rest")}
     for key, tensor in after.items():
@@ -190,8 +192,8 @@ def test_a_moving_average_is_the_model_and_survives_a_kill(prepared: tuple[str, 
     expected.update({key: tensor.clone() for key, tensor in floats(built).items()})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(state, "build_model", lambda *_: (models.append(built), (built, []))[1])
-        train_model(plain, Worker(), Surroundings(follow))
-    train_model(job, Worker())
+        train_model(plain, WorkerContext(), LoopHooks(follow))
+    train_model(job, WorkerContext())
     averaged = read_checkpoint(whole_checkpoints(job.run)[-1].uri).averaged
     assert averaged.keys() == expected.keys()
     for key, tensor in averaged.items():
@@ -200,7 +202,7 @@ def test_a_moving_average_is_the_model_and_survives_a_kill(prepared: tuple[str, 
     assert all(torch.equal(shown[key], averaged[key]) for key in averaged)
     cut = with_fields(job_for("parakeet", prepared, tmp_path / "cut", steps=7), "optim.ema=0.8")
     killed_at(cut, 5)
-    train_model(cut, Worker())
+    train_model(cut, WorkerContext())
     assert_same(weights(job.run), weights(cut.run))
 
 
@@ -211,7 +213,7 @@ def floats(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def test_the_final_model_is_the_mean_of_the_last_checkpoints(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     job = with_fields(job_for("parakeet", prepared, tmp_path, steps=8), "optim.average=3", "checkpoint.keep=1")
-    trained = train_model(job, Worker())
+    trained = train_model(job, WorkerContext())
     found = {each.step: each.uri for each in whole_checkpoints(job.run)}
     assert list(found) == trained.final_steps == [3, 6, 8]
     finish_run(job, trained.final_steps, trained.attempt)
@@ -232,8 +234,8 @@ def test_validation_beside_training_says_what_scoring_says_and_changes_nothing(
     plain = job_for("parakeet", prepared, tmp_path / "plain", epochs=3)
     job = job_for("parakeet", prepared, tmp_path / "scored", epochs=3)
     seen: list[Record] = []
-    train_model(plain, Worker())
-    train_model(job, Worker(), beside(job, seen))
+    train_model(plain, WorkerContext())
+    train_model(job, WorkerContext(), beside(job, seen))
     assert_same(weights(plain.run), weights(job.run))
     scored = {record["step"]: record for record in read_metrics(job.run) if "valid_wer" in record}
     ends = [
@@ -248,7 +250,7 @@ def test_validation_beside_training_says_what_scoring_says_and_changes_nothing(
     assert list(scored.values())[-1]["valid_wer"] == pytest.approx({str(s.depth): s.wer for s in scores})
     killed = job_for("parakeet", prepared, tmp_path / "killed", epochs=3)
     killed_at(killed, ends[1], beside(killed))
-    train_model(killed, Worker(), beside(killed))
+    train_model(killed, WorkerContext(), beside(killed))
     assert timeless(killed.run) == timeless(job.run)
 
 
@@ -260,7 +262,7 @@ def test_training_stops_early_and_the_best_checkpoint_is_the_model(
     made_up = {2: 0.9, 4: 0.5, 6: 0.6, 8: 0.7, 10: 0.8}
     fields = ["valid.every_steps=2", "valid.patience=2", "valid.final=best", "valid.depth=3", "checkpoint.keep=1"]
 
-    def scored(run: str, dies: bool = False) -> Surroundings:
+    def scored(run: str, dies: bool = False) -> LoopHooks:
         def validate(step: int, _uri: str) -> Future[Record]:
             from foldray.results.metrics import VALIDATION, write_metrics
 
@@ -275,14 +277,14 @@ def test_training_stops_early_and_the_best_checkpoint_is_the_model(
                 finish()
             return done
 
-        return Surroundings(validate=validate)
+        return LoopHooks(validate=validate)
 
-    ends: list[Trained] = []
+    ends: list[TrainedModel] = []
     for name, kills in (("whole", ()), ("cut", (3, 5, 9))):
         job = with_fields(job_for("parakeet", prepared, tmp_path / name, steps=20), *fields)
         for step in kills:
             killed_at(job, step, scored(job.run, dies=step == 5))
-        ends.append(train_model(job, Worker(), scored(job.run)))
+        ends.append(train_model(job, WorkerContext(), scored(job.run)))
         finish_run(job, ends[-1].final_steps, ends[-1].attempt)
         # Two scores without a better one are known when the next validation is due.
         assert (ends[-1].step, ends[-1].final_steps) == (10, [4])
@@ -303,8 +305,8 @@ def test_a_validation_that_never_ends_or_fails_does_not_hold_training_up(
             raise RuntimeError("no task today")
         return Future()
 
-    train_model(job, Worker(), Surroundings(validate=validate))
-    train_model(plain, Worker())
+    train_model(job, WorkerContext(), LoopHooks(validate=validate))
+    train_model(plain, WorkerContext())
     assert_same(weights(plain.run), weights(job.run))
 
 
@@ -318,7 +320,7 @@ def test_of_many_who_claim_a_run_each_has_an_attempt_of_its_own(tmp_path: Path) 
         assert sorted(each.submission for each in claimed) == list(range(1, 33))
         groups = list(pool.map(lambda _: claim_group(run, 32), range(8)))
     assert sorted(groups) == [Attempt(32, group) for group in range(1, 9)]
-    with pytest.raises(Stopped, match=r"was taken over by a newer attempt \(0032-0008, begun 20.* on .*\)"):
+    with pytest.raises(RunStopped, match=r"was taken over by a newer attempt \(0032-0008, begun 20.* on .*\)"):
         claim_group(run, 31)
 
 
@@ -327,7 +329,7 @@ def test_an_attempt_that_wakes_up_after_a_newer_one_began_stops_and_writes_nothi
     prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:
     uninterrupted = job_for("parakeet", prepared, tmp_path / "whole", steps=9)
-    train_model(uninterrupted, Worker())
+    train_model(uninterrupted, WorkerContext())
     job = job_for("parakeet", prepared, tmp_path / "two", steps=9)
     slept, may_wake = threading.Event(), threading.Event()
 
@@ -337,14 +339,14 @@ def test_an_attempt_that_wakes_up_after_a_newer_one_began_stops_and_writes_nothi
             assert may_wake.wait(60)
 
     with ThreadPoolExecutor(1) as pool:
-        old = pool.submit(train_model, job, Worker(), Surroundings(sleep))
+        old = pool.submit(train_model, job, WorkerContext(), LoopHooks(sleep))
         assert slept.wait(60)
         newer = replace(job, submission=claim_submission(job.run).submission)
         assert newer.submission == 2
-        new = train_model(newer, Worker())
+        new = train_model(newer, WorkerContext())
         before = {found.uri for found in checkpoint_folders(job.run)}
         may_wake.set()
-        with pytest.raises(Stopped, match="was taken over by a newer attempt"):
+        with pytest.raises(RunStopped, match="was taken over by a newer attempt"):
             old.result(timeout=60)
     assert new.resumed_from_step == 3
     assert {found.uri for found in checkpoint_folders(job.run)} == before
@@ -369,11 +371,11 @@ def test_a_half_checkpoint_is_never_visible_and_the_next_attempt_removes_it(
 
     monkeypatch.setattr(checkpointer, "check_newest", fail_before_the_last_manifest)
     with pytest.raises(OSError, match="the disk is gone"):
-        train_model(job, Worker())
+        train_model(job, WorkerContext())
     assert [found.step for found in whole_checkpoints(job.run)] == [3]
     assert [found.step for found in checkpoint_folders(job.run)] == [3, 6]
     monkeypatch.undo()
-    assert train_model(job, Worker()).resumed_from_step == 3
+    assert train_model(job, WorkerContext()).resumed_from_step == 3
     assert [str(found.attempt) for found in checkpoint_folders(job.run)] == ["0001-0001", "0001-0002"]
 
 
@@ -384,19 +386,19 @@ def test_a_manifest_that_comes_after_a_newer_attempt_removed_its_files_makes_not
     """The older attempt sleeps between its last look and its manifest; it writes that, and removes nothing after it."""
     job = with_fields(job_for("parakeet", prepared, tmp_path, steps=9), "checkpoint.keep=1")
     write_json = checkpoint.storage.write_json
-    newer: list[Trained] = []
+    newer: list[TrainedModel] = []
 
     def sleep(uri: str, value: Any) -> None:
         if "step-00000006-0001-0001" in uri:
             monkeypatch.undo()
             longer = replace(job, submission=claim_submission(job.run).submission)
-            newer.append(train_model(longer, Worker()))
+            newer.append(train_model(longer, WorkerContext()))
             assert not [found for found in checkpoint_folders(job.run) if found.attempt == Attempt(1, 1)]
         write_json(uri, value)
 
     monkeypatch.setattr(checkpoint.storage, "write_json", sleep)
-    with pytest.raises(Stopped, match="was taken over by a newer attempt"):
-        train_model(job, Worker())
+    with pytest.raises(RunStopped, match="was taken over by a newer attempt"):
+        train_model(job, WorkerContext())
     assert newer[0].resumed_from_step == 3
     assert [(found.step, found.attempt) for found in whole_checkpoints(job.run)] == [(9, Attempt(2, 1))]
     assert len(checkpoint_folders(job.run)) == 2, "the late manifest lies there, alone"
@@ -416,9 +418,9 @@ def test_an_announced_preemption_makes_a_checkpoint_at_once(
         seen.append(record)
         whole.append([found.step for found in whole_checkpoints(job.run)])
 
-    around = Surroundings(look, preempted=lambda: "node at 12:00" if len(seen) >= 3 else None)
-    train_model(job, Worker(), around)
-    train_model(plain, Worker())
+    around = LoopHooks(look, preemption=lambda: "node at 12:00" if len(seen) >= 3 else None)
+    train_model(job, WorkerContext(), around)
+    train_model(plain, WorkerContext())
     # Asked with the fourth step, answered before the fifth; the same notice is answered once.
     assert whole[:5] == [[], [], [], [4], [4]]
     assert_same(weights(plain.run), weights(job.run))
@@ -426,8 +428,8 @@ def test_an_announced_preemption_makes_a_checkpoint_at_once(
 
 def test_an_exploding_gradient_stops_as_a_missing_one_does(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     job = with_fields(job_for("parakeet", prepared, tmp_path, steps=4), "optim.stop_norm=1e-6")
-    with pytest.raises(Stopped, match=r"step 1 is [\d.e+-]+, over optim.stop_norm=1e-06; .*Lower optim.lr"):
-        train_model(job, Worker())
+    with pytest.raises(RunStopped, match=r"step 1 is [\d.e+-]+, over optim.stop_norm=1e-06; .*Lower optim.lr"):
+        train_model(job, WorkerContext())
     assert not whole_checkpoints(job.run)
 
 

@@ -18,9 +18,10 @@ from foldray.models.fold import stack_of
 from foldray.models.processor import read_tokenizer
 from foldray.models.save_load import load_model
 from foldray.models.stock import write_random_checkpoint
-from foldray.training.checkpoint import whole_checkpoints
-from foldray.training.context import TrainJob, Worker
+from foldray.training.context import WorkerContext
+from foldray.training.job import TrainJob
 from foldray.training.loop import train_model
+from foldray.training.run_folder import whole_checkpoints
 from tests.support.corpora import prepare_serially
 from tests.support.corpus_writers import Item, write_kaldi, write_librispeech
 
@@ -94,7 +95,7 @@ def test_a_recipe_trains_with_a_stand_in(recipe: str, spoken: Path, tmp_path: Pa
     model = spec.model.model_copy(update={"checkpoint": str(init) if layers else None})
     spec = spec.model_copy(update={"model": model})
     run = str(tmp_path / "run")
-    trained = train_model(TrainJob(spec, run, corpus, str(init)), Worker())
+    trained = train_model(TrainJob(spec, run, corpus, str(init)), WorkerContext())
     assert trained.step > 0
 
     saved = whole_checkpoints(run)[-1].uri

@@ -24,11 +24,13 @@ from foldray.config.load import override_spec
 from foldray.data.manifest import Manifest
 from foldray.results.metrics import read_metrics
 from foldray.storage.layout import MANIFEST_FILE
-from foldray.training.checkpoint import read_checkpoint, read_verified, whole_checkpoints
-from foldray.training.context import TrainJob, Worker
+from foldray.training.checkpoint import read_checkpoint, read_verified
+from foldray.training.context import WorkerContext
 from foldray.training.fencing import Attempt, claim_group, claim_submission
 from foldray.training.final_model import finish_run
+from foldray.training.job import TrainJob
 from foldray.training.loop import train_model
+from foldray.training.run_folder import whole_checkpoints
 from tests.support.faulty_proxy import FaultKind, FaultyProxy, Request
 from tests.support.training import MEASURED, assert_same, job_for
 
@@ -114,7 +116,7 @@ class Reader(threading.Thread):
                 assert not storage.exists(storage.join(found.uri, MANIFEST_FILE))
                 self.seen["gone"] += 1
             else:
-                assert saved.position["step"] == found.step
+                assert saved.cursor.step == found.step
                 self.seen["checkpoints"] += 1
         records = read_metrics(self._run)
         assert [record["step"] for record in records] == list(range(1, len(records) + 1))
@@ -153,7 +155,7 @@ def on_a_folder(prepared: tuple[str, Manifest], tmp_path_factory: pytest.TempPat
 
 
 def finish(job: TrainJob) -> None:
-    trained = train_model(job, Worker())
+    trained = train_model(job, WorkerContext())
     finish_run(job, trained.final_steps, trained.attempt)
 
 

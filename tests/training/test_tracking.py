@@ -19,10 +19,10 @@ from foldray.config.load import build_spec
 from foldray.config.spec import RunSpec
 from foldray.errors import UserError
 from foldray.results.metrics import Record
+from foldray.training import tracker_feed as module
 from foldray.training import trackers
-from foldray.training import tracking as module
+from foldray.training.tracker_feed import feed_trackers, scalars
 from foldray.training.trackers import Point, Tracker, check_trackers
-from foldray.training.tracking import scalars, tracking
 
 RUN_ID = "tiny-0123456789"
 SECRET = "hunter2hunter2"
@@ -93,7 +93,7 @@ RESUMED = [step_record(step) for step in range(5, 9)]
 
 
 def track(spec: RunSpec, records: Iterable[Record], run: Path | str, first_step: int = 1) -> None:
-    with tracking(spec, RUN_ID, str(run), first_step) as pass_on:
+    with feed_trackers(spec, RUN_ID, str(run), first_step) as pass_on:
         for record in records:
             pass_on(record)
 
@@ -331,7 +331,7 @@ def test_a_folder_of_the_name_is_no_installed_tracker(tmp_path: Path, monkeypatc
 
 def test_nothing_is_imported_before_it_is_asked_for() -> None:
     code = (
-        "import sys; import foldray.training.tracking; "
+        "import sys; import foldray.training.tracker_feed; "
         "print([name for name in ('torch', 'tensorboard', 'mlflow', 'wandb') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -364,7 +364,7 @@ def test_a_tracker_that_raises_is_one_warning(
         return Tracker(lambda points: reach("write"), lambda ended_well: reach("close"))
 
     monkeypatch.setitem(trackers.STARTS, "tensorboard", start)
-    with caplog.at_level(logging.WARNING), tracking(spec_for("tensorboard"), RUN_ID, "run", 1) as pass_on:
+    with caplog.at_level(logging.WARNING), feed_trackers(spec_for("tensorboard"), RUN_ID, "run", 1) as pass_on:
         for record in LATE:
             pass_on(record)
             if fails_in != "close":

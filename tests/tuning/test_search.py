@@ -14,8 +14,8 @@ from foldray.config.search import SearchSpec
 from foldray.config.spec import RunSpec
 from foldray.errors import UserError
 from foldray.results.searches import Search, TrialRecord, importances, read_records, read_searches, write_record
-from foldray.training.context import Stopped
 from foldray.training.fencing import claim_submission
+from foldray.training.job import RunStopped
 from foldray.tuning.space import baseline_spec, grid_points, overrides_of, points_left, start_spec, suggest, trial_spec
 from foldray.tuning.trial_process import SearchAttempt, ended_twin, run_trial_process
 from tests.support.commands import call
@@ -205,7 +205,7 @@ def test_a_search_taken_over_leaves_its_records_alone(tmp_path: Path) -> None:
     assert newer.is_newest()
     record = TrialRecord(0, "trial", "run", {}, [])
     write_record(search, record)
-    with pytest.raises(Stopped, match="taken over by a newer attempt"):
+    with pytest.raises(RunStopped, match="taken over by a newer attempt"):
         run_trial_process(lambda: load_recipe("quickstart-search"), older, record, ("wer",))
     assert read_records(search) == [record]
 

@@ -1,6 +1,7 @@
-"""Metrics passed on to TensorBoard, MLflow and W&B. The store stays the record: a tracker that fails only falls silent.
+"""Feeds metrics to the trackers of a run (TensorBoard, MLflow, W&B), each in a thread of its own.
 
-Each tracker has a thread of its own, so that neither training nor another tracker waits for a server.
+Neither training nor another tracker waits for a server. A tracker that fails gets no more metrics, and training goes
+on: the store has every metric.
 """
 
 import logging
@@ -10,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from foldray.config.spec import RunSpec
 from foldray.errors import one_line
@@ -18,7 +18,7 @@ from foldray.results.metrics import Record
 from foldray.training.trackers import STARTS, Point, TrackedRun, set_defaults
 
 LAST_SECONDS = 30.0
-"""How long the end of a run waits for trackers that are still sending."""
+"""How long the end of a run waits for trackers that still send."""
 
 SPEEDS = {
     "seconds": "seconds_per_step",
@@ -35,14 +35,20 @@ _Inbox = queue.SimpleQueue[Point | bool]
 
 
 @contextmanager
-def tracking(spec: RunSpec, run_id: str, run: str, first_step: int) -> Iterator[Callable[[Record], None]]:
-    """Passes each record on to the trackers that `spec.tracking` names, and never waits for one before the end.
+def feed_trackers(spec: RunSpec, run_id: str, run: str, first_step: int) -> Iterator[Callable[[Record], None]]:
+    """Yield a function that passes a record to the trackers of `spec.tracking` without waiting for them.
 
-    `first_step` is the first step that this attempt takes; what a tracker has of it or later ones came from an
-    attempt whose weights were lost. A tracker that fails is named once in a warning.
+    Args:
+        spec: The run's spec.
+        run_id: Its id, also the trackers' name of the run.
+        run: Its URI.
+        first_step: First step of this attempt. What a tracker has of this and later steps came from an attempt whose
+            weights were lost.
+
+    A tracker that fails is named once in a warning. The end waits LAST_SECONDS for all of them.
     """
     started = TrackedRun(spec, run_id, run, first_step)
-    given_up = threading.Event()  # the end has waited long enough, and said so
+    given_up = threading.Event()  # the end has stopped waiting, with a warning
     inboxes: dict[str, _Inbox] = {name: queue.SimpleQueue() for name in spec.tracking}
     threads = {
         name: threading.Thread(
@@ -53,19 +59,12 @@ def tracking(spec: RunSpec, run_id: str, run: str, first_step: int) -> Iterator[
     for thread in threads.values():
         thread.start()
 
-    newest, validated = 0, set[int]()
+    seen = _SeenRecords()
 
     def pass_on(record: Record) -> None:
-        nonlocal newest
-        step = record["step"]
-        # Ray restarts workers that were lost from a checkpoint: steps come again, with the values they had.
-        if step in validated if _is_validation(record) else step <= newest:
+        if not seen.add(record):
             return
-        if _is_validation(record):
-            validated.add(step)
-        else:
-            newest = step
-        point = Point(step, time.time(), scalars(record))
+        point = Point(record["step"], time.time(), scalars(record))
         for name, inbox in inboxes.items():
             if threads[name].is_alive():
                 inbox.put(point)
@@ -77,12 +76,36 @@ def tracking(spec: RunSpec, run_id: str, run: str, first_step: int) -> Iterator[
     finally:
         for inbox in inboxes.values():
             inbox.put(ended_well)
-        gives_up = time.monotonic() + LAST_SECONDS
-        for name, thread in threads.items():
-            thread.join(max(0.0, gives_up - time.monotonic()))
-            if thread.is_alive():
-                given_up.set()
-                _log.warning("tracking: %s was not done after %g s; the store has every metric", name, LAST_SECONDS)
+        _join(threads, given_up)
+
+
+def _join(threads: dict[str, threading.Thread], given_up: threading.Event) -> None:
+    """Wait for all trackers together; name those that are not done."""
+    gives_up = time.monotonic() + LAST_SECONDS
+    for name, thread in threads.items():
+        thread.join(max(0.0, gives_up - time.monotonic()))
+        if thread.is_alive():
+            given_up.set()
+            _log.warning("tracking: %s was not done after %g s; the store has every metric", name, LAST_SECONDS)
+
+
+class _SeenRecords:
+    """The steps and validations so far. After a lost worker Ray restarts from a checkpoint, and steps are repeated."""
+
+    def __init__(self) -> None:
+        self._newest = 0
+        self._validated: set[int] = set()
+
+    def add(self, record: Record) -> bool:
+        """Return whether a record is new."""
+        step: int = record["step"]
+        if _is_validation(record):
+            new = step not in self._validated
+            self._validated.add(step)
+        else:
+            new = step > self._newest
+            self._newest = max(self._newest, step)
+        return new
 
 
 def _is_validation(record: Record) -> bool:
@@ -90,8 +113,8 @@ def _is_validation(record: Record) -> bool:
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """A record's numbers by tag: `train/ctc/depth_3`, `valid/wer/depth_6`, `train/lr`, `speed/padding_share` …"""
-    found: dict[str, Any] = {}
+    """Return a record's numbers by tag, such as `train/ctc/depth_3`, `valid/wer/depth_6`, `speed/padding_share`."""
+    found: dict[str, object] = {}
     for key, value in record.items():
         if key in DERIVED:
             continue
@@ -109,7 +132,7 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 def _feed(name: str, run: TrackedRun, inbox: _Inbox, given_up: threading.Event) -> None:
-    """Start a tracker and write what comes in until the run ends; its first failure is its last."""
+    """Start a tracker and write incoming points until the run ends or the tracker fails."""
     try:
         set_defaults()
         tracker = STARTS[name](run)
@@ -127,7 +150,7 @@ def _feed(name: str, run: TrackedRun, inbox: _Inbox, given_up: threading.Event) 
 
 
 def _take(inbox: _Inbox) -> tuple[list[Point], bool | None]:
-    """All points that wait, and whether the run ended well, None while it goes on. Waits for the first of them."""
+    """Wait for a point; return all that are queued, and whether the run ended well (None: it has not ended)."""
     points: list[Point] = []
     while not points or not inbox.empty():
         item = inbox.get()
