@@ -39,6 +39,8 @@ def parse_object(text: str | bytes) -> JsonObject:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("is not JSON (nested too deeply)") from None
     if not isinstance(value, dict):
         raise ValueError('is not an object; write {"audio": "…", "text": "…"}')
     return value
