@@ -37,7 +37,7 @@ WRONG = [
     (["run", "quickstart", "storage.root=s3://key:secret@bucket/x"], "storage.root", "AWS environment"),
     (["run", "an4", "batch.max_duration=3"], "batch.max_duration", "raise one or lower the other"),
     (["results", "/nowhere/at/all"], "STORE", "does not exist"),
-    (["results", ".", "lss"], "lss", "is not a query"),
+    (["results", ".", "lss"], "QUERY", "must be one of ls, pareto, compare, sql"),
     (["report", "/nowhere/at/all"], "/nowhere/at/all", "has no results"),
     (["evaluate", "nosuch", "--store", "/nowhere"], "nosuch", "is neither a finished run nor a model folder"),
     (["train", "an4", "corpus.path=README.md"], "corpus.path", "is a file, not a folder"),
