@@ -1,4 +1,4 @@
-"""The hybrid CTC/attention Conformer of arXiv 2505.21237, put together from stock transformers parts.
+"""The hybrid CTC/attention Conformer of arXiv 2505.21237, built from stock transformers modules.
 
 Encoder: `ParakeetEncoder`, the Conformer blocks of arXiv 2005.08100, under full 3x3 subsampling
 convolutions as in ESPnet. Decoder: `Speech2TextDecoder`, pre-norm with sinusoidal positions.
@@ -95,7 +95,7 @@ class ConformerConfig(PreTrainedConfig):
         self.bos_token_id = self.eos_token_id = self.decoder_start_token_id = self.vocab_size - 1
 
     def decoder_config(self) -> Speech2TextConfig:
-        """What the stock decoder reads."""
+        """Return the configuration of the stock decoder."""
         encoder: Any = self.encoder_config
         fields = {name: getattr(self, name) for name in DECODER_FIELDS}
         return Speech2TextConfig(d_model=encoder.hidden_size, init_std=encoder.initializer_range, **fields)
@@ -133,7 +133,7 @@ class ConformerForSpeech(PreTrainedModel, GenerationMixin):
     """Conformer encoder with a CTC head and an attention decoder over it (arXiv 2505.21237).
 
     The encoder may be folded. Losses are not computed here. Raises ValueError for a configuration
-    whose `vocab_size` was set after it was made, so that its start/end token is no longer the last.
+    whose `vocab_size` was changed afterwards, so that its start/end token is no longer the last.
     """
 
     config: ConformerConfig
@@ -146,7 +146,7 @@ class ConformerForSpeech(PreTrainedModel, GenerationMixin):
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__(config)
         if config.eos_token_id != config.vocab_size - 1:
-            raise ValueError("vocab_size changed after the configuration was made; make a new ConformerConfig")
+            raise ValueError("vocab_size was changed; create a new ConformerConfig instead")
         encoder_config: Any = config.encoder_config
         self.encoder = ParakeetEncoder(encoder_config)
         self.encoder.subsampling = FullSubsampling(encoder_config)
@@ -170,14 +170,22 @@ class ConformerForSpeech(PreTrainedModel, GenerationMixin):
         cache: Cache | None = None,
         use_cache: bool = False,
     ) -> ConformerOutput:
-        """Encode, and decode where there is something to decode.
+        """Encode, and decode if there are decoder inputs.
 
-        input_features: (B, T, F) log-mel windows; attention_mask: (B, T), 1 for valid windows;
-        decoder_input_ids: (B, U), start/end token first, padded at the end with token 0. Without
-        them `logits` is None. With `encoder_outputs` (what `encoder` returned) the encoder does not
-        run and `ctc_logits` is None. A folded encoder returns P*B rows, all of one depth's
-        utterances first; tokens and mask are repeated for each depth. Raises ValueError where the
-        rows of the encoder are no multiple of the tokens'.
+        Args:
+            input_features: Log-mel windows (B, T, F).
+            attention_mask: (B, T), 1 for valid windows.
+            decoder_input_ids: (B, U), start/end token first, padded at the end with token 0; without them `logits`
+                is None.
+            encoder_outputs: Outputs of `encoder` to use instead of running it; `ctc_logits` is then None.
+            cache, use_cache: The decoder's key-value cache, as in the library.
+
+        Returns:
+            Outputs with P*B rows for a folded encoder, all utterances of the shallowest depth first; tokens and mask
+            are repeated for each depth.
+
+        Raises:
+            ValueError: The encoder's rows are not a multiple of the tokens' rows.
         """
         ctc_logits_NTV = logits_NUV = None
         if encoder_outputs is None:
@@ -212,7 +220,7 @@ class ConformerForSpeech(PreTrainedModel, GenerationMixin):
 
 
 def check_one_depth(hidden_NTD: Tensor, batch: int) -> None:
-    """Raise ValueError if a folded encoder ran more depths than one over a batch of so many utterances."""
+    """Raise ValueError if a folded encoder ran more than one depth over a batch of so many utterances."""
     if len(hidden_NTD) != batch:
         raise ValueError(
             f"the encoder ran {len(hidden_NTD) // batch} depths and decoding takes one: "
@@ -224,7 +232,7 @@ def _repeat(rows_BX: Tensor, count: int) -> Tensor:
     """(P*B, X): all rows, once for each depth that the encoder ran."""
     depths, rest = divmod(count, len(rows_BX))
     if rest or not depths:
-        raise ValueError(f"the encoder has {count} rows, which is no multiple of the {len(rows_BX)} given")
+        raise ValueError(f"the encoder has {count} rows, not a multiple of the {len(rows_BX)} inputs")
     return rows_BX if depths == 1 else rows_BX.repeat(depths, 1)
 
 

@@ -198,7 +198,7 @@ def _fold_on_meta(family: Family, config: Any, plan: FoldPlan) -> PreTrainedMode
     try:
         with torch.device("meta"):
             model: PreTrainedModel = family.model_class(config)
-    except Exception as error:  # transformers checks little: a KeyError or a division by zero, say
+    except Exception as error:  # transformers checks little: this may be a KeyError or a division by zero
         raise _no_such_shape(error) from None
     with torch.device("meta"), fold_errors():
         return fold(model, plan)

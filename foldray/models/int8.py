@@ -11,16 +11,16 @@ def to_int8(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Only the stored weights are int8: loading restores float32, in which the model computes.
     """
-    made: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if not is_quantised(tensor):
-            made[name] = tensor
+            stored[name] = tensor
             continue
         scale = tensor.float().abs().amax(dim=tuple(range(1, tensor.ndim)), keepdim=True) / 127
         scale = torch.where(scale > 0, scale, 1.0)
-        made[name] = (tensor / scale).round().to(torch.int8)
-        made[name + SCALE] = scale
-    return made
+        stored[name] = (tensor / scale).round().to(torch.int8)
+        stored[name + SCALE] = scale
+    return stored
 
 
 def is_quantised(tensor: Tensor) -> bool:
@@ -28,15 +28,15 @@ def is_quantised(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and sum(size > 1 for size in tensor.shape) > 1
 
 
-def from_int8(made: dict[str, Tensor]) -> dict[str, Tensor]:
+def from_int8(stored: dict[str, Tensor]) -> dict[str, Tensor]:
     """Restore the state dict given to `to_int8`, each weight within half a quantisation step of its channel.
 
     Raises ValueError for a weight without its scale.
     """
-    if bare := [name for name, tensor in made.items() if tensor.dtype == torch.int8 and name + SCALE not in made]:
+    if bare := [name for name, tensor in stored.items() if tensor.dtype == torch.int8 and name + SCALE not in stored]:
         raise ValueError(f"{bare[0]} has no scale")
     return {
-        name: tensor * made[name + SCALE] if name + SCALE in made else tensor
-        for name, tensor in made.items()
-        if not (name.endswith(SCALE) and name.removesuffix(SCALE) in made)
+        name: tensor * stored[name + SCALE] if name + SCALE in stored else tensor
+        for name, tensor in stored.items()
+        if not (name.endswith(SCALE) and name.removesuffix(SCALE) in stored)
     }

@@ -70,8 +70,8 @@ def read_plan(uri: str) -> FoldPlan:
     if not storage.exists(file):
         if not storage.is_folder(uri):
             raise UserError(uri, "not found")
-        mend = "write one with save_model, or fold a stock checkpoint with fold_checkpoint"
-        raise UserError(uri, f"holds no foldable model ({FOLD_FILE} is missing); {mend}")
+        fix = "write one with save_model, or fold a stock checkpoint with fold_checkpoint"
+        raise UserError(uri, f"is not a folded model ({FOLD_FILE} is missing); {fix}")
     values = storage.read_json(file)
     private = values.pop("private", "none")
     try:
@@ -137,8 +137,8 @@ def save_model(model: PreTrainedModel, folder: str | Path, tokenizer: Tokenizer 
 
 def describe_model(model: PreTrainedModel, tokenizer: Tokenizer) -> dict[str, bytes]:
     """Get the files of `save_model` except the weights, by name."""
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         model.config.save_pretrained(folder)
         _describe(model, folder, tokenizer)
         return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}

@@ -1,7 +1,7 @@
 """What one shape of stock model costs, counted once: in the wheel for shipped recipes, in the user's cache for others.
 
 `foldray plan` combines these counts with a fold plan and so needs neither torch nor transformers. Write the shipped
-file anew with `python -m foldray.models.count`; a test recounts it.
+file with `python -m foldray.models.count`; a test recounts it.
 """
 
 import functools
@@ -101,7 +101,7 @@ def _shipped() -> dict[str, ShapeCounts]:
 
 
 _COUNTED: dict[str, ShapeCounts] = {}
-"""Counts of this process, also where there is no place to cache them."""
+"""Counts of this process, also if they can't be cached."""
 
 
 def _cached(digest: str) -> ShapeCounts | None:
@@ -151,7 +151,7 @@ def _from_json(values: dict[str, Any]) -> ShapeCounts:
 
 
 def write_shipped(entries: list[tuple[dict[str, Any], ShapeCounts]]) -> None:
-    """Write the shipped file anew, from keys and counts."""
+    """Write the shipped file from keys and counts."""
     counted = {_digest(key): asdict(counts) for key, counts in entries}
     lines = [f"{json.dumps(digest)}: {json.dumps(counts)}" for digest, counts in sorted(counted.items())]
     Path(__file__).with_name(SHIPPED_FILE).write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -92,7 +92,7 @@ def test_start_and_end_are_the_last_token_and_blank_is_the_first() -> None:
     assert (config.bos_token_id, config.eos_token_id, config.decoder_start_token_id) == (49, 49, 49)
     assert config.pad_token_id == 0
     config.vocab_size = 60
-    with pytest.raises(ValueError, match="vocab_size changed"):
+    with pytest.raises(ValueError, match="vocab_size was changed"):
         ConformerForSpeech(config)
 
 
@@ -170,7 +170,7 @@ def test_padding_does_not_change_what_either_head_says() -> None:
 
 def test_rows_that_do_not_fit_the_encoder_are_refused() -> None:
     model = tiny()
-    with pytest.raises(ValueError, match="3 rows, which is no multiple of the 2"):
+    with pytest.raises(ValueError, match="3 rows, not a multiple of the 2"):
         model(**features(40, 29, 20), decoder_input_ids=TOKENS)
 
 

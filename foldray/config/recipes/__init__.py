@@ -1,4 +1,4 @@
-"""Shipped recipes: specs by name, each one YAML file beside this module."""
+"""Shipped recipes: specs by name, each a YAML file in this folder."""
 
 from importlib import resources
 from pathlib import Path
@@ -12,15 +12,20 @@ from foldray.errors import UserError
 
 
 def recipe_names() -> list[str]:
-    """Names of the shipped recipes, sorted."""
+    """List the names of the shipped recipes, sorted."""
     files = resources.files(__name__).iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def load_recipe(recipe: str, overrides: list[str] | None = None) -> RunSpec:
-    """The spec of a shipped name or of a YAML/JSON file, with overrides applied.
+    """Load a recipe and apply overrides.
 
-    A file may start from another recipe: `extends: NAME`. Raises UserError.
+    Args:
+        recipe: A shipped name or a YAML/JSON file, which may start from another recipe with `extends: NAME`.
+        overrides: `key=value` pairs with dotted keys, such as `fold.depths=[6,9,12]`.
+
+    Raises:
+        UserError: The recipe does not exist or a field is invalid; names it.
     """
     return build_spec(apply_overrides(_values(recipe), overrides or []), recipe)
 
