@@ -6,6 +6,7 @@ import runpy
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -127,80 +128,110 @@ def test_a_job_entry_point_is_the_command_of_its_name(
     assert f"Example: foldray {path.stem}" in ours
 
 
-def test_evaluate_results_report_transcribe(
-    capsys: pytest.CaptureFixture[str], finished: TrainJob, spoken: Path, tmp_path: Path
+@pytest.fixture
+def scored(capsys: pytest.CaptureFixture[str], finished: TrainJob, tmp_path: Path) -> list[dict[str, Any]]:
+    """The rows of the finished run, evaluated at its depths."""
+    assert finished
+    code, out, err = call(capsys, "evaluate", "run", "--store", str(tmp_path / "store"), "--json")
+    assert code == 0, err
+    rows: list[dict[str, Any]] = json.loads(out)["rows"]
+    return rows
+
+
+def test_evaluate_stores_rows_and_hypotheses(scored: list[dict[str, Any]], spoken: Path, tmp_path: Path) -> None:
+    utterances = [json.loads(line) for line in (spoken / "test.jsonl").read_text().splitlines()]
+    assert [row["depth"] for row in scored] == [2, 3, 4]
+    assert [row["num_utterances"] for row in scored] == 3 * [len(utterances)]
+    for row in scored:
+        assert row["wer"] == (row["substitutions"] + row["deletions"] + row["insertions"]) / row["num_words"]
+    assert scored == read_rows(str(tmp_path / "store"))
+    hypotheses = read_hypotheses(str(tmp_path / "store"), "run")
+    assert len(hypotheses) == 3 * len(utterances)
+    assert sum(each["num_words"] for each in hypotheses if each["depth"] == 2) == scored[0]["num_words"]
+    assert {each["id"]: each["speaker"] for each in hypotheses} == {each["id"]: each["speaker"] for each in utterances}
+
+
+def test_evaluate_takes_other_data_and_untrained_depths(
+    capsys: pytest.CaptureFixture[str], scored: list[dict[str, Any]], finished: TrainJob, spoken: Path, tmp_path: Path
 ) -> None:
     store = str(tmp_path / "store")
-    code, out, err = call(capsys, "evaluate", "run", "--store", store, "--json")
+    command = ["evaluate", finished.run, "--data", str(spoken), "--depths", "2,4", "--store", store, "--json"]
+    again = json.loads(call(capsys, *command)[1])["rows"]
+    assert [(row["depth"], row["wer"]) for row in again] == [(2, scored[0]["wer"]), (4, scored[2]["wer"])]
+    assert len(json.loads(call(capsys, "results", store, "ls", "--json")[1])["rows"]) == 5
+    code, out, err = call(capsys, "results", store)
     assert code == 0, err
-    rows = json.loads(out)["rows"]
-    assert [row["depth"] for row in rows] == [2, 3, 4]
-    assert all(row["num_utterances"] == len((spoken / "test.jsonl").read_text().splitlines()) for row in rows)
-    assert all(
-        row["wer"] == (row["substitutions"] + row["deletions"] + row["insertions"]) / row["num_words"] for row in rows
-    )
-    assert rows == read_rows(store)
-    said = read_hypotheses(store, "run")
-    assert len(said) == 3 * rows[0]["num_utterances"]
-    assert sum(h["num_words"] for h in said if h["depth"] == 2) == rows[0]["num_words"]
-    spoken_by = {u["id"]: u["speaker"] for u in map(json.loads, (spoken / "test.jsonl").read_text().splitlines())}
-    assert {h["id"]: h["speaker"] for h in said} == spoken_by
-
-    code, out, _ = call(
-        capsys, "evaluate", finished.run, "--data", str(spoken), "--depths", "2,4", "--store", store, "--json"
-    )
-    again = json.loads(out)["rows"]
-    assert [row["depth"] for row in again] == [2, 4]
-    assert [row["wer"] for row in again] == [rows[0]["wer"], rows[2]["wer"]]
-
-    code, out, _ = call(capsys, "results", store, "ls", "--json")
-    assert len(json.loads(out)["rows"]) == 5
-    code, out, _ = call(capsys, "results", store)
-    assert code == 0
     assert "voices-" in out
+    deeper = json.loads(call(capsys, "evaluate", "run", "--depths", "4,6", "--store", store, "--json")[1])["rows"]
+    assert [(row["depth"], row["path"], row["trained"]) for row in deeper] == [
+        (4, "0 0 1 1", True),
+        (6, "0 0 0 1 1 1", False),
+    ]
+    assert "6 (untrained)" in call(capsys, "results", store)[1]
 
-    # Folders of the same name without a run: another model is not the same one, wherever it lies.
+
+def test_a_model_folder_is_known_by_its_weights(
+    capsys: pytest.CaptureFixture[str], finished: TrainJob, spoken: Path, tmp_path: Path
+) -> None:
+    """Folders of the same name without a run: another model is another one, wherever it lies."""
     names = []
     for place, factor in (("a", 1.0), ("b", 0.5), ("c", 1.0)):
         folder = shutil.copytree(Path(finished.run, "model"), tmp_path / place / "model")
         weights = load_file(folder / "model.safetensors")
         save_file({name: factor * tensor for name, tensor in weights.items()}, folder / "model.safetensors")
-        scored = ("--data", str(spoken), "--depths", "2", "--store", str(tmp_path / "others"), "--json")
-        code, out, err = call(capsys, "evaluate", str(folder), *scored)
+        options = ("--data", str(spoken), "--depths", "2", "--store", str(tmp_path / "others"), "--json")
+        code, out, err = call(capsys, "evaluate", str(folder), *options)
         assert code == 0, err
         names.append(json.loads(out)["run_id"])
     assert names[0] == names[2] != names[1]
     assert json.loads(call(capsys, "results", str(tmp_path / "others"), "--json")[1])["total"] == 2
 
-    code, out, _ = call(capsys, "report", store, "-o", str(tmp_path / "page"))
+
+def test_a_report_is_one_page_with_the_rows(
+    capsys: pytest.CaptureFixture[str], scored: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    code, _, err = call(capsys, "report", str(tmp_path / "store"), "-o", str(tmp_path / "page"))
+    assert code == 0, err
     page = (tmp_path / "page" / "index.html").read_text()
-    assert code == 0
-    assert f"{100 * rows[2]['wer']:.1f} %" in page
-    assert page.count('class="example"') == min(10, rows[0]["num_utterances"])
+    assert f"{100 * scored[2]['wer']:.1f} %" in page
+    assert page.count('class="example"') == min(10, scored[0]["num_utterances"])
     assert '<script src="http' not in page
     assert '<link rel="stylesheet"' not in page
 
+
+@pytest.mark.usefixtures("scored")
+def test_transcribe_writes_what_evaluate_decoded(
+    capsys: pytest.CaptureFixture[str], spoken: Path, tmp_path: Path
+) -> None:
+    store = str(tmp_path / "store")
+    decoded = {each["id"]: each["hypothesis"] for each in read_hypotheses(store, "run") if each["depth"] == 2}
     audio = sorted((spoken / "audio" / "test").glob("*.flac"))[0]
-    code, out, _ = call(capsys, "transcribe", "run", str(audio), "--store", store, "--depth", "2", "--json")
-    heard = {h["id"]: h["hypothesis"] for h in said if h["depth"] == 2}
-    assert json.loads(out)["texts"] == [{"file": str(audio), "text": heard[audio.stem]}]
+    options = ("--store", store, "--depth", "2", "--json")
+    out = call(capsys, "transcribe", "run", str(audio), *options)[1]
+    assert json.loads(out)["texts"] == [{"file": str(audio), "text": decoded[audio.stem]}]
     bad = str(spoken / "test.jsonl")
-    code, out, err = call(capsys, "transcribe", "run", bad, str(audio), "--store", store, "--depth", "2", "--json")
-    assert code == 2
+    code, out, err = call(capsys, "transcribe", "run", bad, str(audio), *options)
+    assert code == 2, err
     assert [list(entry) for entry in json.loads(out)["texts"]] == [["file", "error"], ["file", "text"]]
     assert err == f"{bad}: can't be used (not_audio: the content is JSON, despite the file name)\n"
-    code, _, err = call(capsys, "transcribe", "run", str(audio), "--store", store, "--depth", "1")
-    assert code == 2, err
-    assert err.endswith("--depth: depth 1 is shallower than the seed, 2 (trained: 2, 3, 4)\n")
-    code, out, _ = call(capsys, "evaluate", "run", "--depths", "4,6", "--store", store, "--json")
-    assert [(row["depth"], row["path"], row["trained"]) for row in json.loads(out)["rows"]] == [
-        (4, "0 0 1 1", True), (6, "0 0 0 1 1 1", False),
-    ]  # fmt: skip
-    assert "6 (untrained)" in call(capsys, "results", store)[1]
-    code, _, err = call(capsys, "evaluate", "run", "--decoding", "joint", "--store", store)
-    assert (code, err.splitlines()[-1]) == (2, "--decoding: joint needs a decoder, which ParakeetForCTC lacks; use ctc")
-    code, _, err = call(capsys, "evaluate", "run", "--decoding", "magic", "--store", store)
-    assert (code, err.splitlines()[-1]) == (2, "--decoding: must be one of ctc, attention, joint (got 'magic')")
+
+
+@pytest.mark.usefixtures("finished")
+def test_depths_and_decodings_that_a_model_lacks_are_refused(
+    capsys: pytest.CaptureFixture[str], spoken: Path, tmp_path: Path
+) -> None:
+    audio = str(sorted((spoken / "audio" / "test").glob("*.flac"))[0])
+    for command, message in (
+        (["transcribe", "run", audio, "--depth", "1"], "depth 1 is shallower than the seed, 2 (trained: 2, 3, 4)"),
+        (
+            ["evaluate", "run", "--decoding", "joint"],
+            "joint needs a decoder, which ParakeetForCTC lacks; use ctc",
+        ),
+        (["evaluate", "run", "--decoding", "magic"], "must be one of ctc, attention, joint (got 'magic')"),
+    ):
+        code, _, err = call(capsys, *command, "--store", str(tmp_path / "store"))
+        assert code == 2, err
+        assert message in err.splitlines()[-1]
 
 
 def test_training_progress_says_loss_by_depth_speed_and_time_left(

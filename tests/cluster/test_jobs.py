@@ -78,10 +78,10 @@ class Head(RayHead):
             return value
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """What a clone has, and beside it what a working copy collects: a .venv and a store."""
-    folder = tmp_path / "checkout"
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a clone has, and what a working copy collects: a .venv and a store."""
+    folder = tmp_path_factory.mktemp("jobs") / "checkout"
     copy_checkout(folder)
     for name in (".venv/bin/python", "foldray-store/corpora/x"):
         (folder / name).parent.mkdir(parents=True)
@@ -89,9 +89,9 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def head(tmp_path: Path, checkout: Path) -> Iterator[Head]:
-    head = Head(tmp_path, checkout)
+@pytest.fixture(scope="module")
+def head(checkout: Path) -> Iterator[Head]:
+    head = Head(checkout.parent, checkout)
     try:
         head.start()
         yield head
@@ -99,26 +99,23 @@ def head(tmp_path: Path, checkout: Path) -> Iterator[Head]:
         head.close()
 
 
-def test_stages_as_jobs(
-    head: Head, s3_server: "S3Server", s3_store: str, own_corpus: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Training is stopped; another job goes on with it, scores and reports."""
-    keys = s3_server.environment
+@pytest.fixture
+def recipe(s3_store: str, own_corpus: Path) -> list[str]:
+    """Arguments of a run whose corpus and store are in the bucket."""
     storage.upload(own_corpus, f"{s3_store}/voices")
-    recipe = [
-        "an4",
-        f"corpus.path={s3_store}/voices",
-        f"storage.root={s3_store}",
-        *TINY,
-        "optim.steps=120",
-        "valid.every_steps=1000",
-    ]
+    place = [f"corpus.path={s3_store}/voices", f"storage.root={s3_store}"]
+    return ["an4", *place, *TINY, "optim.steps=120", "valid.every_steps=1000"]
+
+
+def test_a_client_without_the_token_is_refused(head: Head) -> None:
     for environment in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN_PATH": "/nowhere"}):
         refused = head.client("list", **environment)
-        assert refused.returncode == 1
+        assert refused.returncode == 1, refused.stdout
         assert "AuthenticationError" in refused.stdout
 
-    wrong = head.submit("pipelines.train", "an5", keys=keys)
+
+def test_a_wrong_job_ends_with_one_line_and_ships_the_checkout_only(head: Head, s3_server: "S3Server") -> None:
+    wrong = head.submit("pipelines.train", "an5", keys=s3_server.environment)
     assert (head.job(wrong)["status"], head.job(wrong)["driver_exit_code"]) == ("FAILED", 2)
     (line,) = filter(None, head.logs(wrong))
     assert line.startswith("an5: no such recipe or file")
@@ -126,42 +123,58 @@ def test_stages_as_jobs(
     assert {"foldray", "pipelines", "pyproject.toml"} < {entry.name for entry in package.iterdir()}
     assert not any((package / name).exists() for name in (".venv", "foldray-store"))
 
-    seen = {tuple(line.split()[:2]): line for line in head.logs(head.submit("pipelines.doctor", *recipe, keys=keys))}
+
+def test_the_doctor_as_a_job_checks_the_store_and_leaves_nothing_there(
+    head: Head, s3_server: "S3Server", s3_store: str, recipe: list[str]
+) -> None:
+    job = head.submit("pipelines.doctor", *recipe, keys=s3_server.environment)
+    seen = {tuple(line.split()[:2]): line for line in head.logs(job)}
     (node,) = (where for name, where in seen if name == "devices")
     assert "ok" in seen["audio", node]
     assert f"{s3_store}: 1 MiB written" in seen["storage", node]
     assert storage.list_files(s3_store) == []
 
-    stopped = head.submit("pipelines.train", *recipe, keys=keys, wait=False)
-    wait_for_step(head, stopped, s3_store, 8)
-    # The driver hears of a step later than the store has its checkpoint.
-    in_progress = lambda: any("loss by depth" in line for line in head.logs(stopped))  # noqa: E731
-    wait_until(lambda: in_progress() or head.job(stopped)["status"] != "RUNNING", "progress")
-    assert head.client("stop", stopped).returncode == 0
-    assert head.job(stopped)["status"] == "STOPPED"
-    wait_until(lambda: not trains(head), "the end of its workers")
-    said = head.logs(stopped)
-    assert any(line.startswith("prepared  47 of 47 utterances") for line in said)
-    assert any(re.match(r"training .*, 2 workers$", line) for line in said)
-    assert any(re.match(r"training +\d+%  step \d+  loss by depth  3: ", line) for line in said)
-    assert said[-1] == "stopped; run the same command again to go on"
 
+def test_a_stopped_job_is_resumed_by_another_that_scores_and_reports(
+    head: Head, s3_server: "S3Server", s3_store: str, recipe: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = head.submit("pipelines.train", *recipe, keys=s3_server.environment, wait=False)
+    stop_while_it_trains(head, stopped, s3_store)
+    assert_it_showed_progress(head.logs(stopped))
     step = newest_step(s3_store)
-    finished = head.submit("pipelines.run", *recipe, keys=keys)  # trains to the end, scores and reports
-    said = head.logs(finished)
-    assert any(line.endswith(f", 2 workers, resuming from step {step}") for line in said)
-    assert any(line.startswith(f"trained   120 steps (resumed from step {step})") for line in said)
+    finished = head.submit("pipelines.run", *recipe, keys=s3_server.environment)
+    printed = head.logs(finished)
+    assert any(line.endswith(f", 2 workers, resuming from step {step}") for line in printed), printed
+    assert any(line.startswith(f"trained   120 steps (resumed from step {step})") for line in printed), printed
     assert "trained   120 steps" in head.client("logs", finished).stdout
     (run,) = storage.list_folders(f"{s3_store}/runs")
     assert [record["step"] for record in read_metrics(f"{s3_store}/runs/{run}")] == list(range(1, 121))
     rows = sorted(read_rows(s3_store), key=lambda row: row["depth"])
     assert [row["depth"] for row in rows] == [3, 6]
     assert run.encode() in storage.read_bytes(f"{s3_store}/report/index.html")
-
     main(["evaluate", run, "--store", s3_store, "--json"])  # by its id, out of the bucket
     again = json.loads(capsys.readouterr().out)["rows"]
     assert [(row["depth"], row["wer"]) for row in again] == [(row["depth"], row["wer"]) for row in rows]
     main(["report", s3_store])
+
+
+def stop_while_it_trains(head: Head, job: str, store: str) -> None:
+    """`ray job stop` after a checkpoint and a line of progress; returns when all its workers have ended."""
+    wait_for_step(head, job, store, 8)
+    # The driver hears of a step later than the store has its checkpoint.
+    in_progress = lambda: any("loss by depth" in line for line in head.logs(job))  # noqa: E731
+    wait_until(lambda: in_progress() or head.job(job)["status"] != "RUNNING", "progress")
+    stop = head.client("stop", job)
+    assert stop.returncode == 0, stop.stdout
+    assert head.job(job)["status"] == "STOPPED"
+    wait_until(lambda: not trains(head), "the end of its workers")
+
+
+def assert_it_showed_progress(printed: list[str]) -> None:
+    assert any(line.startswith("prepared  47 of 47 utterances") for line in printed), printed
+    assert any(re.match(r"training .*, 2 workers$", line) for line in printed), printed
+    assert any(re.match(r"training +\d+%  step \d+  loss by depth  3: ", line) for line in printed), printed
+    assert printed[-1] == "stopped; run the same command again to go on"
 
 
 def wait_for_step(head: Head, job: str, store: str, step: int) -> None:

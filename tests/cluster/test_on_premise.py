@@ -124,6 +124,15 @@ class Operator:
         return said
 
 
+def addresses(hosts: dict[str, Host], server: "S3Server") -> dict[str, str]:
+    """What an operator changes in the cluster file."""
+    return {
+        "192.0.2.10": hosts["head"].address, "192.0.2.11": hosts["w1"].address, "192.0.2.12": hosts["w2"].address,
+        "http://192.0.2.5:9000": server.endpoint, "ssh_user: ubuntu": "ssh_user: root",
+        "# ~/.aws/credentials": "~/.aws/credentials",
+    }  # fmt: skip
+
+
 def test_from_nothing_to_results_and_back(
     hosts: dict[str, Host], server: "S3Server", own_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,13 +141,7 @@ def test_from_nothing_to_results_and_back(
     ask = hosts["s3"].call  # this process is on none of the hosts
     ask(storage.upload, own_corpus, server.uri("voices"))
     operator = Operator(hosts["operator"], server, tmp_path / "client")
-    changes = {
-        "192.0.2.10": hosts["head"].address, "192.0.2.11": hosts["w1"].address, "192.0.2.12": hosts["w2"].address,
-        "http://192.0.2.5:9000": server.endpoint, "ssh_user: ubuntu": "ssh_user: root",
-        "# ~/.aws/credentials": "~/.aws/credentials",
-    }  # fmt: skip
-    change(operator.cluster_file, changes)
-
+    change(operator.cluster_file, addresses(hosts, server))
     create, up, status, dashboard, submit, results, down = read_commands()
     store = server.uri("foldray")
     operator.type(create)

@@ -248,35 +248,41 @@ def test_each_use_normalises_by_its_own_statistics(name: str, tmp_path: Path) ->
     assert moved == {"01", "02", "11", "12", "21"}
 
 
+Inputs = dict[int, list[tuple[str, Tensor]]]
+"""By norm: the use and the valid frames of every forward pass of a step."""
+
+
+def train_and_record_inputs(job: TrainJob) -> tuple[Any, list[Inputs]]:
+    """The trained model, and for each step what its norms were given."""
+    inputs_of: Inputs = {}
+    steps: list[Inputs] = []
+
+    def listen(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        context = norm.context if isinstance(norm, FixedBatchNorm) else None
+        if context is not None and context.frames_B is not None and context.weight:
+            frames = [
+                each[:, :count] for each, count in zip(inputs[0].detach(), context.frames_B.tolist(), strict=True)
+            ]
+            inputs_of.setdefault(id(norm), []).append((norm.running.number, torch.cat(frames, 1)))  # type: ignore
+
+    def after_step(record: dict[str, Any]) -> None:
+        if "progress" in record:
+            steps.append(dict(inputs_of))
+            inputs_of.clear()
+
+    handle = nn.modules.module.register_module_forward_pre_hook(listen)
+    try:
+        return train_model(job, WorkerContext(), LoopHooks(after_step)).model, steps
+    finally:
+        handle.remove()
+
+
 def test_statistics_become_those_of_what_each_use_hears(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     """At the end of training those of the deepest path are a running mean over the very inputs of the norms."""
     job = job_for("parakeet", prepared, tmp_path, steps=5)
     fold = job.spec.fold.model_copy(update={"private": "statistics", "depths": (2, 4), "order": "cycle"})
     job = replace(job, spec=job.spec.model_copy(update={"fold": fold}))
-    heard: dict[int, list[tuple[str, Tensor]]] = {}
-
-    def listen(norm: FixedBatchNorm, inputs: tuple[Tensor]) -> None:
-        context = norm.context
-        if context is not None and context.frames_B is not None and context.weight:
-            frames = [
-                each[:, :count] for each, count in zip(inputs[0].detach(), context.frames_B.tolist(), strict=True)
-            ]
-            heard.setdefault(id(norm), []).append((norm.running.number, torch.cat(frames, 1)))  # type: ignore[operator]
-
-    handle = nn.modules.module.register_module_forward_pre_hook(
-        lambda module, inputs: listen(module, inputs) if isinstance(module, FixedBatchNorm) else None
-    )
-    steps: list[dict[int, list[tuple[str, Tensor]]]] = []
-
-    def after_step(record: dict[str, Any]) -> None:
-        if "progress" in record:
-            steps.append(dict(heard))
-            heard.clear()
-
-    try:
-        model = train_model(job, WorkerContext(), LoopHooks(after_step)).model
-    finally:
-        handle.remove()
+    model, steps = train_and_record_inputs(job)
     assert len(steps) == 5
     for norm in norms_of(model):
         for use, holder in enumerate(norm.holders()):

@@ -176,7 +176,7 @@ def traces(tab: Any, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.main
 @NEEDS_CHROMIUM
-def test_what_is_plotted_are_the_rows(opened: Any, store: str) -> None:
+def test_folds_baselines_and_the_front_are_plotted_from_the_rows(opened: Any, store: str) -> None:
     rows = list_rows(store, ["split=test", "step=40"], "depth")[0]
     fold, alone, front = traces(opened, "pareto")[:3]
     for trace, kind in ((fold, "fold"), (alone, "baseline")):
@@ -188,6 +188,11 @@ def test_what_is_plotted_are_the_rows(opened: Any, store: str) -> None:
     )
     assert np.array([*zip(front["x"], front["y"], strict=True)]) == pytest.approx(np.array(best))
 
+
+@pytest.mark.main
+@NEEDS_CHROMIUM
+def test_depths_are_plotted_from_the_rows_and_marked_where_significant(opened: Any, store: str) -> None:
+    rows = list_rows(store, ["split=test", "step=40"], "depth")[0]
     lines = {trace["name"]: trace for trace in traces(opened, "depths")}
     for run_id in ("fold-a1", "fold-b2"):
         mine = [r for r in rows if r["run_id"] == run_id]
@@ -204,6 +209,10 @@ def test_what_is_plotted_are_the_rows(opened: Any, store: str) -> None:
     marked = {depth for depth, text in zip(lines["fold-a1"]["x"], lines["fold-a1"]["text"], strict=True) if text}
     assert marked == significant
 
+
+@pytest.mark.main
+@NEEDS_CHROMIUM
+def test_searches_and_losses_are_plotted_from_their_records(opened: Any) -> None:
     finished, stopped, so_far = traces(opened, "history-fold-0123456789-wer")
     assert (finished["x"], stopped["x"]) == ([0, 1, 2, 4, 5, 6, 7], [3])
     assert finished["y"] == pytest.approx([20, 19, 18, 16, 15, 14, 13])

@@ -162,6 +162,17 @@ def wait_for_key(server: "S3Server", prefix: str, pattern: str, process: "subpro
     assert process.poll() is None, process.communicate()[1]
 
 
+def kill_in_training(driver: "subprocess.Popen[str]", server: "S3Server", prefix: str) -> None:
+    """SIGKILL of a driver after its eighth step, and two outages of its store before."""
+    try:
+        Outages(server, prefix, driver, 4.0, "shards/train-", "checkpoints/step-").wait()
+        wait_for_key(server, prefix, "checkpoints/step-00000008.*/manifest.json", driver)
+    finally:
+        driver.kill()
+        driver.communicate()
+    assert driver.returncode == -signal.SIGKILL
+
+
 @pytest.mark.soak
 def test_a_driver_and_a_server_that_are_killed_leave_the_quiet_run(
     ray_head: dict[str, str],
@@ -177,14 +188,7 @@ def test_a_driver_and_a_server_that_are_killed_leave_the_quiet_run(
     storage.upload(damaged[0], f"{s3_store}/voices")
     job = [*JOB, f"corpus.path={s3_store}/voices", f"storage.root={s3_store}"]
     prefix = s3_store.removeprefix("s3://").partition("/")[2]
-    killed = foldray("run", *job, "--json", **ray_head)
-    try:
-        Outages(s3_server, prefix, killed, 4.0, "shards/train-", "checkpoints/step-").wait()
-        wait_for_key(s3_server, prefix, "checkpoints/step-00000008.*/manifest.json", killed)
-    finally:
-        killed.kill()
-        killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+    kill_in_training(foldray("run", *job, "--json", **ray_head), s3_server, prefix)
     process = foldray("run", *job, "--json", **ray_head)
     outages = Outages(s3_server, prefix, process, 4.0, "model/fold.json")
     said = finish(process)

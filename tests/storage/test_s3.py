@@ -49,49 +49,58 @@ def key(uri: str) -> str:
     return uri.removeprefix(f"s3://{BUCKET}/")
 
 
-def test_every_operation_leaves_only_files(s3_server: "S3Server", s3_store: str) -> None:
-    names = ["a.txt", "deep/er/b c+d%20.txt", "deep/\u00fc#1.txt", "empty"]
-    for name in names:
+NAMES = ["a.txt", "deep/er/b c+d%20.txt", "deep/\u00fc#1.txt", "empty"]
+
+
+@pytest.fixture
+def filled(s3_server: "S3Server", s3_store: str) -> str:
+    """A store with four files, one of them empty, of names that have to be quoted."""
+    for name in NAMES:
         storage.write_bytes(storage.join(s3_store, name), name.encode() if name != "empty" else b"")
-    assert s3_server.keys(key(s3_store)) == sorted(key(storage.join(s3_store, name)) for name in names)
+    assert s3_server.keys(key(s3_store)) == sorted(key(storage.join(s3_store, name)) for name in NAMES)
+    return s3_store
 
-    assert storage.exists(storage.join(s3_store, "a.txt"))
-    assert storage.exists(storage.join(s3_store, "empty"))
-    assert not storage.exists(storage.join(s3_store, "deep"))
-    assert not storage.exists(storage.join(s3_store, "a"))
-    assert storage.is_folder(s3_store)
-    assert storage.is_folder(storage.join(s3_store, "deep"))
-    assert not storage.is_folder(storage.join(s3_store, "dee"))
-    assert not storage.is_folder(storage.join(s3_store, "a.txt"))
-    assert storage.list_files(s3_store) == ["a.txt", "empty"]
-    assert storage.list_folders(s3_store) == ["deep"]
-    assert storage.list_folders(storage.join(s3_store, "deep")) == ["er"]
-    assert storage.list_tree(s3_store) == {name: 0 if name == "empty" else len(name.encode()) for name in names}
-    uris = [storage.join(s3_store, name) for name in [*names, "missing"]]
+
+def test_files_and_folders_are_listed(filled: str) -> None:
+    for name, is_file, is_folder in (
+        ("a.txt", True, False), ("empty", True, False), ("deep", False, True), ("a", False, False),
+        ("dee", False, False),
+    ):  # fmt: skip
+        uri = storage.join(filled, name)
+        assert (storage.exists(uri), storage.is_folder(uri)) == (is_file, is_folder), name
+    assert storage.is_folder(filled)
+    assert storage.list_files(filled) == ["a.txt", "empty"]
+    assert storage.list_folders(filled) == ["deep"]
+    assert storage.list_folders(storage.join(filled, "deep")) == ["er"]
+    assert storage.list_tree(filled) == {name: 0 if name == "empty" else len(name.encode()) for name in NAMES}
+    uris = [storage.join(filled, name) for name in [*NAMES, "missing"]]
     assert storage.file_sizes(uris) == [5, 20, 13, 0, None]
-    for name in names[:3]:
-        assert storage.read_bytes(storage.join(s3_store, name)) == name.encode()
-    assert storage.read_bytes(storage.join(s3_store, "empty")) == b""
-    assert storage.read_range(storage.join(s3_store, "a.txt"), 2, 2) == b"tx"
-    assert storage.read_range(storage.join(s3_store, "a.txt"), 3, 99) == b"xt"
-    assert storage.read_range(storage.join(s3_store, "a.txt"), 99, 9) == b""
-    assert storage.read_range(storage.join(s3_store, "empty"), 0, 9) == b""
-    storage.write_bytes(storage.join(s3_store, "a.txt"), b"new")
-    assert storage.read_bytes(storage.join(s3_store, "a.txt")) == b"new"
 
-    storage.remove(storage.join(s3_store, "a.txt"))
-    storage.remove(storage.join(s3_store, "a.txt"))
-    storage.remove(storage.join(s3_store, "deep", "er", "b c+d%20.txt"))
-    assert s3_server.keys(key(s3_store)) == [
-        key(storage.join(s3_store, name)) for name in ["deep/\u00fc#1.txt", "empty"]
-    ]
-    storage.remove_folder(storage.join(s3_store, "deep"))
-    storage.remove_folder(storage.join(s3_store, "nowhere"))
-    assert s3_server.keys(key(s3_store)) == [key(storage.join(s3_store, "empty"))]
-    storage.check_writable(s3_store, "storage.root")
-    storage.remove_folder(s3_store)
-    assert s3_server.keys(key(s3_store)) == []
-    assert not storage.is_folder(s3_store)
+
+def test_files_are_read_whole_and_in_part_and_overwritten(filled: str) -> None:
+    for name in NAMES[:3]:
+        assert storage.read_bytes(storage.join(filled, name)) == name.encode()
+    text, empty = storage.join(filled, "a.txt"), storage.join(filled, "empty")
+    assert storage.read_bytes(empty) == b""
+    assert [storage.read_range(text, *part) for part in ((2, 2), (3, 99), (99, 9))] == [b"tx", b"xt", b""]
+    assert storage.read_range(empty, 0, 9) == b""
+    storage.write_bytes(text, b"new")
+    assert storage.read_bytes(text) == b"new"
+
+
+def test_removing_leaves_no_key(s3_server: "S3Server", filled: str) -> None:
+    storage.remove(storage.join(filled, "a.txt"))
+    storage.remove(storage.join(filled, "a.txt"))
+    storage.remove(storage.join(filled, "deep", "er", "b c+d%20.txt"))
+    left = ["deep/\u00fc#1.txt", "empty"]
+    assert s3_server.keys(key(filled)) == [key(storage.join(filled, name)) for name in left]
+    storage.remove_folder(storage.join(filled, "deep"))
+    storage.remove_folder(storage.join(filled, "nowhere"))
+    assert s3_server.keys(key(filled)) == [key(storage.join(filled, "empty"))]
+    storage.check_writable(filled, "storage.root")
+    storage.remove_folder(filled)
+    assert s3_server.keys(key(filled)) == []
+    assert not storage.is_folder(filled)
 
 
 def test_missing_files_and_folders(s3_store: str) -> None:
@@ -320,43 +329,47 @@ def test_two_hundred_writes_and_reads_survive_an_outage(
     assert all(record.levelno == logging.WARNING for record in caplog.records if record.name == "foldray.storage")
 
 
-def test_an_open_reader_and_every_operation_survive_an_outage(s3_server: "S3Server", s3_store: str) -> None:
-    data, big = random.Random(1).randbytes(4 * 2**20), storage.join(s3_store, "tree", "big")
+def test_every_operation_waits_for_the_end_of_an_outage(s3_server: "S3Server", s3_store: str) -> None:
+    data, big, tree = bytes(range(256)) * 4, storage.join(s3_store, "tree", "big"), storage.join(s3_store, "tree")
+    storage.write_bytes(big, data)
+    for name in ("one", "gone/file"):
+        storage.write_bytes(storage.join(s3_store, name), b"1")
+    operations: list[tuple[Callable[[], Any], Any]] = [
+        (lambda: storage.exists(big), True),
+        (lambda: storage.is_folder(tree), True),
+        (lambda: storage.list_files(tree), ["big"]),
+        (lambda: storage.list_folders(tree), []),
+        (lambda: storage.file_sizes([big]), [len(data)]),
+        (lambda: storage.list_tree(tree), {"big": len(data)}),
+        (lambda: storage.read_range(big, 5, 3), data[5:8]),
+        (lambda: storage.remove(storage.join(s3_store, "one")), None),
+        (lambda: storage.remove_folder(storage.join(s3_store, "gone")), None),
+        (lambda: storage.write_bytes(storage.join(s3_store, "large"), bytes(40 * 2**20)), None),
+    ]
+    with ThreadPoolExecutor(len(operations)) as pool, outage(s3_server, 2):
+        waiting = [pool.submit(operation) for operation, _ in operations]
+    assert [each.result() for each in waiting] == [expected for _, expected in operations]
+    assert sorted(storage.list_tree(s3_store)) == ["large", "tree/big"]
+
+
+def test_open_files_survive_an_outage(s3_server: "S3Server", s3_store: str) -> None:
+    data, big, table = random.Random(1).randbytes(4 * 2**20), f"{s3_store}/big", f"{s3_store}/rows.parquet"
     storage.write_bytes(big, data)
     parquet = io.BytesIO()
     pq.write_table(pa.table({"n": list(range(1000))}), parquet, row_group_size=100)
-    storage.write_bytes(storage.join(s3_store, "rows.parquet"), parquet.getvalue())
-    for name in ("one", "gone/file"):
-        storage.write_bytes(storage.join(s3_store, name), b"1")
-    rows = pq.ParquetFile(storage.open_file(storage.join(s3_store, "rows.parquet")))
+    storage.write_bytes(table, parquet.getvalue())
+    rows = pq.ParquetFile(storage.open_file(table))
     assert rows.read_row_group(1)["n"].to_pylist() == list(range(100, 200))
-    actions: list[Callable[[], Any]] = [
-        lambda: rows.read_row_group(7)["n"].to_pylist(),
-        lambda: storage.exists(big),
-        lambda: storage.is_folder(storage.join(s3_store, "tree")),
-        lambda: storage.list_files(storage.join(s3_store, "tree")),
-        lambda: storage.list_folders(storage.join(s3_store, "tree")),
-        lambda: storage.file_sizes([big]),
-        lambda: storage.list_tree(storage.join(s3_store, "tree")),
-        lambda: storage.read_range(big, 5, 3),
-        lambda: storage.remove(storage.join(s3_store, "one")),
-        lambda: storage.remove_folder(storage.join(s3_store, "gone")),
-        lambda: storage.write_bytes(storage.join(s3_store, "large"), bytes(40 * 2**20)),
-    ]
-    with ThreadPoolExecutor(len(actions)) as pool, storage.open_file(big) as file:
+    with ThreadPoolExecutor(1) as pool, storage.open_file(big) as file:
         parts = [file.read(100_000)]
         with outage(s3_server, 2):
-            others = [pool.submit(action) for action in actions]
+            group = pool.submit(lambda: rows.read_row_group(7)["n"].to_pylist())
             while part := file.read(100_000):
                 parts.append(part)
         assert b"".join(parts) == data
         assert file.seek(-10, io.SEEK_END) == len(data) - 10
         assert file.read() == data[-10:]
-        values = [other.result() for other in others]
-    tree = {"big": len(data)}
-    expected = [list(range(700, 800)), True, True, ["big"], [], [len(data)], tree, data[5:8], None, None, None]
-    assert values == expected
-    assert sorted(storage.list_tree(s3_store)) == ["large", "rows.parquet", "tree/big"]
+        assert group.result() == list(range(700, 800))
 
 
 def test_a_hanging_server_times_out_and_is_retried(

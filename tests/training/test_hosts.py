@@ -35,6 +35,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
 WORKERS = ("w1", "w2", "w3")
 PORT = 6379
+RECIPE = [
+    *TINY, "optim.steps=40", "corpus.max_seconds=8", "batch.max_duration=8", "checkpoint.every_steps=5",
+    "valid.every_steps=1000", "scale.placement=STRICT_SPREAD",
+]  # fmt: skip
 
 
 def start_ray(hosts: dict[str, Host], environment: dict[str, str]) -> str:
@@ -95,12 +99,8 @@ def test_a_third_host_takes_over_from_one_that_is_cut_off_and_dies(
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = {**plain, **HASTE, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(PROJECT)}
     environment["RAY_ADDRESS"] = start_ray(hosts, environment)
-    recipe = [
-        "an4", f"corpus.path={server.uri('voices')}", f"storage.root={server.uri('store')}", *TINY, "optim.steps=40",
-        "corpus.max_seconds=8", "batch.max_duration=8", "checkpoint.every_steps=5", "valid.every_steps=1000",
-        "scale.placement=STRICT_SPREAD",
-    ]  # fmt: skip
-    cut = Training(hosts["head"], environment, *recipe)
+    place = [f"corpus.path={server.uri('voices')}", f"storage.root={server.uri('store')}"]
+    cut = Training(hosts["head"], environment, "an4", *place, *RECIPE)
     steps = lambda: ask(whole_steps, server.uri("store"))  # noqa: E731
     cut.wait_until(lambda: steps()[-1:] > [5], "the second checkpoint")
     first = [name for name in WORKERS if trains(hosts[name])]
@@ -111,23 +111,25 @@ def test_a_third_host_takes_over_from_one_that_is_cut_off_and_dies(
     cut.wait_until(lambda: trains(hosts[spare]), f"{spare} takes over")
     lost.kill()
     resumed = cut.finish()
-
-    # Two bare processes that nobody disturbs, without Ray.
-    corpus = ask(storage.list_folders, server.uri("store/corpora"))[0]
-    whole = TrainJob(
-        ask(read_run_spec, resumed["run"]), server.uri("whole"), server.uri(f"store/corpora/{corpus}"),
-        f"{resumed['run']}/init",
-    )  # fmt: skip
-    ask(spawn, [whole])
-    theirs, ours = (ask(read_metrics, run) for run in (whole.run, resumed["run"]))
+    whole = train_undisturbed(ask, server, resumed["run"])
+    theirs, ours = (ask(read_metrics, run) for run in (whole, resumed["run"]))
     assert [record["step"] for record in ours] == list(range(1, 41)), "every step once"
     assert ours[resumed_from - 1]["epoch"] == ours[resumed_from]["epoch"], "it was in the middle of an epoch"
     for our, their in zip(ours, theirs, strict=True):
         assert (our["epoch"], our["audio_seconds"]) == (their["epoch"], their["audio_seconds"]), "the same order"
         assert our["ctc"] == pytest.approx(their["ctc"], abs=1e-4)
-    theirs, ours = (load(ask(newest_weights, run)) for run in (whole.run, resumed["run"]))
+    theirs, ours = (load(ask(newest_weights, run)) for run in (whole, resumed["run"]))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours), "as many workers as before: bit-equal"
+
+
+def train_undisturbed(ask: Callable[..., Any], server: "S3Server", run: str) -> str:
+    """The same run in two bare processes without Ray; where it is."""
+    corpus = ask(storage.list_folders, server.uri("store/corpora"))[0]
+    spec, init = ask(read_run_spec, run), f"{run}/init"
+    whole = TrainJob(spec, server.uri("whole"), server.uri(f"store/corpora/{corpus}"), init)
+    ask(spawn, [whole])
+    return whole.run
 
 
 def newest_weights(run: str) -> bytes:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from foldray.config.load import override_spec
+from foldray.config.training import OptimSpec
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import BatchLoader
 from foldray.folding.private import is_private_key
@@ -58,28 +59,32 @@ def test_muon_has_the_matrices_of_the_blocks_and_nothing_else(
     assert shares == {"front": 1, "seed": 0.5, "matrices": 2, "private": 1, "rest": 1}
 
 
-def test_one_optimiser_makes_the_steps_of_two(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
-    job = muon_job("parakeet", prepared, tmp_path, "optim.weight_decay=30")
-    ours, theirs = (build_model(job, prepared[1].tokenizer)[0] for _ in range(2))
-    optim = job.spec.optim
-    one = make_optimizer(ours, optim, WorkerContext())
-    linear = {id(module.weight) for module in theirs.encoder.layers.modules() if isinstance(module, nn.Linear)}
+def torchs_own(model: nn.Module, optim: OptimSpec) -> tuple[dict[str, nn.Parameter], list[torch.optim.Optimizer]]:
+    """Copies of the parameters that are Muon's, as matrices; torch's Muon for them and AdamW for the others."""
+    linear = {id(module.weight) for module in model.encoder.layers.modules() if isinstance(module, nn.Linear)}
     by_muon = {
         name: nn.Parameter(parameter.detach().flatten(1).clone())
-        for name, parameter in theirs.named_parameters()
+        for name, parameter in model.named_parameters()
         if id(parameter) in linear or ("pointwise" in name and parameter.ndim > 1)
     }
-    others = [parameter for name, parameter in theirs.named_parameters() if name not in by_muon]
+    others = [parameter for name, parameter in model.named_parameters() if name not in by_muon]
     decays = [
         {"params": [p for p in others if p.ndim > 1], "weight_decay": optim.weight_decay},
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
     muon = {"lr": optim.lr, "weight_decay": optim.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-    two = [
+    return by_muon, [
         torch.optim.Muon(by_muon.values(), **muon),
         torch.optim.AdamW(decays, lr=optim.lr, betas=optim.betas),
     ]
-    begun = {name: parameter.detach().clone() for name, parameter in by_muon.items()}
+
+
+def test_one_optimiser_makes_the_steps_of_two(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    job = muon_job("parakeet", prepared, tmp_path, "optim.weight_decay=30")
+    ours, theirs = (build_model(job, prepared[1].tokenizer)[0] for _ in range(2))
+    one = make_optimizer(ours, job.spec.optim, WorkerContext())
+    by_muon, two = torchs_own(theirs, job.spec.optim)
+    initial = {name: parameter.detach().clone() for name, parameter in by_muon.items()}
     for step in range(3):
         torch.manual_seed(step)
         gradients = {name: torch.randn_like(parameter) for name, parameter in ours.named_parameters()}
@@ -90,7 +95,7 @@ def test_one_optimiser_makes_the_steps_of_two(prepared: tuple[str, Manifest], tm
             parameter.grad = gradients[name].flatten(1).clone()
         for each in (one, *two):
             for group in each.param_groups:
-                group["lr"] = optim.lr * (step + 1)  # as training sets it, without the shares
+                group["lr"] = job.spec.optim.lr * (step + 1)  # as training sets it, without the shares
             each.step()
         one.zero_grad(set_to_none=True)
         assert all(parameter.grad is None for parameter in ours.parameters())
@@ -98,7 +103,7 @@ def test_one_optimiser_makes_the_steps_of_two(prepared: tuple[str, Manifest], tm
         if name not in by_muon:
             assert torch.equal(mine, theirs.get_parameter(name)), name
             continue
-        expected, moved = by_muon[name], by_muon[name] - begun[name]
+        expected, moved = by_muon[name], by_muon[name] - initial[name]
         # torch's works in bfloat16.
         assert (mine.flatten(1) - expected).detach().norm() < 0.02 * moved.detach().norm(), name
 

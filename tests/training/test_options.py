@@ -56,46 +56,45 @@ def beside(job: TrainJob, seen: list[Record] | None = None) -> LoopHooks:
 # --- Strategies ------------------------------------------------------------------------------------
 
 
+FSDP, AGAIN = "scale.strategy=fsdp", "scale.activation_checkpointing=true"
+STRATEGIES = {
+    "fsdp": ("parakeet", [FSDP]),
+    "fsdp-idle": ("parakeet", [FSDP, "batch.per_step=1"]),
+    "fsdp-private": ("wav2vec2-stable", [FSDP, "fold.private=norms+lora", "fold.lora_rank=4"]),
+    "fsdp-frozen": ("wav2vec2-stable", [FSDP, "optim.freeze_front=true", "optim.ema=0.5"]),
+    "fsdp-muon": ("parakeet", [FSDP, AGAIN, "optim.kind=muon", "fold.private=norms+statistics"]),
+    "ddp-muon": ("parakeet", ["optim.kind=muon", AGAIN]),
+    "ddp-statistics": ("parakeet", ["fold.private=norms+statistics", "optim.ema=0.5"]),
+}
+
+
+def assert_same_training(alone: TrainJob, together: TrainJob) -> None:
+    """The same weights, moments, averages, losses and gradients in two processes as in one."""
+    assert_same(weights(alone.run), weights(together.run), tolerance=2e-5)
+    ours, theirs = (read_checkpoint(whole_checkpoints(job.run)[-1].uri) for job in (alone, together))
+    for kind in ("optimizer", "averaged"):
+        assert_same(*(dict(sorted(getattr(each, kind).items())) for each in (ours, theirs)), tolerance=2e-5)
+    assert bool(ours.averaged) == bool(alone.spec.optim.ema)
+    for one, other in zip(read_metrics(alone.run), read_metrics(together.run), strict=True):
+        assert one["ctc"] == pytest.approx(other["ctc"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
 @pytest.mark.main
 def test_fsdp_and_ddp_on_two_ranks_equal_one_process_also_from_each_others_checkpoints(
     prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:
-    cases = {
-        "fsdp": ("parakeet", ["scale.strategy=fsdp"]),
-        "fsdp-idle": ("parakeet", ["scale.strategy=fsdp", "batch.per_step=1"]),
-        "fsdp-private": ("wav2vec2-stable", ["scale.strategy=fsdp", "fold.private=norms+lora", "fold.lora_rank=4"]),
-        "fsdp-frozen": ("wav2vec2-stable", ["scale.strategy=fsdp", "optim.freeze_front=true", "optim.ema=0.5"]),
-        "fsdp-muon": (
-            "parakeet",
-            [
-                "scale.strategy=fsdp",
-                "scale.activation_checkpointing=true",
-                "optim.kind=muon",
-                "fold.private=norms+statistics",
-            ],
-        ),
-        "ddp-muon": ("parakeet", ["optim.kind=muon", "scale.activation_checkpointing=true"]),
-        "ddp-statistics": ("parakeet", ["fold.private=norms+statistics", "optim.ema=0.5"]),
-    }
     alone, together = {}, {}
-    for name, (family, fields) in cases.items():
-        job = with_fields(job_for(family, prepared, tmp_path / name, steps=4), *fields)
-        alone[name] = replace(job, run=f"{job.run}-alone")
-        together[name] = job
+    for name, (family, fields) in STRATEGIES.items():
+        together[name] = with_fields(job_for(family, prepared, tmp_path / name, steps=4), *fields)
+        alone[name] = replace(together[name], run=f"{together[name].run}-alone")
         train_model(alone[name], WorkerContext())
-    # Two sharded workers go on where one stopped, and one where they stopped.
+    # Two sharded workers resume what one began, and one what they began.
     ones = with_fields(alone["fsdp-private"], "optim.steps=6", folder=tmp_path / "ones")
     shutil.copytree(alone["fsdp-private"].run, ones.run)
     spawn([*together.values(), ones])
-    for name in cases:
-        assert_same(weights(alone[name].run), weights(together[name].run), tolerance=2e-5)
-        ours, theirs = (read_checkpoint(whole_checkpoints(jobs[name].run)[-1].uri) for jobs in (alone, together))
-        for kind in ("optimizer", "averaged"):
-            assert_same(*(dict(sorted(getattr(each, kind).items())) for each in (ours, theirs)), tolerance=2e-5)
-        assert bool(ours.averaged) == any("ema" in field for field in cases[name][1])
-        for one, other in zip(read_metrics(alone[name].run), read_metrics(together[name].run), strict=True):
-            assert one["ctc"] == pytest.approx(other["ctc"], rel=1e-4)
-            assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+    for name in STRATEGIES:
+        assert_same_training(alone[name], together[name])
     twos = with_fields(together["fsdp-private"], "optim.steps=6")
     train_model(twos, WorkerContext())
     assert_same(weights(ones.run), weights(twos.run), tolerance=4e-5)
