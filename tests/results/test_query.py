@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -421,38 +420,37 @@ def test_options_of_another_query_are_refused(store: str, capsys: pytest.Capture
     assert "did you mean private?" in err
 
 
-def test_intervals_by_speaker_draw_whole_speakers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+SENTENCES = 80
+EACH_ITS_OWN = [f"s{number}" for number in range(SENTENCES)]
+
+
+def write_two_sides(store: str, corpus: str, speakers: list[str], times: int = 1) -> tuple[str, str]:
+    """Hypotheses of a good and a bad run, each utterance `times` times and by the next of the speakers."""
     rng = random.Random(3)
-    said = [" ".join(rng.choices(WORDS, k=6)) for _ in range(80)]
+    references = [" ".join(rng.choices(WORDS, k=6)) for _ in range(SENTENCES)]
+    for name, rate in (("good", 0.1), ("bad", 0.3)):
+        decoded = evaluation(name, references, rate)[1]
+        fields = {"run_id": f"{name}-{corpus}", "corpus": corpus}
+        rows: list[Hypothesis] = [
+            {**each, "id": f"{each['id']}-{corpus}-{time}", "speaker": speaker, **fields}  # type: ignore[typeddict-item]
+            for each, speaker in zip(decoded, itertools.cycle(speakers), strict=False)
+            for time in range(times)
+        ]
+        write_rows(store, [row(run_id=f"{name}-{corpus}", corpus=corpus)], rows)
+    return f"good-{corpus}", f"bad-{corpus}"
+
+
+def interval(pair: dict[str, Any]) -> tuple[float, float]:
+    return pair["low"], pair["high"]
+
+
+def test_intervals_by_speaker_draw_whole_speakers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = str(tmp_path)
-
-    def write(corpus: str, speakers: list[str], times: int = 1) -> tuple[str, str]:
-        """What two runs heard, as often as `times`, each utterance by the next of the speakers."""
-        for name, rate in (("good", 0.1), ("bad", 0.3)):
-            made = evaluation(name, said, rate)[1]
-            heard: list[Hypothesis] = [
-                {
-                    **each,
-                    "id": f"{each['id']}-{corpus}-{time}",
-                    "run_id": f"{name}-{corpus}",
-                    "corpus": corpus,
-                    "speaker": speaker,
-                }
-                for each, speaker in zip(made, itertools.cycle(speakers), strict=False)
-                for time in range(times)
-            ]
-            write_rows(store, [row(run_id=f"{name}-{corpus}", corpus=corpus)], heard)
-        return f"good-{corpus}", f"bad-{corpus}"
-
-    def interval(pair: dict[str, Any]) -> tuple[float, float]:
-        return pair["low"], pair["high"]
-
-    each_its_own = [f"s{number}" for number in range(len(said))]
-    own = write("own", each_its_own)
+    own = write_two_sides(store, "own", EACH_ITS_OWN)
     (plain,) = compare_runs(store, *own)
     (drawn,) = compare_runs(store, *own, by_speaker=True)
-    assert drawn == plain | {"num_speakers": 80}
-    thrice = write("thrice", each_its_own, times=3)
+    assert drawn == plain | {"num_speakers": SENTENCES}
+    thrice = write_two_sides(store, "thrice", EACH_ITS_OWN, times=3)
     (by_utterance,) = compare_runs(store, *thrice)
     (by_speaker,) = compare_runs(store, *thrice, by_speaker=True)
     assert interval(by_speaker) == pytest.approx(interval(plain)), "a speaker who says all thrice is one speaker"
@@ -460,99 +458,138 @@ def test_intervals_by_speaker_draw_whole_speakers(tmp_path: Path, capsys: pytest
     shown = call(capsys, "results", store, "compare", *thrice, "--by-speaker")[1]
     assert "1,440 words, 80 speakers" in " ".join(shown.split())
     # Parts of a cross-validation: speakers of all parts are drawn together.
-    parts = zip(own, write("more", [f"t{number}" for number in range(len(said))]), strict=True)
-    (pooled,) = compare_runs(store, *map(",".join, parts), by_speaker=True)
-    assert pooled["num_speakers"] == 160
-    # One side was scored on a preparation that names no speakers.
-    nameless = write("nameless", [""])
-    named = write("named", each_its_own)
+    more = write_two_sides(store, "more", [f"t{number}" for number in range(SENTENCES)])
+    (pooled,) = compare_runs(store, *map(",".join, zip(own, more, strict=True)), by_speaker=True)
+    assert pooled["num_speakers"] == 2 * SENTENCES
+
+
+def test_speakers_are_known_if_one_side_names_them(tmp_path: Path) -> None:
+    store = str(tmp_path)
+    named = write_two_sides(store, "named", EACH_ITS_OWN)
+    (plain,) = compare_runs(store, *named)
     for name in ("good", "bad"):
-        heard: list[Hypothesis] = [{**each, "run_id": f"{name}-old", "corpus": "named", "speaker": ""}
-                 for each in read_hypotheses(store, f"{name}-named")]  # fmt: skip
-        write_rows(store, [row(run_id=f"{name}-old", corpus="named")], heard)
+        old: list[Hypothesis] = [
+            {**each, "run_id": f"{name}-old", "speaker": ""} for each in read_hypotheses(store, f"{name}-named")
+        ]
+        write_rows(store, [row(run_id=f"{name}-old", corpus="named")], old)
     for sides in (("good-named", "bad-old"), ("good-old", "bad-named"), named):
         assert interval(compare_runs(store, *sides, by_speaker=True)[0]) == interval(plain)
+
+
+def test_too_few_speakers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = str(tmp_path)
+    nameless = write_two_sides(store, "nameless", [""])
     code, out, _ = call(capsys, "results", store, "compare", *nameless, "--by-speaker", "--margin=1", "--json")
     assert code == 2, out
-    assert "have no speaker" in json.loads(out)["error"]
+    assert "80 of 80 utterances have no speaker" in json.loads(out)["error"]
     for corpus, speakers, problem in (
         ("nobody", ["", "anna"], "40 of 80 utterances have no speaker"),
-        ("none", [""], "80 of 80 utterances have no speaker"),
         ("few", ["a", "b", "c", "d"], "4 speakers are too few, at least 5 needed"),
     ):
         with pytest.raises(UserError, match=problem):
-            compare_runs(store, *write(corpus, speakers), by_speaker=True)
+            compare_runs(store, *write_two_sides(store, corpus, speakers), by_speaker=True)
 
 
-def test_several_runs_are_compared_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Seeds share their test set, parts of a cross-validation have one each: either way the counts are added up."""
+RATES = {"good": 0.1, "bad": 0.3}
+PARTS_OF = ("good-part-1,good-part-2", "bad-part-1,bad-part-2")
+
+
+def sentences(number: int = 120) -> list[str]:
     rng = random.Random(2)
-    said = [" ".join(rng.choices(WORDS, k=6)) for _ in range(120)]
+    return [" ".join(rng.choices(WORDS, k=6)) for _ in range(number)]
+
+
+def write_run(store: str, run_id: str, references: list[str], rate: float, corpus: str) -> int:
+    """A row and its hypotheses; how many errors they have."""
+    line, decoded = evaluation(run_id, references, rate, corpus=corpus)
+    write_rows(store, [line], decoded)
+    return sum(each["substitutions"] + each["deletions"] + each["insertions"] for each in decoded)
+
+
+def write_parts(store: str) -> dict[str, int]:
+    """The good and the bad side in two parts of a cross-validation; errors by run."""
+    parts = {"part-1": sentences()[:70], "part-2": sentences()[70:]}
+    return {
+        f"{name}-{corpus}": write_run(store, f"{name}-{corpus}", references, rate, corpus)
+        for name, rate in RATES.items()
+        for corpus, references in parts.items()
+    }
+
+
+def test_random_seeds_of_one_test_set_are_compared_as_one(tmp_path: Path) -> None:
     store = str(tmp_path)
-
-    def write(run_id: str, texts: list[str], rate: float, corpus: str) -> int:
-        made = evaluation(run_id, texts, rate, corpus=corpus)
-        write_rows(store, [made[0]], made[1])
-        return sum(h["substitutions"] + h["deletions"] + h["insertions"] for h in made[1])
-
-    rates = {"good": 0.1, "bad": 0.3}
-    seeds = {f"{name}{seed}": write(f"{name}{seed}", said, rate + 0.02 * seed, "same")
-             for name, rate in rates.items() for seed in (0, 1)}  # fmt: skip
+    errors = {
+        f"{name}{seed}": write_run(store, f"{name}{seed}", sentences(), rate + 0.02 * seed, "same")
+        for name, rate in RATES.items()
+        for seed in (0, 1)
+    }
     (pair,) = compare_runs(store, "good0,good1", "bad0,bad1")
     assert pair["corpus"] == "same"
     assert (pair["couples"], pair["num_utterances"], pair["num_words"]) == (2, 120, 720)
-    assert pair["wer_a"] == (seeds["good0"] + seeds["good1"]) / 1440
-    assert pair["wer_b"] == (seeds["bad0"] + seeds["bad1"]) / 1440
+    assert pair["wer_a"] == (errors["good0"] + errors["good1"]) / 1440
+    assert pair["wer_b"] == (errors["bad0"] + errors["bad1"]) / 1440
     assert pair["low"] < pair["difference"] < pair["high"] < 0
-    # The same utterances twice are no more evidence than once.
+
+
+def test_the_same_utterances_twice_are_no_more_evidence_than_once(tmp_path: Path) -> None:
+    """Neither where a run is named twice nor on another preparation of the same test set."""
+    store = str(tmp_path)
+    for name, rate in RATES.items():
+        write_run(store, f"{name}0", sentences(), rate, "same")
+        for corpus in ("first", "second"):
+            decoded = evaluation(f"{name}0", sentences(), rate)[1]  # what they say is drawn by the run's name
+            there: list[Hypothesis] = [{**each, "run_id": f"{name}-{corpus}", "corpus": corpus} for each in decoded]
+            write_rows(store, [row(run_id=f"{name}-{corpus}", corpus=corpus)], there)
     (once,) = compare_runs(store, "good0", "bad0")
     (twice,) = compare_runs(store, "good0,good0", "bad0,bad0")
-    assert (twice["low"], twice["high"]) == (once["low"], once["high"])
+    assert interval(twice) == interval(once)
     assert (twice["segments"], twice["p_value"]) == (once["segments"], pytest.approx(once["p_value"]))
-    # Nor are they on another preparation of the same test set.
-    for name, corpus in (("good", "first"), ("bad", "first"), ("good", "second"), ("bad", "second")):
-        made = evaluation(f"{name}0", said, rates[name])  # what they say is drawn by the run's name
-        there: list[Hypothesis] = [{**each, "run_id": f"{name}-{corpus}", "corpus": corpus} for each in made[1]]
-        write_rows(store, [row(run_id=f"{name}-{corpus}", corpus=corpus)], there)
     (both,) = compare_runs(store, "good-first,good-second", "bad-first,bad-second")
     assert both["corpus"] == "first, second"
-    assert (both["low"], both["high"], both["num_words"]) == (once["low"], once["high"], 720)
+    assert (interval(both), both["num_words"]) == (interval(once), 720)
     assert both["p_value"] == pytest.approx(once["p_value"])
 
-    parts = [(said[:70], "part-1"), (said[70:], "part-2")]
-    errors = {f"{name}-{corpus}": write(f"{name}-{corpus}", texts, rate, corpus)
-              for name, rate in rates.items() for texts, corpus in parts}  # fmt: skip
-    (pair,) = compare_runs(store, "good-part-1,good-part-2", "bad-part-1,bad-part-2")
+
+def test_parts_of_a_cross_validation_are_compared_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = str(tmp_path)
+    errors = write_parts(store)
+    (pair,) = compare_runs(store, *PARTS_OF)
     assert (pair["corpus"], pair["num_utterances"], pair["num_words"]) == ("part-1, part-2", 120, 720)
     assert pair["wer_a"] == (errors["good-part-1"] + errors["good-part-2"]) / 720
-    shown = call(capsys, "results", store, "compare", "good-part-1,good-part-2", "bad-part-1,bad-part-2")[1]
-    assert "A = good-part-1 and 1 more, B = bad-part-1 and 1 more, part-1 and 1 more test: 720 words" in " ".join(
-        shown.split()
-    )
     assert pair["significant"]
-    # What was scored elsewhere too is told apart, or asked for.
-    for name, rate in rates.items():
+    shown = " ".join(call(capsys, "results", store, "compare", *PARTS_OF)[1].split())
+    assert "A = good-part-1 and 1 more, B = bad-part-1 and 1 more, part-1 and 1 more test: 720 words" in shown
+    # A test set on which all were scored too is a comparison of its own.
+    for name, rate in RATES.items():
         for number in (1, 2):
-            write(f"{name}-part-{number}", said, rate, "elsewhere")
-    parts_of = ("good-part-1,good-part-2", "bad-part-1,bad-part-2")
-    both, again = compare_runs(store, *parts_of)
+            write_run(store, f"{name}-part-{number}", sentences(), rate, "elsewhere")
+    both, again = compare_runs(store, *PARTS_OF)
     assert (both["corpus"], both["num_utterances"], again) == ("elsewhere", 120, pair)
-    assert compare_runs(store, *parts_of, ["corpus=part-1,part-2"]) == [pair]
-    assert compare_runs(store, *parts_of, ["corpus=elsewhere", "split=test"]) == [both]
-    with pytest.raises(UserError, match="on no test set"):
-        compare_runs(store, *parts_of, ["split=other"])
-    with pytest.raises(UserError, match="speaker=x: is not a filter of compare"):
-        compare_runs(store, *parts_of, ["speaker=x"])
-    for name, rate in rates.items():
-        write(f"{name}0", said, rate, "third")
-    with pytest.raises(UserError, match="one for each couple: corpus=same,third"):
-        compare_runs(store, "good0,good-part-1", "bad0,bad-part-1", ["corpus=same,third,part-1"])
-    with pytest.raises(UserError, match="join several by single commas"):
-        compare_runs(store, "good0,", "bad0,")
-    with pytest.raises(UserError, match="give both sides equally many, not 2 and 1"):
-        compare_runs(store, "good0,good1", "bad0")
-    with pytest.raises(UserError, match="was scored on no test set"):
-        compare_runs(store, parts_of[0], "bad-part-2,bad-part-1", ["corpus=part-1,part-2"])
+    assert compare_runs(store, *PARTS_OF, ["corpus=part-1,part-2"]) == [pair]
+    assert compare_runs(store, *PARTS_OF, ["corpus=elsewhere", "split=test"]) == [both]
+
+
+def test_runs_that_cannot_be_compared_as_one_are_refused(tmp_path: Path) -> None:
+    store = str(tmp_path)
+    write_parts(store)
+    for name, rate in RATES.items():
+        for seed, corpus in ((0, "same"), (1, "same"), (0, "third")):
+            write_run(store, f"{name}{seed}", sentences(), rate, corpus)
+    swapped = (PARTS_OF[0], "bad-part-2,bad-part-1")
+    for sides, filters, problem in (
+        (PARTS_OF, ["split=other"], "on no test set"),
+        (PARTS_OF, ["speaker=x"], "speaker=x: is not a filter of compare"),
+        (
+            ("good0,good-part-1", "bad0,bad-part-1"),
+            ["corpus=same,third,part-1"],
+            "one for each couple: corpus=same,third",
+        ),
+        (("good0,", "bad0,"), [], "join several by single commas"),
+        (("good0,good1", "bad0"), [], "give both sides equally many, not 2 and 1"),
+        (swapped, ["corpus=part-1,part-2"], "was scored on no test set"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            compare_runs(store, *sides, filters)
 
 
 # --- Columns ---------------------------------------------------------------------------------------
@@ -574,11 +611,14 @@ def test_unknown_columns_are_ignored_and_rows_must_be_complete(store: str) -> No
 WRITERS, EVALUATIONS = 16, 25
 
 
-def write_some(store: str, writer: int, looked: Event) -> None:
-    """Write evaluations, the second half of them after the first look of the reader."""
+def write_some(store: str, writer: int, looked: Path) -> None:
+    """Write evaluations, the second half of them after the first look of the reader: then it writes a file.
+
+    Not an Event of multiprocessing: setting it waits for ever for a process that was killed while it waited.
+    """
     for number in range(EVALUATIONS):
-        if number == EVALUATIONS // 2:
-            looked.wait()
+        while number == EVALUATIONS // 2 and not looked.exists():
+            time.sleep(0.05)
         rows = [row(run_id=f"w{writer}-{number}", depth=depth) for depth in (2, 3, 4)]
         time.sleep(0.3)
         write_rows(
@@ -591,7 +631,7 @@ def test_sixteen_writers_and_readers_all_the_while(tmp_path: Path) -> None:
     """Some writers are killed at random: of each evaluation there are all rows or none, and its hypotheses first."""
     store = str(tmp_path)
     context = multiprocessing.get_context("fork")
-    looked = context.Event()
+    looked = tmp_path / "looked"
     writers = [context.Process(target=write_some, args=(store, number, looked)) for number in range(WRITERS)]
     (tmp_path / "results").mkdir()
     for writer in writers:
@@ -609,7 +649,7 @@ def test_sixteen_writers_and_readers_all_the_while(tmp_path: Path) -> None:
             for number in killed:
                 with contextlib.suppress(ProcessLookupError):  # it has written everything
                     os.kill(writers[number].pid or 0, signal.SIGKILL)
-            looked.set()
+            looked.touch()
     for writer in writers:
         writer.join()
     assert looks > 1
