@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is kept of stores and buckets goes nowhere near the user's cache."""
+    """Caches of stores and buckets stay out of the user's cache folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -57,7 +57,7 @@ def prepared(spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
 
 @pytest.fixture
 def without_ray() -> None:
-    """No Ray of an earlier test is left in this process."""
+    """Shut down the Ray of an earlier test in this process."""
     import ray
 
     ray.shutdown()

@@ -1,11 +1,11 @@
-"""Kills a worker, a raylet or the driver of a training at random moments, and compares what comes out with the run that
-nobody disturbed.
+"""Kill a worker, a raylet or the driver of a training run at random moments and compare the result with an undisturbed
+run.
 
     python -m tests.support.chaos --kills 20 --seed 1 --out docs/CHAOS.md
 
-A Ray cluster of this machine (a head without CPUs, nodes of one CPU each, one of them spare) trains a small model for
-two epochs on two workers. Every kill has a fresh store with nothing in it but the prepared corpus. Results go into
-`kills.jsonl` in the work folder one by one: the same command goes on where it was stopped.
+A Ray cluster on this machine (a head without CPUs, nodes of one CPU each, one of them spare) trains a small model for
+two epochs on two workers. Every kill gets a fresh store that holds only the prepared corpus. Results are appended to
+`kills.jsonl` in the work folder: the same command resumes where it was stopped.
 """
 
 import argparse
@@ -89,7 +89,7 @@ class Machines:
         return node
 
     def have(self, number: int) -> None:
-        """Add or remove nodes until there are so many."""
+        """Add or remove nodes until there are `number`."""
         while len(self.nodes) < number:
             self.add()
         if len(self.nodes) > number:
@@ -119,7 +119,7 @@ class Machines:
             raise RuntimeError(f"the node is not drained: {why}")
 
     def replace(self, node: Any) -> None:
-        """Another node in the place of a killed one."""
+        """Replace a killed node."""
         self.remove(node)
         self.add()
 
@@ -144,7 +144,7 @@ class Machines:
 
 
 def again(start: Callable[[], Any]) -> Any:
-    """What a start gives. Ray gives a node 30 seconds, which a busy machine exceeds now and then: two tries."""
+    """Start something in at most two tries: Ray gives a node 30 seconds, which a busy machine sometimes exceeds."""
     try:
         return start()
     except Exception as error:
@@ -201,7 +201,7 @@ class Training:
             self.tellings += 1
 
     def wait_until(self, is_so: Callable[..., Any], what: str, pause: float = 0.002) -> None:
-        """Until something is so; fails where the driver ends before."""
+        """Wait until a condition holds; fail if the driver ends first."""
         until = time.monotonic() + PATIENCE
         while not is_so():
             if self.process.poll() is not None:
@@ -211,7 +211,7 @@ class Training:
             time.sleep(pause)
 
     def finish(self) -> dict[str, Any]:
-        """What it says at its end."""
+        """The command's JSON output."""
         self.process.wait(timeout=PATIENCE)
         self._out.seek(0)
         said = self._out.read()
@@ -227,7 +227,7 @@ class Training:
 
 
 class Over(RuntimeError):  # noqa: N818
-    """The training was over before what was waited for."""
+    """The training run ended before the event that was waited for."""
 
 
 # --- Kills -----------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def draw_kill(number: int, seed: int, last: int) -> Kill:
 
 @dataclass(frozen=True)
 class Reference:
-    """The run that nobody disturbs: where it is, its corpora, its last step, seconds a step takes."""
+    """The undisturbed run: its folder, its corpora, its last step, seconds per step."""
 
     run: str
     store: Path
@@ -278,7 +278,7 @@ class Reference:
 
 
 def make_reference(machines: Machines, work: Path, recipe: list[str], minutes: float) -> Reference:
-    """Train without any kill in `<work>/reference`, or take what is there."""
+    """Train without kills in `<work>/reference`, or reuse the run there."""
     voices = work / "voices"
     if not (voices / "test.jsonl").exists():
         shutil.rmtree(voices, ignore_errors=True)
@@ -398,7 +398,7 @@ def half_steps(run: str) -> set[int]:
 
 
 def differences(run: str, reference: str) -> list[str]:
-    """In what two finished runs differ; nothing where they are the same to the bit."""
+    """The parts in which two finished runs differ; empty if they are bit-equal."""
     ours, theirs = whole_checkpoints(run)[-1], whole_checkpoints(reference)[-1]
     pairs = [(Path(run) / "model", Path(reference) / "model"), (Path(ours.uri), Path(theirs.uri))]
     found = [] if ours.step == theirs.step else [f"last checkpoint {ours.step}, not {theirs.step}"]
@@ -421,7 +421,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def timeless(run: str) -> list[dict[str, Any]]:
-    """A run's metrics without what says something of the machine."""
+    """A run's metrics without those that measure the machine."""
     return [{k: v for k, v in record.items() if k not in MEASURED} for record in read_metrics(run)]
 
 
@@ -468,7 +468,7 @@ def table(rows: list[dict[str, Any]], command: str, reference: dict[str, Any], r
 
 @contextmanager
 def cluster(nodes: int) -> Iterator[Machines]:
-    """Machines that are gone afterwards."""
+    """A cluster as a context manager."""
     before = dict(os.environ)
     os.environ.update(ENVIRONMENT)
     machines = None
@@ -511,7 +511,7 @@ def main() -> int:
 
 
 def _until_it_hits(kill: Kill, machines: Machines, reference: Reference, work: Path) -> list[dict[str, Any]]:
-    """A kill's row; where its moment was missed it is tried again."""
+    """A kill's row; a kill that missed its moment is repeated."""
     for _ in range(3):
         with suppress(Over):
             return carry_out([kill], machines, reference, work)

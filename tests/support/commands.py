@@ -1,4 +1,4 @@
-"""Commands: in this process, and as a user runs them."""
+"""foldray commands, in this process and as processes of their own."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def foldray(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def communicate(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """stdout and stderr of a command that ends by itself; one that doesn't leaves the cores to the other tests."""
+    """stdout and stderr of a command that ends by itself; one that hangs is killed."""
     try:
         return process.communicate(timeout=PATIENCE)
     finally:

@@ -1,4 +1,4 @@
-"""Corpora for tests: prepared without Ray, damaged, and the ids in them."""
+"""Corpora for tests: prepared without Ray, damaged, and their ids."""
 
 import io
 import json

@@ -42,7 +42,7 @@ while :; do sleep 1000 & wait; done
 
 
 def why_no_hosts() -> str:
-    """What this machine lacks for hosts in namespaces, in one line; nothing where they work."""
+    """What this machine lacks for hosts in namespaces, in one line; empty if they work."""
     if os.geteuid():
         return "hosts in network namespaces need root"
     missing = [tool for tool in ("ip", "unshare", "nsenter", "setpriv") if not shutil.which(tool)]
@@ -57,7 +57,7 @@ def why_no_hosts() -> str:
 
 
 def require_hosts() -> None:
-    """Skip the test that asks where there can't be hosts."""
+    """Skip the test if this machine cannot have such hosts."""
     if why := why_no_hosts():
         pytest.skip(why)
 
@@ -103,14 +103,14 @@ class Host:
         return subprocess.Popen([*enter, "env", f"--chdir={cwd}", *command], **options)
 
     def run(self, *command: str, **options: Any) -> str:
-        """What a command on this host says on stdout; fails where it does."""
+        """Run a command on this host and return its stdout; raise if it fails."""
         process = self.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
         out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, f"{' '.join(command)} on {self.name}: {out}{err}"
         return str(out)
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """A function of this very process, run by a thread that sees this host's network."""
+        """Call a function in a thread of this process that is in this host's network."""
         result: list[Result] = []
         failed: list[BaseException] = []
 
@@ -131,15 +131,15 @@ class Host:
         return result[0]
 
     def processes(self) -> list[str]:
-        """Command lines of everything that runs here."""
+        """Command lines of all processes on this host."""
         return self.run("ps", "-eo", "args").splitlines()[1:] if self.is_up() else []
 
     def is_up(self) -> bool:
-        """Whether it was not killed."""
+        """Whether this host has not been killed."""
         return self._process.poll() is None
 
     def cut(self) -> None:
-        """Pull the cable: everything here lives on, and nobody hears of it."""
+        """Pull the cable: processes continue, packets no longer arrive."""
         _ip("link", "set", self._port, "down", inside=self._switch)
 
     def restore(self) -> None:
@@ -147,7 +147,7 @@ class Host:
         _ip("link", "set", self._port, "up", inside=self._switch)
 
     def kill(self) -> None:
-        """The power goes: every process here ends at once."""
+        """Power failure: every process on this host ends at once."""
         self._process.kill()
         self._process.communicate()  # at its end every process that held the pipe is gone
 
@@ -194,7 +194,7 @@ def _ip(*arguments: str, inside: int | None = None) -> None:
 
 
 def wait_until(is_so: Callable[[], Any], what: str, pause: float = 0.2) -> Any:
-    """What `is_so` says as soon as that is true."""
+    """Wait until `is_so()` is true and return its value."""
     until = time.monotonic() + PATIENCE
     while not (answer := is_so()):
         assert time.monotonic() < until, f"{what}: not in {PATIENCE:g} s"

@@ -5,12 +5,12 @@ from contextlib import ExitStack
 
 
 def free_port() -> int:
-    """A port of the loopback that nothing listens at."""
+    """A free port of the loopback interface."""
     return free_ports(1)[0]
 
 
 def free_ports(number: int) -> list[int]:
-    """So many different ones."""
+    """Different free ports."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(number)]
         for probe in probes:

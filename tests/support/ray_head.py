@@ -1,4 +1,4 @@
-"""A Ray head of its own on loopback, whose processes can be told from those of any other Ray on the machine.
+"""A Ray head on loopback whose processes can be distinguished from those of any other Ray on the machine.
 
 `pytest_plugins = ["tests.support.ray_head", "tests.support.s3_server"]` gives a test module the fixture `ray_head`.
 """
@@ -35,7 +35,7 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 
 def start_node(begin: Callable[..., "subprocess.Popen[str]"], log: Path) -> "subprocess.Popen[str]":
-    """`ray start --block`, as soon as it says that it runs; fails with all that it said.
+    """`ray start --block`: return the process once Ray runs; raise with its log if it does not.
 
     Ray itself gives it 30 seconds, which a busy machine exceeds now and then: hence more than one try.
     """
@@ -69,12 +69,12 @@ class RayHead:
         ]  # fmt: skip
 
     def start(self) -> None:
-        """Until it runs; fails with what it said where it does not."""
+        """Start the head and wait until it runs; raise with its log if it does not."""
         begin = partial(subprocess.Popen, self._command, env=self._environment, text=True, start_new_session=True)
         start_node(begin, self.temporary / "head.log")
 
     def processes(self) -> dict[int, str]:
-        """Command line of everything that has a file of this head open: its daemons, workers, drivers."""
+        """Command lines of all processes that have a file of this head open: daemons, workers, drivers."""
         found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
@@ -86,7 +86,7 @@ class RayHead:
         return found
 
     def close(self) -> None:
-        """End the head and all that is left of it, by process id: `ray stop` would end every Ray on the machine."""
+        """Kill the head's processes by id: `ray stop` would end every Ray on the machine."""
         while left := self.processes():
             for pid in left:
                 with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Result rows and hypotheses that nobody computed, for tests of what is done with them."""
+"""Made-up result rows and hypotheses."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,7 @@ WORDS = SPOKEN.split(" ")
 
 
 def row(**fields: Any) -> ResultRow:
-    """A result row with some fields of its own."""
+    """A result row with the given fields."""
     plain = {
         "schema_version": SCHEMA_VERSION, "trained": True, "decoding": "ctc",
         "run_id": "run-0", "kind": "fold", "recipe": "an4", "family": "parakeet", "path": "0 0 1 1", "private": "none",
@@ -27,12 +27,12 @@ def row(**fields: Any) -> ResultRow:
 
 
 def at(minutes: int) -> str:
-    """A moment as `created` says it."""
+    """A time in the format of `created`."""
     return (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)).isoformat(timespec="milliseconds")
 
 
 def hypothesis(reference: str, heard: str, **fields: Any) -> Hypothesis:
-    """What somebody heard."""
+    """A decoder's output for a reference."""
     steps = align_words(reference, heard)
     plain = {
         "run_id": "run-0", "step": 100, "depth": 4, "corpus": "an4-1", "split": "test", "decoding": "ctc",
@@ -46,7 +46,7 @@ def hypothesis(reference: str, heard: str, **fields: Any) -> Hypothesis:
 
 
 def misheard(reference: str, rate: float, rng: random.Random) -> str:
-    """A text with words changed, lost and put in at a rate."""
+    """A text with substitutions, deletions and insertions at a rate."""
     heard: list[str] = []
     for word in reference.split():
         drawn = rng.random()
@@ -64,7 +64,7 @@ def misheard(reference: str, rate: float, rng: random.Random) -> str:
 def evaluation(
     run_id: str, references: list[str], rate: float, seed: int = 0, **fields: Any
 ) -> tuple[ResultRow, list[Hypothesis]]:
-    """A row and its hypotheses of somebody who errs at a rate."""
+    """A row and its hypotheses with errors at a rate."""
     rng = random.Random(f"{seed} {run_id} {fields.get('depth', 4)}")
     shared = {key: value for key, value in fields.items() if key in ("depth", "corpus", "split", "created", "step")}
     heard = [

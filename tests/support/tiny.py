@@ -75,7 +75,7 @@ STRUCTURES = ("parakeet", "wav2vec2", "wav2vec2-stable", "whisper", "conformer")
 
 
 def families(names: Iterable[str] = CONFIGS) -> list[Any]:
-    """Names as parameters of a test; all but one for each structure run in `make soak`."""
+    """Names as test parameters; all but one for each structure run in `make soak`."""
     return [name if name in STRUCTURES else pytest.param(name, marks=pytest.mark.soak) for name in names]
 
 
@@ -96,7 +96,7 @@ def noise(seconds: float, seed: int = 0) -> torch.Tensor:
 
 
 def inputs_for(model: PreTrainedModel, waveforms: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the stock extractor makes of the waveforms, padded to the longest; with a decoder, tokens for it."""
+    """Features of the waveforms, padded to the longest; for a model with a decoder also its tokens."""
     family = family_of(model)
     inputs = extract_features(model, build_extractor(model), [whole_frames(model, w.numpy()) for w in waveforms])
     if family.attention:
@@ -105,7 +105,7 @@ def inputs_for(model: PreTrainedModel, waveforms: list[torch.Tensor]) -> dict[st
 
 
 def run(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """All logits of a model, (P*B, …); a hybrid's two kinds side by side."""
+    """All logits of a model, (P*B, …); those of a hybrid's two heads are concatenated."""
     output = model(**inputs)
     if "ctc_logits" not in output:
         return output.logits
@@ -117,7 +117,7 @@ def frames_for(model: PreTrainedModel, waveforms: list[torch.Tensor]) -> list[in
 
 
 def folded(name: str, plan: FoldPlan) -> PreTrainedModel:
-    """A tiny folded model whose private parts have been moved away from their start."""
+    """A tiny folded model whose private parts no longer have their initial values."""
     model = fold(tiny_model(name, plan.num_layers), plan)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

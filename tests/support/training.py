@@ -1,4 +1,4 @@
-"""Tiny training jobs, and what they leave."""
+"""Tiny training jobs, how to kill them, and comparisons of their results."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +82,7 @@ MEASURED = ("seconds", "data_wait", "checkpoint_seconds", "validation_wait", "me
 
 
 class Killed(BaseException):
-    """Stands for the process's end in the middle of a run."""
+    """Simulates the end of the process in the middle of a run."""
 
 
 def with_fields(job: TrainJob, *overrides: str, folder: Path | None = None) -> TrainJob:
