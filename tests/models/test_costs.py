@@ -111,6 +111,7 @@ def test_what_is_kept_grows_with_the_depths() -> None:
     assert kept[6,] < kept[3, 6] < kept[3,] + kept[6,]
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("name", families())
 @pytest.mark.parametrize("private", [Private(), Private(norms=True, lora_rank=4, film=True)], ids=str)
 def test_counts_are_those_of_the_real_models(name: str, private: Private) -> None:

@@ -37,6 +37,7 @@ def shapes() -> dict[str, str]:
     return {key: name for name, key in keys.items()}
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("recipe", list(shapes().values()))
 def test_what_is_shipped_is_what_is_counted(recipe: str) -> None:
     spec = load_recipe(recipe)
@@ -63,7 +64,8 @@ USUAL = ("parakeet", "wav2vec2", "wavlm-stable", "whisper")
 def cases() -> list[Any]:
     plans = [(name, plan) for name in CONFIGS for plan in PLANS]
     plans += [(name, NORMED) for name in ("parakeet", "conformer", "wav2vec2-conformer")]
-    return [pytest.param(*case, marks=() if case[0] in USUAL else pytest.mark.soak) for case in plans]
+    tier = lambda name: pytest.mark.main if name in USUAL else pytest.mark.soak  # noqa: E731
+    return [pytest.param(*case, marks=() if case[0] == "parakeet" else tier(case[0])) for case in plans]
 
 
 @pytest.mark.parametrize(("name", "plan"), cases())
