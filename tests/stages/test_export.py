@@ -175,7 +175,7 @@ def test_an_int8_model_is_scored_and_its_rows_tell_its_bytes(
     elsewhere = str(tmp_path / "another")
     code, _, err = call(capsys, "evaluate", str(tmp_path / "small"), "--store", elsewhere)
     assert code == 2, err
-    assert err.startswith("--data: say which corpus")
+    assert err.startswith("--data: set it to the corpus to score")
     told = export_model(str(tmp_path / "small"), str(tmp_path / "store"), "seed", str(tmp_path / "again"))
     assert json.loads(Path(told["model"], "export.json").read_text())["run_id"] == "run", "an export of an export"
     code, out, _ = call(capsys, "evaluate", "run", *place, "--json")
