@@ -38,6 +38,7 @@ def test_the_bare_loop_reaches_the_losses_of_ours(
             assert one["ctc"] == pytest.approx(other["ctc"], rel=1e-4)
 
 
+@pytest.mark.main
 def test_what_a_cycle_costs_by_counting() -> None:
     """Of one path what the account says; of several, a block for each different prefix of theirs."""
     alone = {depth: small_conformer(FoldPlan(depth, (depth,))) for depth in (6, 9, 12)}

@@ -329,6 +329,7 @@ def test_two_hundred_writes_and_reads_survive_an_outage(
     assert all(record.levelno == logging.WARNING for record in caplog.records if record.name == "foldray.storage")
 
 
+@pytest.mark.main
 def test_every_operation_waits_for_the_end_of_an_outage(s3_server: "S3Server", s3_store: str) -> None:
     data, big, tree = bytes(range(256)) * 4, storage.join(s3_store, "tree", "big"), storage.join(s3_store, "tree")
     storage.write_bytes(big, data)
@@ -352,6 +353,7 @@ def test_every_operation_waits_for_the_end_of_an_outage(s3_server: "S3Server", s
     assert sorted(storage.list_tree(s3_store)) == ["large", "tree/big"]
 
 
+@pytest.mark.main
 def test_open_files_survive_an_outage(s3_server: "S3Server", s3_store: str) -> None:
     data, big, table = random.Random(1).randbytes(4 * 2**20), f"{s3_store}/big", f"{s3_store}/rows.parquet"
     storage.write_bytes(big, data)

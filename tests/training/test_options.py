@@ -103,6 +103,7 @@ def test_fsdp_and_ddp_on_two_ranks_equal_one_process_also_from_each_others_check
         assert max(path.name for path in Path(job.run, "metrics").iterdir()) == "0001-0002-00000005.jsonl"
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("name", ["parakeet", "wav2vec2-stable"])
 def test_activation_checkpointing_changes_nothing(name: str, prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     config = {"parakeet": ["model.config.dropout=0.1"], "wav2vec2-stable": ["model.config.hidden_dropout=0.1"]}[name]

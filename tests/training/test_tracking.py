@@ -222,6 +222,7 @@ def test_mlflow_goes_on_with_the_same_run(tmp_path: Path) -> None:
     assert mlflow_points(tmp_path) == by_tag(told_once)
 
 
+@pytest.mark.main
 def test_a_run_that_fails_is_marked_and_its_error_passes(tmp_path: Path) -> None:
     def reported() -> Iterator[Record]:
         yield STEPS[0]
