@@ -1,7 +1,7 @@
 """The stages `train` and `resume`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 from foldray import storage
 from foldray.config.load import override_spec
@@ -15,11 +15,24 @@ from foldray.stages.prepare import checked_corpus, prepare_checked
 from foldray.storage.layout import Run
 
 
-def train_stage(spec: RunSpec) -> dict[str, Any]:
-    """Prepare the corpus if it is not prepared, then train, or resume the spec's run.
+class TrainResult(TypedDict):
+    """A run that is trained.
 
-    Returns:
-        run_id, run (its URI), step, resumed_from_step.
+    Attributes:
+        run_id: Its id.
+        run: Its URI.
+        step: Its last step.
+        resumed_from_step: The step it was resumed from; 0 if it was never interrupted.
+    """
+
+    run_id: str
+    run: str
+    step: int
+    resumed_from_step: int
+
+
+def train_stage(spec: RunSpec) -> TrainResult:
+    """Prepare the corpus if it is not prepared, then train, or resume the spec's run.
 
     Raises:
         UserError: The spec cannot be trained, with the field to change.
@@ -44,15 +57,15 @@ def _check_model(spec: RunSpec) -> None:
         from foldray.data.augment import Noises
 
         Noises(spec.augment.noise_path)
-    model = spec.found_model()
+    model, plan = spec.found_model(), spec.fold.plan()
     if model.checkpoint or not FAMILIES[model.family].ctc:
         from foldray.models.stock_config import check_model
 
-        check_model(model, spec.fold.plan())
-    counts_of(model, spec.fold.plan(), PLAN_VOCAB_SIZE)
+        check_model(model, plan)
+    counts_of(model, plan, PLAN_VOCAB_SIZE)
 
 
-def train_prepared(spec: RunSpec, corpus: str) -> dict[str, Any]:
+def train_prepared(spec: RunSpec, corpus: str) -> TrainResult:
     """Train on a prepared corpus, as `train_stage`."""
     from foldray.training.launch import describe, run_uri
     from foldray.training.run_folder import is_finished
@@ -75,7 +88,7 @@ def _check_validation(spec: RunSpec, manifest: Manifest) -> None:
     print_status("note      there is no validation split; corpus.splits with 'valid' in it carves one")
 
 
-def _train(spec: RunSpec, corpus: str, run: str) -> dict[str, Any]:
+def _train(spec: RunSpec, corpus: str, run: str) -> TrainResult:
     from foldray.training.launch import train
     from foldray.training.run_folder import is_finished
 
@@ -99,11 +112,18 @@ def _train(spec: RunSpec, corpus: str, run: str) -> dict[str, Any]:
     }
 
 
-def resume_stage(run: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Go on with a run of which nothing is at hand but its URI: run_id, run, step, resumed_from_step.
+def resume_stage(run: str, overrides: Sequence[str] = ()) -> TrainResult:
+    """Resume a run from its URI alone.
 
-    The store is the one that the URI lies in, wherever it was when the run began; neither the raw corpus nor the
-    checkpoint that the run started from is needed. `overrides` may change the machine (scale, checkpoint, tracking).
+    It may lie in another store than when it began. Neither the raw corpus nor the checkpoint that it started from is
+    needed.
+
+    Args:
+        run: STORE/runs/RUN_ID.
+        overrides: `key=value` of the sections scale, checkpoint and tracking, which describe the machine.
+
+    Raises:
+        UserError: The URI is not a run, its prepared corpus is gone, or an override would change its results.
     """
     from foldray.training.trackers import check_trackers
 
@@ -115,11 +135,13 @@ def resume_stage(run: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         )
     for override in overrides:
         if override.partition(".")[0].partition("=")[0] not in ("scale", "checkpoint", "tracking"):
-            raise UserError(override, "a run goes on as it began; only scale, checkpoint and tracking may change")
+            raise UserError(override, "a resumed run keeps its spec; only scale, checkpoint and tracking may change")
     begun = read_run_spec(folder.uri)
     spec = override_spec(begun.in_store(store), list(overrides))
     if changed := begun.other_results(spec):
-        raise UserError(changed, "decides what a run computes; a run goes on as it began. Start another with `train`")
+        raise UserError(
+            changed, "changes what the run computes; a resumed run keeps its spec. Start another with `train`"
+        )
     check_trackers(spec)
     corpus = store.corpus(read_run_facts(folder.uri).corpus_id)
     if not storage.exists(corpus.manifest):
@@ -143,7 +165,7 @@ def _print_distances(run: str) -> None:
     if storage.exists(file):
         seed = storage.read_json(file)
         listed = ", ".join(f"{distance:.2f} at depth {depth}" for depth, distance in seed["distances"].items())
-        print_status(f"seed      {seed['method']}, began at a relative distance of {listed} from {seed['checkpoint']}")
+        print_status(f"seed      {seed['method']}, starts at a relative distance of {listed} from {seed['checkpoint']}")
 
 
 def _newest(run: str, words: str) -> str:

@@ -187,6 +187,11 @@ class Run:
         """The file by which an attempt claims the run."""
         return join(self.attempts, f"{attempt}.json")
 
+    @property
+    def tensorboard(self) -> str:
+        """TensorBoard's event files, where the store is a local folder."""
+        return join(self.uri, "tensorboard")
+
     def exploded(self, step: int) -> str:
         """The batch whose gradient stopped the run."""
         return join(self.uri, "exploded", f"step-{step:08d}.json")

@@ -11,6 +11,7 @@ from foldray import storage
 from foldray.config.spec import RunSpec
 from foldray.errors import UserError, one_line
 from foldray.runtime.extras import check_extra
+from foldray.storage.layout import Run
 
 FLUSH_SECONDS = 10
 RUN_TAG = "foldray.run_id"
@@ -72,7 +73,7 @@ def _start_tensorboard(run: TrackedRun) -> Tracker:
     from torch.utils.tensorboard import SummaryWriter
 
     local = storage.is_local(run.uri)
-    folder = Path(storage.absolute(run.uri), "tensorboard") if local else Path("foldray-tensorboard", run.run_id)
+    folder = Path(storage.absolute(Run(run.uri).tensorboard)) if local else Path("foldray-tensorboard", run.run_id)
     # The purge hides steps of a lost attempt that are repeated now.
     writer = SummaryWriter(str(folder), purge_step=run.first_step, flush_secs=FLUSH_SECONDS)
     as_code = textwrap.indent(run.spec.model_dump_json(indent=1), "    ")
