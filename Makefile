@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo  ## install, then train, score and report a folded recogniser
 	$(BIN)/foldray run quickstart
 
-# Tests run in two processes. Those with Ray come first, one file after the other in the same process.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Tests run in two processes. Those with Ray come first, a file in one process (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test: $(VENV)/.test  ## a user's main paths: real Ray, real S3, a browser; twelve minutes on two cores
 	$(PYTEST) -m "not soak and not walk and not gpu"

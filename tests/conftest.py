@@ -10,6 +10,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,17 +20,34 @@ from foldray.data.manifest import Manifest
 from tests.support.corpora import prepare_serially
 
 LONGEST_FIRST = ("pipeline", "jobs", "chaos", "hosts", "tune")
-"""Files of tests with Ray: in this order two processes end at about the same time."""
+"""Files of tests with Ray, each in one process; in this order two processes end at about the same time."""
 
 
-@pytest.hookimpl(tryfirst=True)
+def _with_ray(nodeid: str) -> str | None:
+    """The name of a test's file if its tests start Ray."""
+    name = Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
+    return name if name in LONGEST_FIRST else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest files first, and each file with Ray in one process; the order within a file stays."""
-    ranks = {f"test_{name}": rank for rank, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """Run the longest files first; the order within a file stays."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(_with_ray(item.nodeid) or "", len(ranks)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distribute tests one by one, but a file with Ray as a whole.
+
+    Not `--dist loadgroup`: xdist 3.8 ignores its marks under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class RayByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _with_ray(nodeid) or nodeid
+
+    return RayByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
