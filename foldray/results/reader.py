@@ -17,14 +17,13 @@ import duckdb
 from foldray import storage
 from foldray.errors import UserError, one_line
 from foldray.results.cache import cached_rows, delete_merged
-from foldray.results.rows import EVALUATION, Hypothesis, Kind, ResultRow
+from foldray.results.rows import EVALUATION, NEWEST, Hypothesis, Kind, ResultRow
 from foldray.results.run_tables import runs_table, trials_table
 
 JsonRow = dict[str, Any]
 """A row of whatever was selected, with values as JSON has them."""
 
 TABLES = ("results", "hypotheses", "runs", "trials")
-NEWEST = f"row_number() OVER (PARTITION BY {', '.join(EVALUATION)} ORDER BY created DESC) = 1"
 LAST_STEP = "step = max(step) OVER (PARTITION BY run_id, corpus, split, decoding)"
 
 LOCKED: dict[str, str | bool | int | float | list[str]] = {
@@ -46,16 +45,11 @@ def open_tables(
     """
     root = storage.absolute(store)
     with explained(where, store), duckdb.connect(config=LOCKED) as connection:
-        found = 0
+        found = False
         if {"results", "hypotheses"} & {*tables}:
-            found += _add(connection, root, "results", run_id)
-            connection.execute(f"CREATE VIEW results AS SELECT * FROM every_results QUALIFY {NEWEST}")
+            found |= _add_results(connection, root, run_id)
         if "hypotheses" in tables:
-            found += _add(connection, root, "hypotheses", run_id)
-            same = ", ".join([*EVALUATION, "created"])
-            connection.execute(
-                f"CREATE VIEW hypotheses AS SELECT * FROM every_hypotheses SEMI JOIN results USING ({same})"
-            )
+            found |= _add_hypotheses(connection, root, run_id)
         if not found and not storage.is_folder(root):
             raise UserError("STORE", f"{store} does not exist; give the storage.root of a run")
         if "runs" in tables:
@@ -67,17 +61,40 @@ def open_tables(
         yield connection
 
 
-def _add(connection: duckdb.DuckDBPyConnection, root: str, kind: Kind, run_id: str) -> int:
-    """Add the view `every_<kind>` of all rows; returns whether there are any."""
+def _add_results(connection: duckdb.DuckDBPyConnection, root: str, run_id: str) -> bool:
+    """Add the view `results` of the newest rows; returns whether there are any."""
+    merged, found = _register(connection, root, "results", run_id)
+    rows = f"SELECT * FROM other_results QUALIFY {NEWEST}"
+    if merged:
+        columns, touched = "SELECT * EXCLUDE newest FROM merged_results.rows", "(SELECT run_id FROM other_results)"
+        rows = (
+            f"{columns} WHERE newest AND run_id NOT IN {touched} UNION ALL "
+            f"SELECT * FROM ({columns} WHERE run_id IN {touched} UNION ALL SELECT * FROM other_results) "
+            f"QUALIFY {NEWEST}"
+        )
+    connection.execute(f"CREATE VIEW results AS {rows}")
+    return found
+
+
+def _add_hypotheses(connection: duckdb.DuckDBPyConnection, root: str, run_id: str) -> bool:
+    """Add the view `hypotheses` of those that belong to `results`; returns whether there are any."""
+    merged, found = _register(connection, root, "hypotheses", run_id)
+    rows = "SELECT * FROM other_hypotheses"
+    if merged:
+        rows = f"SELECT * FROM merged_hypotheses.rows UNION ALL {rows}"
+    same = ", ".join([*EVALUATION, "created"])
+    connection.execute(f"CREATE VIEW hypotheses AS SELECT * FROM ({rows}) SEMI JOIN results USING ({same})")
+    return found
+
+
+def _register(connection: duckdb.DuckDBPyConnection, root: str, kind: Kind, run_id: str) -> tuple[bool, bool]:
+    """Add `other_<kind>` and, for many files, `merged_<kind>.rows`; returns whether it is merged and has any rows."""
     database, others = cached_rows(root, kind, run_id)
     connection.register(f"other_{kind}", others)
-    merged = ""
     if database:
         path = str(database).replace("'", "''")
         connection.execute(f"ATTACH '{path}' AS merged_{kind} (READ_ONLY)")
-        merged = f"SELECT * FROM merged_{kind}.rows UNION ALL "
-    connection.execute(f"CREATE VIEW every_{kind} AS {merged}SELECT * FROM other_{kind}")
-    return int(database is not None or others.num_rows > 0)
+    return database is not None, database is not None or others.num_rows > 0
 
 
 @contextmanager

@@ -88,6 +88,8 @@ class Hypothesis(TypedDict):
 
 EVALUATION = ("run_id", "step", "depth", "corpus", "split", "decoding")
 """The key of an evaluation: a newer row with the same values replaces an older one."""
+NEWEST = f"row_number() OVER (PARTITION BY {', '.join(EVALUATION)} ORDER BY created DESC) = 1"
+"""In SQL: whether a row of `results` is the newest of its evaluation."""
 
 _TYPES: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
