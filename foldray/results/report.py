@@ -51,7 +51,7 @@ def write_report(store: str, out: str | None = None, filters: Sequence[str] = ()
         problem = f"that match {' '.join(filters)}" if filters else "to report; `foldray run quickstart` creates some"
         raise UserError(store, f"has no results {problem}")
     test_set = TestSet(rows[-1]["corpus"], rows[-1]["split"], "ctc")
-    final = [row for row in list_rows(store, wanted, last_step=True)[0] if _test_set(row) == test_set]
+    final = [row for row in list_rows(store, wanted, "created", last_step=True)[0] if _test_set(row) == test_set]
     target = storage.join(storage.absolute(out) if out else Store(store).report, "index.html")
     storage.write_bytes(target, _page(root, _by_run(rows), _by_run(final), test_set).encode())
     return target
