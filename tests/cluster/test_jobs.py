@@ -183,7 +183,7 @@ def assert_it_showed_progress(printed: list[str]) -> None:
     assert any(line.startswith("prepared  47 of 47 utterances") for line in printed), printed
     assert any(re.match(r"training .*, 2 workers$", line) for line in printed), printed
     assert any(re.match(r"training +\d+%  step \d+  loss by depth  3: ", line) for line in printed), printed
-    assert printed[-1] == "stopped; run the same command again to go on"
+    assert printed[-1] == "stopped; run the same command again to resume"
 
 
 def wait_for_step(head: Head, job: str, store: str, step: int) -> None:
