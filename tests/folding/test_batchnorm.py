@@ -355,5 +355,5 @@ def test_adapters_go_with_pretrained_weights_only(prepared: tuple[str, Manifest]
     config = {**job.spec.model.config, "add_adapter": True}
     spec = job.spec.model_copy(update={"model": job.spec.model.model_copy(update={"config": config})})
     write_random_checkpoint(spec.model, 2, prepared[1].tokenizer, 0, tmp_path / "adapted")
-    with pytest.raises(UserError, match=r"model.config.add_adapter: goes with pretrained weights"):
+    with pytest.raises(UserError, match=r"model.config.add_adapter: needs pretrained weights"):
         train_model(TrainJob(spec, job.run, job.corpus, str(tmp_path / "adapted")), WorkerContext())
