@@ -408,7 +408,7 @@ def test_a_manifest_that_comes_after_a_newer_attempt_removed_its_files_makes_not
 def test_an_announced_preemption_makes_a_checkpoint_at_once(
     prepared: tuple[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("foldray.training.loop.ASK_SECONDS", 0.0)
+    monkeypatch.setattr("foldray.training.signals.ASK_SECONDS", 0.0)
     job = with_fields(job_for("parakeet", prepared, tmp_path / "told", steps=6), "checkpoint.every_steps=100")
     plain = job_for("parakeet", prepared, tmp_path / "plain", steps=6)
     seen: list[Record] = []
