@@ -45,7 +45,8 @@ def results(
     margin: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Points of WER by which A may be worse: is the whole interval at or below it? (compare)."
+            min=0,
+            help="WER points by which A may be worse; reports whether the whole interval is at or below it (compare).",
         ),
     ] = None,
     by_speaker: Annotated[

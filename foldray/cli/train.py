@@ -113,7 +113,10 @@ def resume(
 
     if SearchFolder(absolute(run)).store:
         if overrides:
-            raise UserError(overrides[0], "a search resumes with its own fields; change them with `foldray tune`")
+            raise UserError(
+                overrides[0],
+                "cannot change when a search is resumed; remove it, or start a new search with `foldray tune`",
+            )
         _show_search(_tuning().resume_search(run), as_json)
         return
     trained = resume_stage(run, overrides or [])

@@ -103,7 +103,7 @@ class CorpusSpec(Section):
             return None
         number, _, parts = part.partition("/")
         if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts) and int(parts) > 1):
-            raise ValueError(f"'{part}' must be a fold and a number of folds, such as 2/5")
+            raise ValueError(f"'{part}' must be a part and the number of parts of a cross-validation, such as 2/5")
         return part
 
     @field_validator("units")

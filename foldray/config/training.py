@@ -76,7 +76,7 @@ class OptimSpec(Section):
     @model_validator(mode="after")
     def _one_length(self) -> "OptimSpec":
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give one of epochs and steps; add optim.epochs=null or optim.steps=null")
+            raise ValueError("set optim.epochs or optim.steps, not both; add optim.epochs=null or optim.steps=null")
         return self
 
 

@@ -71,9 +71,9 @@ def cross_validate(utterances: list[Utterance], spec: CorpusSpec) -> list[Uttera
 def carve_valid(utterances: list[Utterance], spec: CorpusSpec) -> list[Utterance]:
     """Move whole speakers from `train` to `valid` if the source has no `valid`.
 
-    Speakers are chosen by the hashes of their names until `corpus.valid_fraction` is reached, so the choice does not
-    depend on the order of rows. An utterance without a speaker counts as a speaker of its own; if every speaker has
-    more than twice the share, utterances are moved instead.
+    Speakers are chosen by the hashes of their names until `corpus.valid_fraction` of the utterances is reached, so
+    the choice does not depend on the order of rows. An utterance without a speaker counts as a speaker of its own. If
+    every speaker alone has more than twice that many utterances, single utterances are moved instead.
     """
     splits = {utterance.split for utterance in utterances}
     if "valid" in splits or "valid" not in split_names(spec) or not spec.valid_fraction:

@@ -128,8 +128,9 @@ def rescore(
 ) -> list[list[int]]:
     """Choose the hypothesis of each utterance with the best ctc_weight * CTC + (1 - ctc_weight) * attention score.
 
-    Scores are log-probabilities of whole sentences, for the decoder with the end token: joint decoding by rescoring
-    (Hori et al. 2017, aclanthology.org/P17-1048) of the hypotheses of the CTC head (arXiv 2012.05481).
+    Both scores are log-probabilities of the whole sentence; the attention score includes the end token. This is joint
+    CTC/attention decoding by rescoring (Hori et al. 2017, aclanthology.org/P17-1048) of the n-best list of the CTC head
+    (arXiv 2012.05481).
 
     Args:
         inputs: `input_features` (B, T, F) and `attention_mask` (B, T).

@@ -11,7 +11,7 @@ PER_UTTERANCE = ("input_ids", "attention_mask", "encoder_attention_mask", "input
 
 
 def repeat_for_depths(decoder: nn.Module) -> None:
-    """Repeat a decoder's per-utterance inputs for each depth that the encoder runs, from now on."""
+    """Install a hook that repeats a decoder's per-utterance inputs once for each depth that the encoder runs."""
     decoder.register_forward_pre_hook(_repeat, with_kwargs=True)
 
 

@@ -176,7 +176,7 @@ def distillation_per_path(
 def matching_per_path(hidden_PBTD: Tensor, frames_B: Tensor) -> Tensor:
     """Compute the squared distance (P,) of each path's last hidden states to the detached deepest ones.
 
-    States (P, B, T, D) are first normalised over D, so that the scale of a stack without a last norm
+    States (P, B, T, D) are first normalised over D, so that the scale of a stack without a final norm
     does not matter; the mean over D is summed over valid frames. The deepest path's distance is zero.
     """
     normal = F.layer_norm(hidden_PBTD.float(), hidden_PBTD.shape[-1:])

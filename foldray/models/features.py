@@ -52,7 +52,10 @@ def keep_extractor(model: FoldedModel, family: Family, source: str) -> None:
     except OSError:
         return
     if extractor.sampling_rate != SAMPLE_RATE:
-        raise UserError(source, f"reads audio at {extractor.sampling_rate} Hz; foldray prepares {SAMPLE_RATE}")
+        raise UserError(
+            source,
+            f"expects audio at {extractor.sampling_rate} Hz, foldray prepares {SAMPLE_RATE} Hz; choose another checkpoint",
+        )
     holder: Any = model  # no stock model has this attribute
     holder.extractor = extractor
 

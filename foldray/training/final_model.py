@@ -42,7 +42,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Update the averages after a step."""
+        """Update the moving average of the weights after an optimizer step."""
         if self.weights:
             self._update(list(self.weights.values()), self._trained, 0)
 

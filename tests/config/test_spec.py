@@ -65,7 +65,7 @@ def test_patience_and_search_take_any_name_of_the_validation_split(name: str) ->
         ("model.seed_layers=average", r"^model\.seed_layers: average needs a model\.checkpoint"),
         ("fold.order=group", r"^fold\.groups: sizes \[\] must be positive"),
         ("fold.order=spiral", r"^fold\.order: input should be 'in_place', 'cycle' or 'group'"),
-        ("optim.steps=10", r"^optim: give one of epochs and steps; add optim.epochs=null"),
+        ("optim.steps=10", r"^optim: set optim.epochs or optim.steps, not both; add optim.epochs=null"),
         ("corpus.min_seconds=16", r"^corpus: min_seconds \(16\) must be below max_seconds \(16\)$"),
         (
             "batch.max_duration=10",

@@ -207,7 +207,7 @@ def test_cross_validation_tests_every_speaker_once(tmp_path: Path) -> None:
             find(tmp_path, cross_validate=part)
     assert {len(splits_of(find(tmp_path, cross_validate=f"{number}/13"))["test"]) for number in range(1, 14)} == {1}
     for part in ("0/4", "5/4", "1/1", "1", "a/b", "-1/4", ""):
-        with pytest.raises(ValueError, match="must be a fold and a number of folds"):
+        with pytest.raises(ValueError, match="must be a part and the number of parts"):
             CorpusSpec(path="x", cross_validate=part)
 
 

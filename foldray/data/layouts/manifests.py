@@ -98,7 +98,7 @@ _CLIPS, _DURATIONS = "clips", "clip_durations.tsv"
 
 
 def find_commonvoice(source: SourceFolder, name: str) -> list[str]:
-    """`<name>.tsv`, next to the folder `clips` or with an audio_root."""
+    """Find the table `<name>.tsv` of Common Voice, if `clips/` lies next to it or the source has an `audio_root`."""
     above, _, own = name.rpartition("/")
     if source.audio_root is None and _CLIPS not in source.folders(above):
         return []

@@ -89,7 +89,7 @@ def _first_present(schema: pa.Schema, known: tuple[str, ...]) -> str | None:
 
 
 def _stored_audio(file: pq.ParquetFile, group: int, leaf: str | None) -> tuple[list[bool] | None, int]:
-    """Which rows of a row group have bytes (None: all of them), and the even share of each."""
+    """Return which rows of a row group hold embedded audio (None: all), and the mean number of bytes of each."""
     metadata = file.metadata.row_group(group)
     if leaf is None:
         return [False] * metadata.num_rows, 0
