@@ -54,7 +54,7 @@ def keep_extractor(model: FoldedModel, family: Family, source: str) -> None:
     if extractor.sampling_rate != SAMPLE_RATE:
         raise UserError(
             source,
-            f"expects audio at {extractor.sampling_rate} Hz, foldray prepares {SAMPLE_RATE} Hz; choose another checkpoint",
+            f"expects audio at {extractor.sampling_rate} Hz, not at {SAMPLE_RATE} Hz; choose another checkpoint",
         )
     holder: Any = model  # no stock model has this attribute
     holder.extractor = extractor
