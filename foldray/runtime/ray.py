@@ -64,7 +64,7 @@ def owns_ray() -> bool:
 _owned = False
 
 ALONE = {
-    # A machine of our own is never drained, and an actor takes 1.5 CPU seconds to start.
+    # A machine of our own is never drained, and an actor takes 1.3 CPU seconds to start.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_prestart_worker_first_driver": "0",
