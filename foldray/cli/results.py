@@ -20,6 +20,22 @@ TAKES: dict[str, set[str]] = {
 """The queries, and the options of each."""
 
 
+Columns = Annotated[
+    str | None, typer.Option(help="Additional columns of the table, such as private,alpha,seed (ls, pareto).")
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Maximum number of rows; default: 100 on a terminal, all with --json (ls, sql)."),
+]
+Margin = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="WER points by which A may be worse; reports whether the whole interval is at or below it (compare).",
+    ),
+]
+
+
 def results(
     store: StoreArgument,
     query: Annotated[str, typer.Argument(metavar="QUERY", help="ls, pareto, compare or sql.")] = "ls",
@@ -35,20 +51,9 @@ def results(
         typer.Option(help="Two or three of wer, cer, bytes, params, macs, rtfx, …; default wer,bytes (pareto)."),
     ] = None,
     dominated: Annotated[bool, typer.Option("--dominated", help="Show the dominated rows too (pareto).")] = False,
-    columns: Annotated[
-        str | None, typer.Option(help="Additional columns of the table, such as private,alpha,seed (ls, pareto).")
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Maximum number of rows; default: 100 on a terminal, all with --json (ls, sql)."),
-    ] = None,
-    margin: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="WER points by which A may be worse; reports whether the whole interval is at or below it (compare).",
-        ),
-    ] = None,
+    columns: Columns = None,
+    limit: Limit = None,
+    margin: Margin = None,
     by_speaker: Annotated[
         bool, typer.Option("--by-speaker", help="Resample whole speakers, not utterances, for the interval (compare).")
     ] = False,

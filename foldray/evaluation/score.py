@@ -1,7 +1,7 @@
 """Scoring every depth of a model on a prepared split."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ import jiwer
 import numpy as np
 from transformers import PreTrainedModel
 
-from foldray.data.epoch import plan_scoring
+from foldray.data.epoch import MicroBatch, plan_scoring
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.reader import Row
 from foldray.data.stream import Batch, BatchLoader
@@ -85,25 +85,41 @@ def score_depths(
     _decode_batch(model, loader, rows, tokenizer, decoding)  # warm-up, not timed
     scores = []
     for number, depth in enumerate(depths):
-        set_depths(model, [depth])
-        _reset_peak_rss()
-        loader.expect(np.concatenate(batches))
-        utterances: list[ScoredUtterance] = []
-        seconds = audio = 0.0
-        for done, planned in enumerate(batches):
-            rows = loader.read(planned)
-            began = time.perf_counter()
-            batch, hypotheses = _decode_batch(model, loader, rows, tokenizer, decoding)
-            seconds += time.perf_counter() - began
-            audio += batch.seconds
-            speakers = {row["id"]: row["speaker"] for row in rows}
-            utterances += [
-                _align(i, speakers[i], reference, hypothesis)
-                for i, reference, hypothesis in zip(batch.ids, batch.texts, hypotheses, strict=True)
-            ]
-            on_progress(number * len(batches) + done + 1, len(depths) * len(batches))
-        scores.append(_score(depth, sorted(utterances, key=lambda each: each.id), audio / seconds))
+
+        def on_batch(done: int, before: int = number * len(batches)) -> None:
+            on_progress(before + done, len(depths) * len(batches))
+
+        scores.append(_score_depth(model, depth, loader, batches, tokenizer, decoding, on_batch))
     return scores
+
+
+def _score_depth(
+    model: PreTrainedModel,
+    depth: int,
+    loader: BatchLoader,
+    batches: Sequence[MicroBatch],
+    tokenizer: Tokenizer,
+    decoding: Decoding,
+    on_batch: Callable[[int], None],
+) -> DepthScore:
+    set_depths(model, [depth])
+    _reset_peak_rss()
+    loader.expect(np.concatenate(batches))
+    utterances: list[ScoredUtterance] = []
+    seconds = audio = 0.0
+    for done, planned in enumerate(batches, start=1):
+        rows = loader.read(planned)
+        began = time.perf_counter()
+        batch, hypotheses = _decode_batch(model, loader, rows, tokenizer, decoding)
+        seconds += time.perf_counter() - began
+        audio += batch.seconds
+        speakers = {row["id"]: row["speaker"] for row in rows}
+        utterances += [
+            _align(i, speakers[i], reference, hypothesis)
+            for i, reference, hypothesis in zip(batch.ids, batch.texts, hypotheses, strict=True)
+        ]
+        on_batch(done)
+    return _score(depth, sorted(utterances, key=lambda each: each.id), audio / seconds)
 
 
 def _decode_batch(

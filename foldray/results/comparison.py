@@ -60,14 +60,8 @@ def compare_runs(
     """
     couples = _couples(run_a, run_b)
     wanted = [_wanted(given) for given in filters]
-    scored = {
-        run_id: {
-            test_set: depths
-            for test_set, depths in hypotheses_by_test_set(store, run_id).items()
-            if all(getattr(test_set, name) in values for name, values in wanted)
-        }
-        for run_id in dict.fromkeys(run_id for side in zip(*couples, strict=True) for run_id in side)
-    }
+    run_ids = dict.fromkeys(run_id for side in zip(*couples, strict=True) for run_id in side)
+    scored = {run_id: _selected(hypotheses_by_test_set(store, run_id), wanted) for run_id in run_ids}
     pairs: list[DepthPair] = [
         {
             **compare_hypotheses(
@@ -88,10 +82,24 @@ def compare_runs(
         if run_a != run_b or a < b
     ]
     if not pairs:
-        depths = {run_id: sorted({depth for each in scored[run_id].values() for depth in each}) for run_id in scored}
-        listed = "; ".join(f"{run_id} at {', '.join(map(str, each))}" for run_id, each in depths.items())
-        raise UserError("compare", f"no two depths were scored in all these runs ({listed})")
+        raise _no_pairs(scored)
     return pairs
+
+
+def _selected(
+    by_test_set: Mapping[TestSet, HypothesesByDepth], wanted: Sequence[tuple[str, list[str]]]
+) -> dict[TestSet, HypothesesByDepth]:
+    return {
+        test_set: depths
+        for test_set, depths in by_test_set.items()
+        if all(getattr(test_set, name) in values for name, values in wanted)
+    }
+
+
+def _no_pairs(scored: Mapping[str, Mapping[TestSet, HypothesesByDepth]]) -> UserError:
+    depths = {run_id: sorted({depth for each in scored[run_id].values() for depth in each}) for run_id in scored}
+    listed = "; ".join(f"{run_id} at {', '.join(map(str, each))}" for run_id, each in depths.items())
+    return UserError("compare", f"no two depths were scored in all these runs ({listed})")
 
 
 def _couples(run_a: str, run_b: str) -> list[tuple[str, str]]:

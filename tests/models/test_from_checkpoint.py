@@ -140,7 +140,7 @@ def test_the_checkpoints_own_feature_extractor_is_kept(tmp_path: Path) -> None:
             assert torch.equal(heard["input_values"][0, :8000], noise(0.5)) == (not normalised)
             assert heard["attention_mask"].sum(1).tolist() == [8000, 12800]
     extractor(sampling_rate=8000).save_pretrained(folder)
-    with pytest.raises(UserError, match="reads audio at 8000 Hz"):
+    with pytest.raises(UserError, match="expects audio at 8000 Hz"):
         fold_checkpoint(str(folder), FoldPlan(3, (3, 6)))
 
 
