@@ -42,15 +42,13 @@ def compare_runs(
     """Compare every pair of depths on every test set that both runs were scored on.
 
     A run compared with itself gives each pair of its depths once. Several runs on either side, joined by commas, are
-    compared as one: the first with the first, the second with the second. Runs that differ by their random seed share
-    their test sets; what not all share, as in a cross-validation, is one test set where each couple has its own.
+    compared as one, couple by couple: random seeds, or parts of a cross-validation with a test set for each couple.
 
     Args:
         filters: such as `split=test` or `corpus=A,B`, to choose test sets.
-        margin: the largest difference that counts as no loss (0.01 is one point). Each pair then has `within_margin`:
-            whether its whole interval is at or below it. A non-significant difference does not show that A is not
-            worse; this does.
-        by_speaker: resample whole speakers, because their utterances are not independent.
+        margin: the largest difference that counts as no loss (0.01 is one point); each pair then has `within_margin`,
+            whether its whole interval is at or below it.
+        by_speaker: resample whole speakers, whose utterances are not independent.
 
     Raises:
         UserError: if the runs have no test set or depths to compare.

@@ -1,4 +1,7 @@
-"""The joint training step: one forward pass through every depth, one loss, one update (arXiv 2505.21237, section 2)."""
+"""The joint training step: one forward pass through every depth, one loss, one update (arXiv 2505.21237, section 2).
+
+The file is long because everything that one step does, in order, is here: batches, forward, loss, reduction, update.
+"""
 
 import random
 import time
