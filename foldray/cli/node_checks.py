@@ -88,7 +88,7 @@ def versions() -> dict[str, str]:
 
 def check_node_in_task(
     root: str, marker: str | None, gpus: float, driver: dict[str, str], corpus: str | None
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Run `check_node` as a Ray task."""
     # The task requests no GPU, because it would wait for one in use, but checks all of them.
     with environment(CUDA_VISIBLE_DEVICES=None, FOLDRAY_STORAGE_RETRY_SECONDS=STORE_SECONDS):
@@ -97,7 +97,7 @@ def check_node_in_task(
 
 def check_node(
     root: str, marker: str | None, gpus: float, driver: dict[str, str], corpus: str | None
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Check the node that this process runs on.
 
     Args:

@@ -1,7 +1,7 @@
 """Verbs for the results of a store: results, report."""
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import typer
 
@@ -134,7 +134,7 @@ def _known_columns(columns: str | None) -> list[str]:
     return [known_column(name.strip()) for name in columns.split(",")] if columns else []
 
 
-def _check_options(query: str, options: dict[str, Any]) -> None:
+def _check_options(query: str, options: Mapping[str, object]) -> None:
     """Raise UserError for an unknown query, or an option that the query does not take."""
     if query not in TAKES:
         raise UserError("QUERY", f"'{query}' must be one of {', '.join(TAKES)}")
@@ -144,7 +144,7 @@ def _check_options(query: str, options: dict[str, Any]) -> None:
             raise UserError(f"--{name}", f"applies only to {takers}, not to {query}")
 
 
-def _show(store: str, answer: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
+def _show(store: str, answer: Mapping[str, object], as_json: bool, show: Callable[[], None]) -> None:
     if as_json:
         print_json(answer)
     elif any(answer.values()):

@@ -4,25 +4,31 @@ import copy
 import difflib
 import math
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 
 from foldray.config.spec import RunSpec
 from foldray.errors import UserError
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
-def build_spec(values: dict[str, Any], origin: str) -> RunSpec:
+Values = dict[str, JsonValue]
+"""A recipe or part of one, as read from YAML or JSON."""
+
+
+def build_spec(values: Values, origin: str) -> RunSpec:
     """Validate a mapping. Raises UserError with the dotted path of the first invalid field."""
     try:
         return RunSpec.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise _explain(dict(first), origin) from None
+        raise _explain(first, origin) from None
 
 
-def _explain(error: dict[str, Any], origin: str) -> UserError:
+def _explain(error: "ErrorDetails", origin: str) -> UserError:
     # Of a field that takes several types, pydantic names the type it tried last.
     parts = [str(part) for part in error["loc"] if part != "int" and not str(part).startswith("tuple[")]
     where = ".".join(parts) or origin
@@ -45,19 +51,20 @@ def _explain(error: dict[str, Any], origin: str) -> UserError:
 
 
 def _suggest(location: tuple[str | int, ...]) -> str:
-    section: Any = RunSpec
+    section: type[BaseModel] = RunSpec
     for part in location[:-1]:
         annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
         kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-        section = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
-        if section is None:
+        inner = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+        if inner is None:
             return ""
+        section = inner
     names = list(section.model_fields)
     close = difflib.get_close_matches(str(location[-1]), names, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known here: {', '.join(names)}"
 
 
-def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def apply_overrides(values: Values, overrides: list[str]) -> Values:
     """Copy `values` and set dotted `key=value` pairs (YAML values) in it. Raises UserError."""
     merged = copy.deepcopy(values)
     for override in overrides:
@@ -67,9 +74,10 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         *sections, name = key.split(".")
         target = merged
         for section in sections:
-            if not isinstance(target.setdefault(section, {}), dict):
+            inner = target.setdefault(section, {})
+            if not isinstance(inner, dict):
                 raise UserError(key, f"'{section}' is a value, not a section")
-            target = target[section]
+            target = inner
         target[name] = _parse_value(key, text)
     return merged
 
@@ -79,7 +87,7 @@ def override_spec(spec: RunSpec, overrides: list[str]) -> RunSpec:
     return build_spec(apply_overrides(spec.model_dump(mode="json"), overrides), "the spec")
 
 
-def _parse_value(key: str, text: str) -> Any:
+def _parse_value(key: str, text: str) -> JsonValue:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -87,7 +95,7 @@ def _parse_value(key: str, text: str) -> Any:
     return _with_numbers(value)
 
 
-def _with_numbers(value: Any) -> Any:
+def _with_numbers(value: JsonValue) -> JsonValue:
     """YAML 1.1 reads 3e-4 as text; people mean the number."""
     if isinstance(value, list):
         return [_with_numbers(item) for item in value]
@@ -102,7 +110,7 @@ def _with_numbers(value: Any) -> Any:
     return value
 
 
-def read_spec_file(path: Path) -> dict[str, Any]:
+def read_spec_file(path: Path) -> Values:
     """Read a mapping from a YAML or JSON file. Raises UserError naming the file."""
     try:
         values = yaml.safe_load(path.read_text())

@@ -11,7 +11,7 @@ parameters keep their stock names; private ones are added as `private.<use>.<par
 """
 
 import functools
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ class PrivateModule(nn.Module):
         own = None if use == SEED_USE else self.private[use]
         return self if own is None or "running_mean" not in own._buffers else own
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         return _blank, (PrivateModule, self.stock), self.__getstate__()  # type: ignore[no-untyped-call]
 
     def at_use(self, name: str, use: str) -> Tensor | None:
@@ -96,7 +96,7 @@ class PrivateBlock(nn.Module):
     stock: type[nn.Module]
     running: RunningUse
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         return _blank, (PrivateBlock, self.stock), self.__getstate__()  # type: ignore[no-untyped-call]
 
     def forward(self, *args: Any, fold_use: str = SEED_USE, **kwargs: Any) -> Any:
@@ -110,13 +110,13 @@ def _rounds_anyway(device: str) -> bool:
 
 
 @functools.cache
-def _own_class(kind: Any, stock: Any) -> Any:
+def _own_class(kind: type[nn.Module], stock: type[nn.Module]) -> type[nn.Module]:
     return type(f"Private{stock.__name__}", (kind, stock), {"stock": stock})
 
 
-def _blank(kind: Any, stock: Any) -> Any:
+def _blank(kind: type[nn.Module], stock: type[nn.Module]) -> nn.Module:
     """An empty module of a class created here, which pickle and deepcopy can't find by its name."""
-    own = _own_class(kind, stock)
+    own: type[nn.Module] = _own_class(kind, stock)  # type: ignore[arg-type]  # mypy: classes are not Hashable
     return own.__new__(own)
 
 
@@ -138,8 +138,8 @@ def block_shape(block: nn.Module) -> BlockShape:
     return BlockShape(type(block).__name__, tuple(projections), tuple(norms))
 
 
-def _projection(path: str, module: Any) -> Projection:
-    outputs, inputs = module.weight.shape[:2]
+def _projection(path: str, module: nn.Module) -> Projection:
+    outputs, inputs = module.get_parameter("weight").shape[:2]
     return Projection(path.rsplit(".", 1)[-1], outputs, inputs, module.bias is not None)
 
 
@@ -173,7 +173,7 @@ class _Parts(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor))
 
 
-def _fresh_parts(path: str, module: Any, private: Private) -> dict[str, Tensor]:
+def _fresh_parts(path: str, module: nn.Module, private: Private) -> dict[str, Tensor]:
     parts: dict[str, Tensor] = {}
     if private.norms and isinstance(module, NORMS):
         # Copies: a private norm starts as the seed's.
@@ -198,8 +198,9 @@ def _fresh_statistics(module: nn.Module, private: Private) -> dict[str, Tensor]:
     return {key: tensor.clone() for key, tensor in module.named_buffers(recurse=False)}
 
 
-def _like(module: Any, *shape: int) -> Tensor:
-    return torch.zeros(*shape, dtype=module.weight.dtype, device=module.weight.device)
+def _like(module: nn.Module, *shape: int) -> Tensor:
+    weight = module.get_parameter("weight")
+    return torch.zeros(*shape, dtype=weight.dtype, device=weight.device)
 
 
 def is_projection(module: nn.Module) -> bool:

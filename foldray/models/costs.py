@@ -7,7 +7,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from foldray.config.model import ModelSpec
 from foldray.errors import UserError
@@ -127,7 +126,7 @@ def _is_folder(checkpoint: str) -> bool:
     return Path(checkpoint).is_dir()
 
 
-def shape_key(spec: ModelSpec, vocab_size: int) -> dict[str, Any]:
+def shape_key(spec: ModelSpec, vocab_size: int) -> dict[str, object]:
     """Return everything that decides the shape of a spec's model, as JSON values."""
     return {"family": spec.family, "config": spec.config, "vocab_size": vocab_size, "seconds": MACS_SECONDS}
 

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ from foldray.models.stock_config import (
     stock_config,
     with_vocab_size,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # --- Single models ---------------------------------------------------------------------------------
 
@@ -100,7 +103,7 @@ def count_spec(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> ShapeCounts:
     return count_config(_config(spec, plan, vocab_size))
 
 
-def count_config(config: Any) -> ShapeCounts:
+def count_config(config: "PreTrainedConfig") -> ShapeCounts:
     """Count the shape of a transformers configuration, whatever its number of blocks.
 
     Counts are exact sums over applications of blocks, hidden states and depths, so a few small folds determine them.
@@ -118,7 +121,7 @@ def count_config(config: Any) -> ShapeCounts:
 class _Probe:
     """Folds of one shape, counted at some depths."""
 
-    def __init__(self, family: Family, config: Any) -> None:
+    def __init__(self, family: Family, config: "PreTrainedConfig") -> None:
         self._family, self._config = family, config
 
     def model(self, plan: FoldPlan) -> PreTrainedModel:
@@ -138,7 +141,7 @@ class _Probe:
         return counted
 
 
-def _count_family(family: Family, config: Any) -> ShapeCounts:
+def _count_family(family: Family, config: "PreTrainedConfig") -> ShapeCounts:
     probe = _Probe(family, config)
     repeated = FoldPlan(1, (1, 2, 3))
     one, two, both, three = probe.macs_and_kept(repeated, (1,), (2,), (1, 2), (1, 2, 3))
@@ -194,7 +197,7 @@ def fold_on_meta(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> PreTrained
     return _fold_on_meta(FAMILIES[spec.family], _config(spec, plan, vocab_size), plan)
 
 
-def _fold_on_meta(family: Family, config: Any, plan: FoldPlan) -> PreTrainedModel:
+def _fold_on_meta(family: Family, config: "PreTrainedConfig", plan: FoldPlan) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             model: PreTrainedModel = family.model_class(config)
@@ -208,7 +211,7 @@ def _no_such_shape(error: Exception) -> UserError:
     return UserError("model.config", f"no model has this shape: {type(error).__name__}: {one_line(error)}")
 
 
-def _config(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> Any:
+def _config(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> "PreTrainedConfig":
     checkpoint = find_checkpoint(spec.checkpoint)
     if checkpoint is None or is_hub_name(checkpoint):
         return stock_config(spec, plan.num_layers, vocab_size)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from foldray.folding.private import merge_private
 from foldray.folding.stack import FoldedStack, check_layers
 from foldray.models.families import Family, family_of
 from foldray.models.folded_model import FoldedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # --- Folding ---------------------------------------------------------------------------------------
 
@@ -152,7 +155,7 @@ def _path(plan: FoldPlan, depth: int) -> tuple[int, ...]:
 
 def _freeze_unused(model: PreTrainedModel, family: Family) -> None:
     """Freeze unused parameters, which DDP refuses; the mask vector is one of them if no frames are masked."""
-    config: Any = model.config
+    config: PreTrainedConfig = model.config
     masks = getattr(config, "apply_spec_augment", True) and getattr(config, "mask_time_prob", 0.0) > 0
     for name, parameter in model.named_parameters():
         if name.startswith(family.unused or ("\0",)) or (name.endswith("masked_spec_embed") and not masks):
@@ -164,7 +167,7 @@ def encoder_of(model: nn.Module | FoldedModel) -> Any:
     return model.get_submodule(family_of(model).encoder)
 
 
-def encoder_config(model: PreTrainedModel) -> Any:
+def encoder_config(model: PreTrainedModel) -> "PreTrainedConfig":
     """Get the configuration that counts the blocks (Parakeet nests it)."""
     return family_of(model).depth_config(model.config)
 

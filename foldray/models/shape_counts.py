@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from importlib.metadata import version
@@ -79,7 +79,7 @@ class ShapeCounts:
     shape: BlockShape
 
 
-def find_counts(key: dict[str, Any], count: Callable[[], ShapeCounts]) -> ShapeCounts:
+def find_counts(key: Mapping[str, object], count: Callable[[], ShapeCounts]) -> ShapeCounts:
     """Find the counts of a shape: shipped, in the user's cache, or else from `count`, whose result is cached.
 
     Args:
@@ -90,7 +90,7 @@ def find_counts(key: dict[str, Any], count: Callable[[], ShapeCounts]) -> ShapeC
     return _shipped().get(digest) or _cached(digest) or _keep(digest, count())
 
 
-def _digest(key: dict[str, Any]) -> str:
+def _digest(key: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -150,7 +150,7 @@ def _from_json(values: dict[str, Any]) -> ShapeCounts:
     )
 
 
-def write_shipped(entries: list[tuple[dict[str, Any], ShapeCounts]]) -> None:
+def write_shipped(entries: Sequence[tuple[Mapping[str, object], ShapeCounts]]) -> None:
     """Write the shipped file from keys and counts."""
     counted = {_digest(key): asdict(counts) for key, counts in entries}
     lines = [f"{json.dumps(digest)}: {json.dumps(counts)}" for digest, counts in sorted(counted.items())]

@@ -3,7 +3,7 @@
 import math
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,15 @@ from transformers.utils.hub import cached_file
 from foldray import storage
 from foldray.config.model import ModelSpec
 from foldray.errors import UserError, one_line
-from foldray.models.families import FAMILIES, Family, family_of
+from foldray.models.families import FAMILIES, Family, family_of, transformers_class
 from foldray.models.features import keep_extractor
 from foldray.models.processor import read_tokenizer, save_processor
 from foldray.models.stock_config import is_hub_name, stock_config
 from foldray.models.tokenizer import Tokenizer
 from foldray.storage.layout import SUBWORDS_FILE, VOCABULARY_FILE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 BLANKS = 2 / 3
 """Share of frames in which the initial CTC head of a model from scratch predicts blank. If it happens to prefer the
@@ -56,7 +59,7 @@ def initialise(model: PreTrainedModel) -> None:
 
 
 def load_stock(
-    family: Family, checkpoint: str, config: Any, seed: int, tokenizer: Tokenizer | None = None
+    family: Family, checkpoint: str, config: "PreTrainedConfig", seed: int, tokenizer: Tokenizer | None = None
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load a stock model; returns it with the keys of its head (and mask vector) that are re-initialised.
 
@@ -104,7 +107,7 @@ def _renew_head(model: Any, family: Family) -> list[str]:
 def from_pretrained(
     family: Family,
     folder: str,
-    config: Any,
+    config: "PreTrainedConfig",
     origin: str,
     where: str = "model.checkpoint",
     state: dict[str, Tensor] | None = None,
@@ -117,7 +120,7 @@ def from_pretrained(
         state: Weights to use instead of those in the folder.
     """
     try:
-        model, report = family.model_class.from_pretrained(
+        model, report = transformers_class(family.model).from_pretrained(
             None if state is not None else folder,
             state_dict=state,
             config=config,

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from foldray import storage
 from foldray.config.model import ModelSpec
@@ -15,10 +15,13 @@ from foldray.models.families import FAMILIES, Family, family_of_config, transfor
 from foldray.models.seed_layers import Method, check_seed
 from foldray.storage.layout import CONFIG_FILE, ModelFolder
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 # --- Configurations --------------------------------------------------------------------------------
 
 
-def stock_config(spec: ModelSpec, num_layers: int, vocab_size: int) -> Any:
+def stock_config(spec: ModelSpec, num_layers: int, vocab_size: int) -> "PreTrainedConfig":
     """Build the transformers configuration of the seed from the family's defaults and `model.config`.
 
     Raises UserError naming a field that is unknown or refused by transformers.
@@ -36,7 +39,7 @@ def stock_config(spec: ModelSpec, num_layers: int, vocab_size: int) -> Any:
 _SET_BY_FOLDRAY = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
-def _place(family: Family, fields: dict[str, Any], like: Any) -> dict[str, Any]:
+def _place(family: Family, fields: dict[str, Any], like: "PreTrainedConfig") -> dict[str, Any]:
     """Nest fields as the configuration has them: the encoder's may be nested, a decoder's are not.
 
     Raises UserError for a field that is unknown or that foldray sets.
@@ -58,7 +61,7 @@ def _place(family: Family, fields: dict[str, Any], like: Any) -> dict[str, Any]:
     return placed
 
 
-def _known(config: Any) -> list[str]:
+def _known(config: "PreTrainedConfig") -> list[str]:
     return [name for name in vars(config) if not name.startswith("_") and name != "encoder_config"]
 
 
@@ -83,7 +86,7 @@ def is_hub_name(checkpoint: str) -> bool:
     return "://" not in checkpoint and not checkpoint.startswith("/")
 
 
-def checkpoint_config(spec: ModelSpec, checkpoint: str) -> Any:
+def checkpoint_config(spec: ModelSpec, checkpoint: str) -> "PreTrainedConfig":
     """Read the configuration of a stock checkpoint and set the fields of `model.config` in it. Raises UserError."""
     family = FAMILIES[spec.family]
     config = read_config(checkpoint)
@@ -97,7 +100,7 @@ def checkpoint_config(spec: ModelSpec, checkpoint: str) -> Any:
     return config
 
 
-def read_config(checkpoint: str) -> Any:
+def read_config(checkpoint: str) -> "PreTrainedConfig":
     """Read the configuration of a stock checkpoint. Raises UserError."""
     try:
         with tempfile.TemporaryDirectory() as copied:
@@ -105,7 +108,8 @@ def read_config(checkpoint: str) -> Any:
             if "://" in checkpoint:
                 source = copied
                 Path(copied, CONFIG_FILE).write_bytes(storage.read_bytes(ModelFolder(checkpoint).file(CONFIG_FILE)))
-            return transformers_class("AutoConfig").from_pretrained(source, trust_remote_code=False)
+            config: PreTrainedConfig = transformers_class("AutoConfig").from_pretrained(source, trust_remote_code=False)
+            return config
     except Exception as error:
         problem = (
             "is not a local folder, and loading it from the hub failed" if is_hub_name(checkpoint) else "does not load"
@@ -113,7 +117,7 @@ def read_config(checkpoint: str) -> Any:
         raise UserError("model.checkpoint", f"{checkpoint} {problem}: {one_line(error)}") from None
 
 
-def with_vocab_size(config: Any, vocab_size: int) -> Any:
+def with_vocab_size(config: "PreTrainedConfig", vocab_size: int) -> "PreTrainedConfig":
     """Copy a configuration with another vocabulary size."""
     family = family_of_config(config)
     assert family is not None

@@ -6,9 +6,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 from foldray.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
+    from sentencepiece import SentencePieceProcessor
 
 PAD, UNKNOWN, WORD_BOUNDARY = "<pad>", "<unk>", "|"
 
@@ -46,7 +50,7 @@ class Tokenizer:
         return {token: i for i, token in enumerate(self.vocabulary)}
 
     @cached_property
-    def _subwords(self) -> Any:
+    def _subwords(self) -> "tokenizers.Tokenizer":
         import tokenizers
 
         assert self.subwords is not None
@@ -90,7 +94,7 @@ def bpe_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
     from tokenizers import models, trainers
 
     subwords = _of_words(models.BPE(unk_token=UNKNOWN))
-    trainer: Any = trainers.BpeTrainer(vocab_size=size, special_tokens=[PAD, UNKNOWN], show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[PAD, UNKNOWN], show_progress=False)
     subwords.train_from_iterator(texts, trainer)
     return _of_size(subwords, size)
 
@@ -116,7 +120,7 @@ def unigram_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
     return _of_size(subwords, size)
 
 
-def _learn_pieces(lines: list[str], size: int) -> Any:
+def _learn_pieces(lines: list[str], size: int) -> "SentencePieceProcessor":
     """A SentencePieceProcessor with at most `size` pieces, blank and unknown first."""
     from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
@@ -142,12 +146,12 @@ def _learn_pieces(lines: list[str], size: int) -> Any:
     return SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def _of_words(model: Any) -> Any:
+def _of_words(model: "tokenizers.models.Model") -> "tokenizers.Tokenizer":
     """A `tokenizers` tokenizer whose words begin with `WORD_START`, so that decoding restores the text exactly."""
     import tokenizers
     from tokenizers import Regex, decoders, pre_tokenizers
 
-    subwords: Any = tokenizers.Tokenizer(model)
+    subwords = tokenizers.Tokenizer(model)
     subwords.pre_tokenizer = pre_tokenizers.Metaspace(WORD_START)
     # A model may emit a word start twice; stock code that decodes with this file must give the same text.
     # (`decoders.Strip` would panic on an empty text.)
@@ -156,7 +160,7 @@ def _of_words(model: Any) -> Any:
     return subwords
 
 
-def _of_size(subwords: Any, size: int) -> Tokenizer:
+def _of_size(subwords: "tokenizers.Tokenizer", size: int) -> Tokenizer:
     tokenizer = tokenizer_from_json(subwords.to_str())
     if len(tokenizer) > size:
         raise UserError(

@@ -46,8 +46,7 @@ def compare_runs(
 
     Args:
         filters: such as `split=test` or `corpus=A,B`, to choose test sets.
-        margin: the largest difference that counts as no loss (0.01 is one point); each pair then has `within_margin`,
-            whether its whole interval is at or below it.
+        margin: the largest difference that counts as no loss (0.01 is one point), for `within_margin` of each pair.
         by_speaker: resample whole speakers, whose utterances are not independent.
 
     Raises:

@@ -145,7 +145,7 @@ def run_sql(store: str, sql: str, limit: int | None = None) -> tuple[list[JsonRo
         return json_rows(answer, limit), answer.columns
 
 
-def _where(filters: Sequence[str]) -> tuple[str, list[Any]]:
+def _where(filters: Sequence[str]) -> tuple[str, list[object]]:
     """SQL and its values for filters, see `list_rows`."""
     parts, values = ["TRUE"], []
     for given in filters:
@@ -182,7 +182,7 @@ def _column(name: str) -> str:
     return f'"{known_column(name)}"'
 
 
-def _value(name: str, text: str) -> Any:
+def _value(name: str, text: str) -> object:
     kind = SCHEMAS["results"].field(name).type
     try:
         if pa.types.is_boolean(kind):

@@ -137,7 +137,7 @@ def json_rows(answer: duckdb.DuckDBPyRelation, limit: int | None = None) -> list
     return [{name: _as_json(value) for name, value in row.items()} for row in rows]
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: object) -> object:
     """Decimals as numbers, times in ISO 8601, bytes in hex, and null for NaN and infinity."""
     if isinstance(value, Decimal):
         value = int(value) if value == value.to_integral_value() else float(value)
@@ -152,5 +152,5 @@ def _as_json(value: Any) -> Any:
     return value if isinstance(value, str | int | None) else _as_text(value)
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: object) -> str:
     return str(value.isoformat() if hasattr(value, "isoformat") else value)

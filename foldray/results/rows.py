@@ -111,7 +111,7 @@ def write_rows(store: str, rows: Sequence[ResultRow], hypotheses: Sequence[Hypot
     _write(storage.join(Store(store).results, name), SCHEMAS["results"], rows)
 
 
-def _write(uri: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write(uri: str, schema: pa.Schema, rows: Sequence[Mapping[str, object]]) -> None:
     for row in rows:
         if row.keys() != set(schema.names):  # pyarrow would write null and drop what it does not know
             raise ValueError(f"{uri}: columns missing or unknown: {', '.join(sorted(row.keys() ^ set(schema.names)))}")

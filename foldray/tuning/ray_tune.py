@@ -142,17 +142,17 @@ class _Watcher(tune.Callback):
         trials: list[Trial],  # noqa: ARG002
         trial: Trial,
         result: dict[str, Any],
-        **info: Any,  # noqa: ARG002
+        **info: object,  # noqa: ARG002
     ) -> None:
         record = self._record_of(trial)
         report = TrialReport.of_result(result)
         if record and record.state == "running" and report:
             self._progress.update(report.added_to(record))
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:  # noqa: ARG002
         self._end(trial, "stopped")
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:  # noqa: ARG002
         self._end(trial, "failed", "its process was lost")
 
     def _end(self, trial: Trial, state: State, error: str = "") -> None:

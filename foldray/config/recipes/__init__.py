@@ -2,11 +2,10 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from foldray.config.load import apply_overrides, build_spec, read_spec_file
+from foldray.config.load import Values, apply_overrides, build_spec, read_spec_file
 from foldray.config.spec import RunSpec
 from foldray.errors import UserError
 
@@ -30,7 +29,7 @@ def load_recipe(recipe: str, overrides: list[str] | None = None) -> RunSpec:
     return build_spec(apply_overrides(_values(recipe), overrides or []), recipe)
 
 
-def _values(recipe: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _values(recipe: str, seen: tuple[Path, ...] = ()) -> Values:
     if recipe in recipe_names():
         shipped = yaml.safe_load(resources.files(__name__).joinpath(f"{recipe}.yaml").read_text())
         base = shipped.pop("extends", None)
@@ -48,7 +47,7 @@ def _values(recipe: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merge({**_values(start, (*seen, path.resolve())), "name": path.stem}, values)
 
 
-def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def _merge(base: Values, values: Values) -> Values:
     merged = dict(base)
     for key, value in values.items():
         below = merged.get(key)

@@ -61,7 +61,7 @@ def family_of_config(config: object) -> Family | None:
     return next((family for family in FAMILIES.values() if family.config == type(config).__name__), None)
 
 
-def transformers_class(name: str) -> Any:
+def transformers_class(name: str) -> type[Any]:
     """Get a class of transformers, or of a family's own module, by name; disables the library's progress bars."""
     # All of them, before any AutoConfig: a family's own module registers its configuration there.
     own = {family.module: importlib.import_module(family.module) for family in FAMILIES.values()}

@@ -10,20 +10,22 @@ from foldray.models.folded_model import FoldedModel
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def _all_samples(model: FoldedModel, num_samples: int) -> int:  # noqa: ARG001
     return num_samples
 
 
-def _foldable(config: Any) -> str | None:  # noqa: ARG001
+def _foldable(config: "PreTrainedConfig") -> str | None:  # noqa: ARG001
     return None
 
 
-def load_class(module: str, name: str) -> Any:
+def load_class(module: str, name: str) -> "type[Any]":
     """Import a class, with the progress bars of transformers disabled."""
     importlib.import_module("transformers").logging.disable_progress_bar()
-    return getattr(importlib.import_module(module), name)
+    found: type[Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,10 @@ class Family:
     encoder: str
     frames: Callable[[FoldedModel, "Tensor"], "Tensor"]
     input_shape: Callable[[FoldedModel, int], tuple[int, ...]]
-    extractor_options: Callable[[Any], dict[str, Any]]
+    extractor_options: Callable[["PreTrainedConfig"], dict[str, object]]
     whole_samples: Callable[[FoldedModel, int], int] = _all_samples
-    mel_bins: Callable[[Any], int] | None = None
-    refusal: Callable[[Any], str | None] = _foldable
+    mel_bins: Callable[["PreTrainedConfig"], int] | None = None
+    refusal: Callable[["PreTrainedConfig"], str | None] = _foldable
     inputs: str = "input_values"
     fixed_length: bool = False
     ctc_head: str | None = "lm_head"
@@ -91,12 +93,12 @@ class Family:
         return self.ctc_head is not None
 
     @property
-    def model_class(self) -> Any:
+    def model_class(self) -> "type[PreTrainedModel]":
         """The stock model class."""
         return load_class(self.module, self.model)
 
     @property
-    def config_class(self) -> Any:
+    def config_class(self) -> "type[PreTrainedConfig]":
         """The stock configuration class."""
         return load_class(self.module, self.config)
 
@@ -112,6 +114,6 @@ class Family:
         if self.carried and any(path[0] != 0 for path in plan.all_paths()):
             raise ValueError(f"paths: {self.name}'s first layer makes the {self.carried}; begin every path with 0")
 
-    def depth_config(self, config: Any) -> Any:
+    def depth_config(self, config: "PreTrainedConfig") -> "PreTrainedConfig":
         """Return the part of a configuration that counts the blocks."""
         return config.encoder_config if self.nested else config

@@ -1,11 +1,12 @@
 """Log-mel windows of 10 ms, subsampled by convolutions inside the encoder, as in Parakeet."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from foldray.models.folded_model import FoldedModel
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
 HOP = 160
 """Samples between two log-mel windows (10 ms)."""
@@ -24,11 +25,11 @@ def windows_shape(model: FoldedModel, samples: int) -> tuple[int, ...]:
     return (1, samples // HOP, mel_bins(model.config))
 
 
-def options(config: Any) -> dict[str, Any]:
+def options(config: "PreTrainedConfig") -> dict[str, object]:
     """Return the extractor's options."""
     return {"feature_size": mel_bins(config)}
 
 
-def mel_bins(config: Any) -> int:
+def mel_bins(config: "PreTrainedConfig") -> int:
     """Read the number of mel bins from the nested encoder configuration."""
     return int(config.encoder_config.num_mel_bins)

@@ -7,6 +7,7 @@ from foldray.models.folded_model import FoldedModel
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
 PRETRAINING = ("quantizer.", "project_hid.", "project_q.")
 """Parts of pretraining checkpoints that recognition does not use."""
@@ -37,7 +38,7 @@ def waveform_shape(model: FoldedModel, samples: int) -> tuple[int, ...]:  # noqa
     return (1, samples)
 
 
-def options(config: Any) -> dict[str, Any]:
+def options(config: "PreTrainedConfig") -> dict[str, object]:
     """Return the extractor's options; a GroupNorm front end was trained without masks."""
     masks = getattr(config, "feat_extract_norm", "layer") == "layer"
     return {"do_normalize": True, "return_attention_mask": masks}

@@ -1,6 +1,6 @@
 """Wav2Vec2-BERT: Conformer blocks on log-mel windows, several of which are stacked into one frame."""
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from foldray.models.families._family import Family
 from foldray.models.families._mel import HOP, MEL_BINS
@@ -8,13 +8,14 @@ from foldray.models.folded_model import FoldedModel
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
 Count = TypeVar("Count", int, "Tensor")
 WINDOW = 400
 """Samples of one log-mel window (25 ms)."""
 
 
-def _stacked(config: Any) -> int:
+def _stacked(config: "PreTrainedConfig") -> int:
     return int(config.feature_projection_input_dim) // MEL_BINS
 
 
@@ -37,11 +38,11 @@ def _whole_samples(model: FoldedModel, samples: int) -> int:
     return WINDOW + HOP * (windows - 1)
 
 
-def _options(config: Any) -> dict[str, Any]:
+def _options(config: "PreTrainedConfig") -> dict[str, object]:
     return {"num_mel_bins": MEL_BINS, "feature_size": MEL_BINS, "stride": _stacked(config)}
 
 
-def _refusal(config: Any) -> str | None:
+def _refusal(config: "PreTrainedConfig") -> str | None:
     return "can't be folded with add_adapter: the adapter masks single utterances" if config.add_adapter else None
 
 

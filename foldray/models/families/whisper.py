@@ -1,12 +1,13 @@
 """Whisper: log-mel windows of a fixed length, an attention decoder and no CTC."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from foldray.models.families._family import Family
 from foldray.models.folded_model import FoldedModel
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
 
 def _frames(model: FoldedModel, samples: "Tensor") -> "Tensor":
@@ -17,7 +18,7 @@ def _input_shape(model: FoldedModel, samples: int) -> tuple[int, ...]:  # noqa: 
     return (1, model.config.num_mel_bins, 2 * model.config.max_source_positions)
 
 
-def _options(config: Any) -> dict[str, Any]:
+def _options(config: "PreTrainedConfig") -> dict[str, object]:
     seconds = config.max_source_positions // 50  # windows every 10 ms, halved by the front end
     return {"feature_size": config.num_mel_bins, "chunk_length": seconds}
 
