@@ -56,9 +56,7 @@ def compare_runs(
         >>> compare_runs("foldray-store", "an4-fold-6-12-eb2adab9db", "an4-12-ae004d829b", ["split=test"])
     """
     couples = _couples(run_a, run_b)
-    wanted = [_wanted(given) for given in filters]
-    run_ids = dict.fromkeys(run_id for side in zip(*couples, strict=True) for run_id in side)
-    scored = {run_id: _selected(hypotheses_by_test_set(store, run_id), wanted) for run_id in run_ids}
+    scored = _scored(store, couples, [_wanted(given) for given in filters])
     pairs: list[DepthPair] = [
         {
             **compare_hypotheses(
@@ -81,6 +79,13 @@ def compare_runs(
     if not pairs:
         raise _no_pairs(scored)
     return pairs
+
+
+def _scored(
+    store: str, couples: Sequence[tuple[str, str]], wanted: Sequence[tuple[str, list[str]]]
+) -> dict[str, dict[TestSet, HypothesesByDepth]]:
+    run_ids = dict.fromkeys(run_id for side in zip(*couples, strict=True) for run_id in side)
+    return {run_id: _selected(hypotheses_by_test_set(store, run_id), wanted) for run_id in run_ids}
 
 
 def _selected(
