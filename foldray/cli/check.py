@@ -18,7 +18,9 @@ def doctor(
     overrides: Overrides = None,
     store: Annotated[
         str | None,
-        typer.Option("--store", help="The store, without a recipe; default: $FOLDRAY_STORE or ./foldray-store."),
+        typer.Option(
+            "--store", help="The store to check if no recipe is given; default: $FOLDRAY_STORE or ./foldray-store."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

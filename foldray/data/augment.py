@@ -35,7 +35,10 @@ def utterance_rng(seed: int, epoch: int, utterance: str) -> np.random.Generator:
 
 
 def change_speed(samples_T: Samples, factor: float) -> Samples:
-    """Play samples (T,) `factor` times as fast, and so change the pitch; (T',) as the epoch plan counts."""
+    """Resample (T,) to (T',) so that the audio runs `factor` times as fast; the pitch changes too.
+
+    T' is the length that the epoch plan computes for this factor.
+    """
     if factor == 1.0:
         return samples_T
     planned = int(samples_at_speed(np.array(len(samples_T)), factor))

@@ -97,7 +97,10 @@ def _is_usable(utterance: Utterance) -> bool:
 
 
 def _choose(names: list[str], wanted: float) -> set[str]:
-    """Names whose counts add up to about `wanted`, in the order of their hashes; none with more than twice that."""
+    """Choose names, tried in the order of their hashes, that together occur about `wanted` times in `names`.
+
+    A name that occurs more than 2 * `wanted` times is skipped.
+    """
     counts = Counter(names)
     chosen: set[str] = set()
     moved = 0

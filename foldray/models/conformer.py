@@ -120,7 +120,8 @@ class FullSubsampling(ParakeetEncoderSubsamplingConv2D):
 class ConformerOutput(ModelOutput):
     """logits: (P*B, U, V) of the decoder; ctc_logits: (P*B, T', V); encoder_last_hidden_state: (P*B, T', D).
 
-    P is 1 unless the encoder is folded; then all of the shallowest depth's utterances come first.
+    P is the number of depths that the encoder runs (1 if it is not folded), U the number of target tokens. Rows are
+    grouped by depth: the first B rows are the batch at the first depth.
     """
 
     logits: Tensor | None = None

@@ -69,7 +69,7 @@ def plan_costs(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> list[DepthCo
     The shape is that of the checkpoint if it lies in a folder or bucket, else the one the spec states.
 
     Raises:
-        UserError: No model has this shape, or the plan does not fit it; names the field.
+        UserError: The configuration gives no model, or the plan does not fit it; names the field of the spec.
     """
     return depth_costs(counts_of(spec, plan, vocab_size), plan, plan.depths)
 

@@ -109,7 +109,7 @@ def count_config(config: "PreTrainedConfig") -> ShapeCounts:
     Counts are exact sums over applications of blocks, hidden states and depths, so a few small folds determine them.
 
     Raises:
-        UserError: No model has this shape.
+        UserError: The configuration gives no model.
     """
     family = next(family for family in FAMILIES.values() if family.config == type(config).__name__)
     try:
@@ -192,7 +192,7 @@ def fold_on_meta(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> PreTrained
     """Fold the model of a spec on the meta device, without memory for its weights.
 
     Raises:
-        UserError: No model has this shape, or the plan does not fit it; names the field.
+        UserError: The configuration gives no model, or the plan does not fit it; names the field of the spec.
     """
     return _fold_on_meta(FAMILIES[spec.family], _config(spec, plan, vocab_size), plan)
 
@@ -208,7 +208,9 @@ def _fold_on_meta(family: Family, config: "PreTrainedConfig", plan: FoldPlan) ->
 
 
 def _no_such_shape(error: Exception) -> UserError:
-    return UserError("model.config", f"no model has this shape: {type(error).__name__}: {one_line(error)}")
+    return UserError(
+        "model.config", f"gives no model ({type(error).__name__}: {one_line(error)}); correct the field it names"
+    )
 
 
 def _config(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> "PreTrainedConfig":

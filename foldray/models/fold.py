@@ -128,10 +128,10 @@ def set_depths(model: nn.Module, depths: int | Sequence[int]) -> None:
 
     Args:
         model: A folded model.
-        depths: One depth or several, trained or not; logits have one block of B rows for each.
+        depths: One depth or several, trained or not; logits have B rows for each, in this order.
 
     Raises:
-        UserError: A depth has no path.
+        UserError: A depth has no path, or is given twice; or none is given.
 
     Example:
         >>> set_depths(model, 12)
@@ -140,6 +140,8 @@ def set_depths(model: nn.Module, depths: int | Sequence[int]) -> None:
     """
     stack = stack_of(model)
     chosen = (depths,) if isinstance(depths, int) else tuple(depths)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise UserError("depths", f"choose at least one depth, each once, not {list(chosen)}")
     for depth in chosen:
         _path(stack.plan, depth)
     stack.run_depths = chosen

@@ -45,11 +45,13 @@ class KeptBytes:
     """Bytes of activations that one pass over an utterance keeps for backward.
 
     Attributes:
-        one_depth, two_depths: Outside the blocks, in a pass over one depth or two.
-        further_depth: Outside the blocks, for each depth after the second.
-        block: For each application of a block, without its input.
-        state: For each hidden state that is the input of one or more applications, except the first one.
-        statistics: For each set of BatchNorm statistics of a block.
+        one_depth: Outside the blocks, when the pass runs one depth.
+        two_depths: Outside the blocks, when the pass runs two depths.
+        further_depth: Outside the blocks, for each depth beyond two.
+        block: Each time a block is applied, not counting its input.
+        state: One hidden state that feeds a block, counted once however many blocks it feeds; the stack's own input is
+            not counted.
+        statistics: Each set of BatchNorm statistics of a block.
     """
 
     one_depth: int

@@ -152,9 +152,15 @@ def _pooled(
             pooled[TestSet(corpora, split, decoding)] = of_couples([each for (each,) in left])
     if ambiguous:
         names = ",".join(sorted(ambiguous))
-        raise UserError("compare", f"runs were scored on several corpora; choose one for each couple: corpus={names}")
+        raise UserError(
+            "compare",
+            f"runs were scored on several corpora; name those to compare, one for each pair of runs: corpus={names}",
+        )
     if not pooled:
-        raise UserError("compare", "these runs share no split and decoding that all were scored on")
+        raise UserError(
+            "compare",
+            "no split and decoding was scored for all of these runs; score them on one split with `foldray evaluate`",
+        )
     return pooled
 
 

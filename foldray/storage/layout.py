@@ -88,7 +88,7 @@ class CheckpointFolder(ModelFolder):
 
     @property
     def state(self) -> str:
-        """The position of the training loop."""
+        """The file with the position of the training loop: epoch and step."""
         return self.file(STATE_FILE)
 
     @property

@@ -107,7 +107,7 @@ def test_what_is_wrong_is_said_line_by_line(
     ]  # fmt: skip
     said = [line for line in err.splitlines() if not line.startswith("checking")]
     assert said[0].startswith(f"ray: RAY_ADDRESS: no Ray cluster answers at {address} (")
-    assert said[1].startswith("model: model.config: no model has this shape")
+    assert said[1].startswith("model: model.config: gives no model")
     assert said[2].startswith("corpus: corpus.path: /nowhere does not exist")
     assert not any(path.is_file() for path in (tmp_path / "store").rglob("*"))
 

@@ -166,6 +166,13 @@ def test_no_trained_parameter_is_left_without_a_gradient(name: str) -> None:
     assert not [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
+@pytest.mark.parametrize("depths", [[], [3, 3]])
+def test_depths_are_chosen_each_once(depths: list[int]) -> None:
+    model = folded("wav2vec2-stable", FoldPlan(2, (2, 3)))
+    with pytest.raises(UserError, match=r"^depths: choose at least one depth, each once"):
+        set_depths(model, depths)
+
+
 @pytest.mark.parametrize("name", families())
 def test_saved_and_loaded_is_the_same_and_its_seed_opens_in_stock_transformers(name: str, tmp_path: Path) -> None:
     plan = PLANS["private"]
