@@ -28,7 +28,7 @@ def test_nothing_outside_the_families_branches_on_one() -> None:
 NEW_FAMILY = """
 from foldray.models.families._waveform import wav2vec2_like
 
-FAMILY = wav2vec2_like("unispeech", "UniSpeech", "unispeech")
+FAMILY = wav2vec2_like("made-up", "UniSpeech", "unispeech")
 """
 USE = """
 import torch
@@ -41,8 +41,8 @@ from foldray.models.stock_config import stock_config
 shape = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "conv_dim": [16, 16, 16],
          "conv_kernel": [10, 8, 4], "conv_stride": [5, 8, 8], "num_feat_extract_layers": 3,
          "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
-spec = ModelSpec(family="unispeech", config=shape)
-model = FAMILIES["unispeech"].model_class(stock_config(spec, 2, 9)).eval()
+spec = ModelSpec(family="made-up", config=shape)
+model = FAMILIES["made-up"].model_class(stock_config(spec, 2, 9)).eval()
 folded = foldray.fold(model, foldray.FoldPlan(2, (2, 4)))
 audio = torch.randn(16000).numpy()
 logits = folded(**extract_features(folded, build_extractor(folded), [audio])).logits
@@ -56,7 +56,9 @@ print(foldray.__file__)
 
 def test_a_new_family_is_one_new_file(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "foldray", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "foldray" / "models" / "families" / "unispeech.py").write_text(NEW_FAMILY)
+    new = tmp_path / "foldray" / "models" / "families" / "made_up.py"
+    assert not new.exists()
+    new.write_text(NEW_FAMILY)
     done = subprocess.run(
         [sys.executable, "-c", USE], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
     )

@@ -52,7 +52,7 @@ def family_of(model: object) -> Family:
         raise UserError(name, f"can't be folded: foldray folds the whole recogniser; give {kin.model}")
     known = ", ".join(family.model for family in FAMILIES.values())
     raise UserError(
-        name, f"can't be folded: {REFUSED.get(name, 'foldray does not know its layout')}; families: {known}"
+        name, f"can't be folded: {REFUSED.get(name, 'foldray has no family for this class')}; families: {known}"
     )
 
 
