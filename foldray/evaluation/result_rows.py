@@ -76,7 +76,6 @@ def _row(run_id: str, score: DepthScore, cost: DepthCost, origin: Provenance, sh
     assert cost.depth == score.depth
     return {
         **shared,
-        **origin,
         "schema_version": SCHEMA_VERSION,
         "run_id": run_id,
         "path": " ".join(map(str, cost.path)),
@@ -95,6 +94,17 @@ def _row(run_id: str, score: DepthScore, cost: DepthCost, origin: Provenance, sh
         "macs_per_audio_second": cost.macs_per_audio_second,
         "rtfx": score.rtfx,
         "peak_rss_bytes": score.peak_rss_bytes,
+        # By name: the provenance of an export holds more.
+        "recipe": origin["recipe"],
+        "alpha": origin["alpha"],
+        "beta": origin["beta"],
+        "train_seconds": origin["train_seconds"],
+        "train_audio_seconds": origin["train_audio_seconds"],
+        "step": origin["step"],
+        "seed": origin["seed"],
+        "versions": origin["versions"],
+        "git_commit": origin["git_commit"],
+        "spec_hash": origin["spec_hash"],
     }
 
 

@@ -582,7 +582,7 @@ def test_runs_that_cannot_be_compared_as_one_are_refused(tmp_path: Path) -> None
         (
             ("good0,good-part-1", "bad0,bad-part-1"),
             ["corpus=same,third,part-1"],
-            "one for each couple: corpus=same,third",
+            "one for each pair of runs: corpus=same,third",
         ),
         (("good0,", "bad0,"), [], "join several by single commas"),
         (("good0,good1", "bad0"), [], "give both sides equally many, not 2 and 1"),
