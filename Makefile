@@ -11,10 +11,10 @@ demo: $(VENV)/.demo  ## install, then train, score and report a folded recognise
 # Tests run in two processes. Those with Ray come first, a file in one process (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-test: $(VENV)/.test  ## a user's main paths: real Ray, real S3, a browser; twelve minutes on two cores
+test: $(VENV)/.test  ## a user's main paths: real Ray, real S3, a browser; some fourteen minutes on two cores
 	$(PYTEST) -m "not soak and not walk and not gpu"
 
-fast: $(VENV)/.test  ## without Ray, two minutes on two cores
+fast: $(VENV)/.test  ## without Ray, under three minutes on two cores
 	$(PYTEST) -m "not main and not soak and not walk and not gpu"
 
 soak: $(VENV)/.test  ## kills, faults, several hosts, searches, every family; `python -m tests.support.chaos` kills more often
