@@ -11,8 +11,8 @@ demo: $(VENV)/.demo  ## install, then train, score and report a folded recognise
 # Tests run in two processes. Those with Ray come first, a file in one process (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-test: $(VENV)/.test  ## a user's main paths: real Ray, real S3, a browser; some fourteen minutes on two cores
-	$(PYTEST) -m "not soak and not walk and not gpu"
+test: $(VENV)/.test  ## a user's main paths: real Ray, real S3, a browser; twelve minutes on two cores
+	$(PYTEST) -m "$(if $(SOAK),,not soak and )not walk and not gpu"
 
 fast: $(VENV)/.test  ## without Ray, under three minutes on two cores
 	$(PYTEST) -m "not main and not soak and not walk and not gpu"
@@ -30,8 +30,9 @@ gpu: $(VENV)/.test  ## what needs a GPU, ten minutes at most; one line where the
 
 lint: $(VENV)/.dev  ## style, types, and which module may import which
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --quiet --preview --select PLW1514 foldray pipelines  # text files are UTF-8 in every locale
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from benchmarks.measure import BenchmarkResult
 from foldray.errors import UserError
 
-BENCHMARKS = ("joint-step", "one-cycle", "resume", "prepare", "ingest", "consumers", "train", "results")
+BENCHMARKS = (
+    "joint-step", "one-cycle", "resume", "prepare", "ingest", "consumers", "train", "results", "serve", "transcribe",
+)  # fmt: skip
 
 
 def run_benchmark(
@@ -44,10 +46,18 @@ def run_benchmark(
         from benchmarks.consumers import bench_consumers
 
         return bench_consumers(on_progress=on_progress)
+    if name == "transcribe":
+        from benchmarks.transcribe import bench_transcribe
+
+        return bench_transcribe(rounds, 60 * min(hours, 1.0), on_progress=on_progress)
     if name == "results":
         from benchmarks.results import bench_results
 
         return bench_results(rounds, on_progress=on_progress)
+    if name == "serve":
+        from benchmarks.serve import bench_serve
+
+        return bench_serve(rounds, on_progress=on_progress)
     from benchmarks.train import bench_train
 
     return bench_train(rounds, on_progress=on_progress)

@@ -11,7 +11,7 @@ from benchmarks import BENCHMARKS, run_benchmark
 from benchmarks.measure import BenchmarkResult
 from foldray.cli.exits import run_command
 from foldray.cli.options import Json
-from foldray.runtime.terminal import counting, output, print_json, print_table
+from foldray.runtime.terminal import counting, print_json, print_line, print_table
 
 Value: TypeAlias = float | str | dict[str, float]
 
@@ -21,10 +21,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 def bench(
     name: Annotated[str, typer.Argument(help=f"{', '.join(BENCHMARKS)}, or all.")],
-    rounds: Annotated[
-        int, typer.Option(min=1, help="Measured rounds (joint-step, one-cycle, ingest, train, results).")
-    ] = 5,
-    hours: Annotated[float, typer.Option(min=0.01, help="Hours of audio (prepare).")] = 10.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds (all but resume, prepare and consumers).")] = 5,
+    hours: Annotated[float, typer.Option(min=0.01, help="Hours of audio (prepare; transcribe: at most 1).")] = 10.0,
     utterances: Annotated[int, typer.Option(min=1000, help="Utterances of the manifest (resume).")] = 1_000_000,
     peer: Annotated[bool, typer.Option(help="Run the peer too (resume).")] = True,
     as_json: Json = False,
@@ -39,7 +37,9 @@ def bench(
     ingest: batches per second into a model that does nothing.
     consumers: ways of feeding 64 training workers.
     train: utterances per second under Ray Train and in a bare loop.
+    serve: mixed depths over HTTP, against the deepest and separate models, and a latency budget.
     results: queries over a store of a million rows.
+    transcribe: a corpus transcribed as a job, in a bare loop, and by stock transformers.
 
     Example: python -m benchmarks joint-step
     """
@@ -62,7 +62,7 @@ def benchmark_tables(measured: BenchmarkResult) -> None:
     parts = {"ours": measured["ours"], "peer": measured["peer"], "ratio": measured["ratio"]}
     for part, values in parts.items():
         print_table("", [part, "value"], [[key, _figure(value)] for key, value in values.items()])
-    output.print(measured["shape"])
+    print_line(measured["shape"])
 
 
 def _figure(value: Value) -> str:

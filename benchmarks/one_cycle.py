@@ -47,23 +47,26 @@ FOLDS: tuple[Fold, ...] = (
 
 
 def bench_one_cycle(
-    rounds: int = 5, *, on_progress: Callable[[int, int], None] = lambda done, total: None
+    rounds: int = 5,
+    folds: Sequence[Fold] = FOLDS,
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> BenchmarkResult:
     """Median seconds of a step of each fold and of each single-depth model, and how many times cheaper a fold is."""
-    alone = sorted({*SPREAD, *CLUSTERED})
+    alone = sorted({depth for *_, served in folds for depth in served})
     plans = [FoldPlan(depth, (depth,)) for depth in alone]
-    plans += [FoldPlan(trained[0], trained, order=order) for _, order, trained, _ in FOLDS]
+    plans += [FoldPlan(trained[0], trained, order=order) for _, order, trained, _ in folds]
     models = [small_conformer(plan) for plan in plans]
     seconds = take_turns([_step(model, plan) for model, plan in zip(models, plans, strict=True)], rounds, on_progress)
     medians = [statistics.median(times) for times in seconds]
     peer = dict(zip(alone, medians, strict=False))
-    ours = {name: median for (name, *_), median in zip(FOLDS, medians[len(alone) :], strict=True)}
+    ours = {name: median for (name, *_), median in zip(folds, medians[len(alone) :], strict=True)}
     counted = counted_macs(models[alone.index(6)], models[alone.index(12)])
-    served = {name: depths for name, _, _, depths in FOLDS}
+    served = {name: depths for name, _, _, depths in folds}
     by_count = {
         name: sum(counted(FoldPlan(depth, (depth,))) for depth in depths)
         / counted(FoldPlan(trained[0], trained, order=order))
-        for name, order, trained, depths in FOLDS
+        for name, order, trained, depths in folds
     }
     kind = load_recipe(RECIPE).optim.kind
     return {

@@ -24,7 +24,8 @@ ROWS = f"""
             AND private = 'none' AND created > '2026-11-26T06'  -- with the settings of docs/RESULTS.md
         GROUP BY ALL
     )
-    SELECT recipe, depth, any_value(trained), 100 * avg(wer), count(*), any_value(params) / 1e6
+    SELECT recipe, depth, any_value(trained), 100 * avg(wer), count(*), any_value(params) / 1e6,
+        100 * (max(wer) - avg(wer)), 100 * (avg(wer) - min(wer))
     FROM newest
     WHERE recipe IN ('an4-fold-3-12', 'an4-fold-6-12') OR (kind = 'baseline' AND recipe = 'an4-' || depth)
     GROUP BY recipe, depth ORDER BY recipe, depth
@@ -50,16 +51,20 @@ def draw_rates(figure: go.Figure) -> None:
     """Draw WER by depth: folds as lines (hollow where a depth was not trained), baselines as diamonds."""
     rows = duckdb.sql(ROWS).fetchall()
     alone = [row for row in rows if row[0] not in FOLDS]
-    _, depths, _, wers, _, params = zip(*sorted(alone, key=lambda row: row[1]), strict=True)
+    _, depths, _, wers, _, params, above, below = zip(*sorted(alone, key=lambda row: row[1]), strict=True)
     name = f"a model for each depth, {min(params):.2f} to {max(params):.2f} M"
     marker = {"symbol": "diamond", "size": 17, "color": "#b6bcc6"}
-    figure.add_scatter(x=depths, y=wers, name=name, mode="markers", marker=marker, row=1, col=2)
+    seeds = {"type": "data", "array": above, "arrayminus": below, "thickness": 1.5}
+    figure.add_scatter(x=depths, y=wers, name=name, mode="markers", marker=marker, error_y=seeds, row=1, col=2)
     for recipe, (colour, label) in FOLDS.items():
-        _, depths, trained, wers, seeds, params = zip(*[row for row in rows if row[0] == recipe], strict=True)
-        name = f"one fold, {label}, {params[0]:.2f} M" + (f" (mean of {seeds[0]} seeds)" if seeds[0] > 1 else "")
+        _, depths, trained, wers, counts, params, above, below = zip(
+            *[row for row in rows if row[0] == recipe], strict=True
+        )
+        name = f"one fold, {label}, {params[0]:.2f} M" + (f" ({counts[0]} seeds)" if counts[0] > 1 else "")
         symbols = ["circle" if each else "circle-open" for each in trained]
         marker = {"symbol": symbols, "size": 10, "color": colour, "line_width": 2}
-        style = {"mode": "lines+markers", "line_color": colour, "marker": marker}
+        seeds = {"type": "data", "array": above, "arrayminus": below, "thickness": 1.5}
+        style = {"mode": "lines+markers", "line_color": colour, "marker": marker, "error_y": seeds}
         figure.add_scatter(x=depths, y=wers, name=name, **style, row=1, col=2)
     figure.update_xaxes(title="depth (hollow: not trained at it)", tickvals=[3, 4, 6, 8, 9, 10, 12], row=1, col=2)
     figure.update_yaxes(title="WER, %", range=[6, 16], row=1, col=2)

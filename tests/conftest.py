@@ -19,7 +19,7 @@ from foldray.data.builtin import write_builtin_corpus
 from foldray.data.manifest import Manifest
 from tests.support.corpora import prepare_serially
 
-LONGEST_FIRST = ("pipeline", "jobs", "chaos", "hosts", "tune")
+LONGEST_FIRST = ("pipeline", "jobs", "chaos", "hosts", "corpus_kills", "tune", "server", "ingress")
 """Files of tests with Ray, each in one process; in this order two processes end at about the same time."""
 
 

@@ -188,8 +188,8 @@ def _check_recipe(spec: RunSpec) -> Iterator[Check]:
         from foldray.models.costs import PLAN_VOCAB_SIZE, plan_costs
         from foldray.models.stock_config import check_model
 
-        check_model(spec.found_model(), spec.fold.plan())
-        plan_costs(spec.found_model(), spec.fold.plan(), PLAN_VOCAB_SIZE)  # runs the model on the meta device
+        check_model(spec.planned_model())
+        plan_costs(spec.planned_model(), PLAN_VOCAB_SIZE)  # runs the model on the meta device
         return f"{spec.model.family} {spec.model.checkpoint or 'from scratch'}"
 
     def corpus() -> str:

@@ -4,11 +4,15 @@ from collections.abc import Sequence
 
 import typer
 
+from foldray.cli.calibrate import calibrate
 from foldray.cli.check import doctor
 from foldray.cli.exits import run_command
+from foldray.cli.push import push
 from foldray.cli.results import report, results
+from foldray.cli.serve import serve
 from foldray.cli.train import plan, prepare, recipes, resume, run, train, tune
-from foldray.cli.use import evaluate, export, transcribe
+from foldray.cli.transcribe import transcribe
+from foldray.cli.use import evaluate, export
 
 app = typer.Typer(
     name="foldray",
@@ -19,7 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    recipes, plan, prepare, train, resume, evaluate, run, tune, results, report, transcribe, export, doctor,
+    recipes, plan, prepare, train, resume, evaluate, run, tune, results, report, transcribe, serve, calibrate, export,
+    push, doctor,
 ):  # fmt: skip
     app.command()(verb)
 

@@ -8,9 +8,11 @@ import typer
 from foldray.cli.options import Json, StoreArgument
 from foldray.cli.tables import SHOWN, cell, comparison_table, row_list
 from foldray.errors import UserError
-from foldray.runtime.terminal import output, print_json, print_status, print_table
+from foldray.runtime.terminal import print_json, print_line, print_status, print_table
 
 TERMINAL_ROWS = 100
+WIDEST = 100
+"""Columns of a table of `sql`; more are printed one value a line."""
 TAKES: dict[str, set[str]] = {
     "ls": {"sort", "columns", "limit"},
     "pareto": {"of", "dominated", "columns"},
@@ -124,8 +126,17 @@ def _sql(store: str, given: list[str], most: int | None, as_json: bool) -> None:
     if len(given) != 1:
         raise UserError("sql", 'give one SELECT in quotes, such as "SELECT run_id, min(wer) FROM results GROUP BY 1"')
     rows, names = run_sql(store, given[0], most)
-    cells = [[cell(value) for value in row.values()] for row in rows]
-    _show(store, {"rows": rows}, as_json, lambda: print_table("", names, cells))
+    _show(store, {"rows": rows}, as_json, lambda: _sql_table(names, rows))
+
+
+def _sql_table(names: list[str], rows: list[dict[str, object]]) -> None:
+    """Print rows as a table, or one value a line where no terminal is wide enough for the columns."""
+    if len(names) <= WIDEST:
+        print_table("", names, [[cell(value) for value in row.values()] for row in rows])
+        return
+    for number, row in enumerate(rows, start=1):
+        for name, value in row.items():
+            print_line(f"row {number} {name}: {cell(value)}")
 
 
 def _known_columns(columns: str | None) -> list[str]:
@@ -172,4 +183,4 @@ def report(
     if as_json:
         print_json({"report": page})
     else:
-        output.print(page, markup=False, soft_wrap=True)
+        print_line(page)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from foldray.runtime.terminal import output, print_table
+from foldray.runtime.terminal import print_line, print_table
 
 if TYPE_CHECKING:
     from foldray.results.comparison import DepthPair
@@ -12,26 +12,29 @@ if TYPE_CHECKING:
 
 def plan_table(planned: dict[str, Any], drawn: bool) -> None:
     """Print the JSON object of `plan`. drawn: a training step runs a sample of the depths."""
-    columns = ["depth", "path", "stored params", "private", "unshared params", "stored MB", "MMACs/s of audio"]
+    paths = ["path", "decoder path"] if "decoder" in planned else ["path"]
+    columns = ["depth", *paths, "stored params", "private", "unshared params", "stored MB", "MMACs/s of audio"]
     print_table("", columns, [_planned(each) for each in planned["depths"]])
+    if "decoder" in planned:
+        print_line("encoder paths share computed prefixes; decoder paths share stored layers only")
     deepest, joint = planned["depths"][-1], planned["joint"]
     saved = 1 - deepest["params_stored"] / deepest["params_unrolled"]
-    output.print(f"{100 * saved:.1f} % fewer stored parameters than an unshared model of depth {deepest['depth']}")
+    print_line(f"{100 * saved:.1f} % fewer stored parameters than an unshared model of depth {deepest['depth']}")
     times = joint["macs_per_audio_second"] / deepest["macs_per_audio_second"]
     mean, most = (" on average", " at most") if drawn else ("", "")
-    output.print(
+    print_line(
         f"a training step{mean}: {joint['macs_per_audio_second'] / 1e6:,.0f} MMACs/s of audio forward, {times:.2f} "
         f"times depth {deepest['depth']}; keeps{most} {joint['kept_bytes_per_audio_second'] / 1e6:,.1f} MB/s of audio "
         "for backward, in float32"
     )
     sizes = ", ".join(f"{size / 1e6:,.1f} MB as {name}" for name, size in planned["bytes"].items())
-    output.print(f"stored weights: {sizes}")
+    print_line(f"stored weights: {sizes}")
 
 
 def _planned(cost: dict[str, Any]) -> list[str]:
     return [
         str(cost["depth"]),
-        " ".join(map(str, cost["path"])),
+        *(" ".join(map(str, cost[name])) for name in ("path", "decoder_path") if name in cost),
         f"{cost['params_stored']:,}",
         f"{cost['params_private']:,}",
         f"{cost['params_unrolled']:,}",
@@ -66,13 +69,13 @@ def _cells(row: "ResultRow") -> list[str]:
     ]
 
 
-SHOWN = ("wer", "params_stored", "bytes_stored", "macs_per_audio_second", "rtfx")
+SHOWN = ("wer", "cer", "params_stored", "bytes_stored", "macs_per_audio_second", "rtfx")
 """Columns that `row_list` always shows."""
 
 
 def row_list(rows: "Sequence[ResultRow]", more: Sequence[str] = ()) -> None:
     """Print result rows of many runs in one table, with additional columns."""
-    columns = ["run", "test set", "depth", "WER", "stored", "MB", "MMACs/s", "RTFx", *more]
+    columns = ["run", "test set", "depth", "WER", "CER", "stored", "MB", "MMACs/s", "RTFx", *more]
     print_table("", columns, [[*_line(row), *_values(row, more)] for row in rows])
 
 
@@ -87,6 +90,7 @@ def _line(row: "ResultRow") -> list[str]:
         f"{row['corpus']} {row['split']}{way}",
         str(row["depth"]) if row["trained"] else f"{row['depth']} (untrained)",
         f"{row['wer']:.2%}",
+        f"{row['cer']:.2%}",
         f"{row['params_stored'] / 1e6:.2f} M",
         f"{row['bytes_stored'] / 1e6:,.1f}",
         f"{row['macs_per_audio_second'] / 1e6:,.0f}",

@@ -1,7 +1,7 @@
 """Verbs that start from a recipe: recipes, plan, prepare, train, resume, run, tune."""
 
 from types import ModuleType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from foldray.config.recipes import load_recipe, recipe_names
 from foldray.config.spec import RunSpec
 from foldray.errors import UserError
 from foldray.runtime.terminal import print_json, print_status, print_table
+
+if TYPE_CHECKING:
+    from foldray.models.costs import DepthCost
 
 
 def recipes(as_json: Json = False) -> None:
@@ -39,24 +42,32 @@ def plan(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> 
     from foldray.models.costs import PLAN_VOCAB_SIZE, bytes_at_precisions, joint_cost, plan_costs
 
     vocab_size = spec.corpus.vocab_size or PLAN_VOCAB_SIZE
-    model, folded = spec.found_model(), spec.fold.plan()
-    costs = plan_costs(model, folded, vocab_size)
+    model = spec.planned_model()
+    costs = plan_costs(model, vocab_size)
     deepest = costs[-1]
     planned = {
         "num_layers": spec.fold.num_layers,
-        "private": str(folded.private),
-        "depths": [{**vars(cost), "path": list(cost.path)} for cost in costs],
+        "private": str(model.plan.private),
+        "depths": [_depth_line(cost) for cost in costs],
         "params_stored": deepest.params_stored,
         "params_private": max(cost.params_private for cost in costs),
         "params_unrolled": deepest.params_unrolled,
-        "bytes": bytes_at_precisions(model, folded, vocab_size),
+        "bytes": bytes_at_precisions(model, vocab_size),
         "saved_percent": round(100 * (1 - deepest.params_stored / deepest.params_unrolled), 2),
-        "joint": vars(joint_cost(model, folded, vocab_size, spec.loss.sampled)),
+        "joint": vars(joint_cost(model, vocab_size, spec.loss.sampled)),
     }
+    if model.decoder:
+        planned["decoder"] = {"num_layers": model.decoder.num_layers, "private": str(model.decoder.private)}
     if as_json:
         print_json(planned)
     else:
         plan_table(planned, drawn=spec.loss.sampled is not None)
+
+
+def _depth_line(cost: "DepthCost") -> dict[str, Any]:
+    values = {**vars(cost), "path": list(cost.path)}
+    decoder_path = values.pop("decoder_path")
+    return values if decoder_path is None else {**values, "decoder_path": list(decoder_path)}
 
 
 def prepare(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> None:
@@ -76,6 +87,7 @@ def prepare(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) 
         "splits": manifest.rows_by_split,
         "hours": manifest.hours,
         "reasons": manifest.reasons,
+        "left_out": manifest.left_out.model_dump(),
     }
     if as_json:
         print_json(summary)

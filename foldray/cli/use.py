@@ -1,4 +1,4 @@
-"""Verbs for a trained model: evaluate, transcribe, export."""
+"""Verbs for a trained model: evaluate, export."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,10 +6,23 @@ from typing import Annotated
 
 import typer
 
-from foldray.cli.options import DEFAULT_STORE, Decoding, Json, Model, Store
+from foldray.cli.options import (
+    DEFAULT_STORE,
+    Beam,
+    Decoding,
+    Hotwords,
+    HotwordWeight,
+    Json,
+    Lm,
+    LmWeight,
+    Model,
+    Store,
+    WordBonus,
+    Words,
+)
 from foldray.cli.tables import result_table
 from foldray.errors import UserError
-from foldray.runtime.terminal import output, print_json, print_status, print_table
+from foldray.runtime.terminal import print_json, print_line, print_table
 
 
 def evaluate(
@@ -22,7 +35,21 @@ def evaluate(
         str | None, typer.Option(help="Depths to score, such as 6,12, trained or not; default: all trained.")
     ] = None,
     split: Annotated[str, typer.Option(help="The split to score.")] = "test",
-    decoding: Decoding = "ctc",
+    decoding: Decoding = None,
+    lm: Lm = None,
+    lm_weight: LmWeight = None,
+    word_bonus: WordBonus = None,
+    hotwords: Hotwords = None,
+    hotword_weight: HotwordWeight = None,
+    words: Words = None,
+    beam: Beam = None,
+    leaderboard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write what the Open ASR Leaderboard scores: texts as they were written, RTFx and parameters.",
+        ),
+    ] = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -30,57 +57,44 @@ def evaluate(
 
     Example: foldray evaluate an4-1a2b3c4d5e --data ./my-corpus --depths 6,12
     """
+    from foldray.evaluation.beam_options import beam_options
     from foldray.stages.evaluate import evaluate_stage
 
-    with _option("--depths"):
-        scored = evaluate_stage(model, store, data, _depths(depths), split, decoding)
+    search = beam_options(
+        beam,
+        lm=lm,
+        lm_weight=lm_weight,
+        word_bonus=word_bonus,
+        hotwords=hotwords,
+        hotword_weight=hotword_weight,
+        words=words,
+    )
+    with option("--depths"):
+        chosen = parse_depths(depths, "--depths")
+        scored = evaluate_stage(model, store, data, chosen, split, decoding, search, leaderboard)
     if as_json:
         print_json(scored)
     else:
         result_table(scored["rows"])
+        for file in scored.get("leaderboard", ()):
+            print_line(file)
 
 
-def _depths(text: str | None) -> tuple[int, ...]:
+def parse_depths(text: str | None, name: str) -> tuple[int, ...]:
+    """Depths as an option has them, () for none. Raises UserError naming the option."""
     try:
         return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise UserError("--depths", f"'{text}' is not a list of numbers such as 6,12") from None
+        raise UserError(name, f"'{text}' is not a list of numbers such as 6,12") from None
 
 
 @contextmanager
-def _option(name: str) -> Iterator[None]:
+def option(name: str) -> Iterator[None]:
     """Report errors about `depth`, the argument of the Python API, as errors about this option."""
     try:
         yield
     except UserError as error:
         raise UserError(name if error.where == "depth" else error.where, error.problem) from None
-
-
-def transcribe(
-    model: Model,
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Audio files.")],
-    depth: Annotated[int | None, typer.Option(help="The depth to run; default: the deepest.")] = None,
-    decoding: Decoding = "ctc",
-    store: Store = DEFAULT_STORE,
-    as_json: Json = False,
-) -> None:
-    """Transcribe audio files.
-
-    Example: foldray transcribe an4-1a2b3c4d5e hello.wav --depth 6
-    """
-    from foldray.stages.transcribe import transcribe_stage
-
-    with _option("--depth"):
-        texts = transcribe_stage(model, store, files, depth, decoding)
-    if as_json:
-        print_json({"texts": texts})
-    for entry in texts:
-        if "error" in entry:
-            print_status(f"{entry['file']}: {entry['error']}")
-        elif not as_json:
-            output.print(f"{entry['file']}: {entry['text'] or '(nothing)'}", markup=False, soft_wrap=True)
-    if any("error" in entry for entry in texts):
-        raise typer.Exit(2)
 
 
 def export(
@@ -90,14 +104,17 @@ def export(
         typer.Option(
             "--format",
             help="seed: the fold, which stock transformers opens as its shallowest depth; unrolled: one depth as a "
-            "stock model (a hybrid conformer needs foldray to open it); onnx: the CTC logits of one depth; int8: the "
-            "fold with one byte per weight.",
+            "stock model (a hybrid conformer needs foldray to open it); onnx: the CTC logits of one depth; onnx-asr, "
+            "sherpa-onnx: one depth as these runtimes read it; int8: the fold with one byte per weight.",
         ),
     ],
     out: Annotated[str, typer.Option("-o", "--out", help="A new folder, or s3://bucket/prefix.")],
     depth: Annotated[
-        int | None, typer.Option(help="The depth of an unrolled or onnx export; default: the deepest.")
+        int | None, typer.Option(help="The depth of all formats but seed and int8; default: the deepest.")
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32, or int8 for int8 matrix products in onnx, onnx-asr and sherpa-onnx.")
+    ] = "float32",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -107,10 +124,10 @@ def export(
     """
     from foldray.stages.export import export_model
 
-    with _option("--depth"):
-        exported = export_model(model, store, kind, out, depth)
+    with option("--depth"):
+        exported = export_model(model, store, kind, out, depth, precision)
     if as_json:
         print_json(exported)
         return
     print_table("", ["file", "bytes"], [[name, f"{size:,}"] for name, size in exported["files"].items()])
-    output.print(f"{exported['model']}: depth {', '.join(map(str, exported['depths']))}", markup=False, soft_wrap=True)
+    print_line(f"{exported['model']}: depth {', '.join(map(str, exported['depths']))}")

@@ -2,7 +2,7 @@
 
 from pydantic import Field, field_validator, model_validator
 
-from foldray.config.section import Section, without_secret
+from foldray.config.section import Section, Uri
 
 
 class AugmentSpec(Section):
@@ -23,7 +23,7 @@ class AugmentSpec(Section):
     noise_snr_db: tuple[float, float] = Field(
         (10.0, 30.0), description="Range of the signal-to-noise ratio in decibels."
     )
-    noise_path: str | None = Field(
+    noise_path: Uri | None = Field(
         None, description="Folder or URI with noise recordings; default: synthetic noise of random colour."
     )
     from_epoch: int = Field(
@@ -51,11 +51,6 @@ class AugmentSpec(Section):
         if snr[0] > snr[1]:
             raise ValueError(f"the lower ratio comes first; set it to [{snr[1]:g}, {snr[0]:g}]")
         return snr
-
-    @field_validator("noise_path")
-    @classmethod
-    def _has_no_secret(cls, path: str | None) -> str | None:
-        return path and without_secret(path)
 
     @model_validator(mode="after")
     def _uses_its_noise(self) -> "AugmentSpec":

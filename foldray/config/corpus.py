@@ -4,12 +4,12 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from foldray.config.section import Section, without_secret
+from foldray.config.section import Section, Uri
 
 Layout = Literal[
     "auto", "jsonl", "kaldi", "librispeech", "commonvoice", "folder", "webdataset", "parquet", "lhotse",
 ]  # fmt: skip
-TextProfile = Literal["english", "english_lower", "unicode", "unicode_lower", "as_is"]
+TextProfile = Literal["english", "english_lower", "unicode", "unicode_lower", "as_is", "whisper", "whisper_basic"]
 BUILTIN_CORPUS = "builtin"
 VALIDATION_NAMES = ("valid", "dev", "validation", "val")
 """Names of the validation split in corpora. Everything after the spec calls it by the first."""
@@ -20,7 +20,7 @@ SAMPLE_RATE = 16_000
 class CorpusSpec(Section):
     """The corpus, its splits and its text."""
 
-    path: str = Field(
+    path: Uri = Field(
         description="Folder or URI of the corpus; 'builtin' is a small corpus that foldray synthesises itself."
     )
     layout: Layout = Field("auto", description="Layout of the corpus; 'auto' detects and reports it.")
@@ -30,8 +30,16 @@ class CorpusSpec(Section):
         "'val' are other names of 'valid'. 'train=A+B' reads the files or sub-folders A and B of the corpus as "
         "'train', such as [train=train-clean-100, test=test-other].",
     )
-    audio_root: str | None = Field(
+    audio_root: Uri | None = Field(
         None, description="Folder or URI that relative audio paths refer to; default: the folder of their manifest."
+    )
+    audio_places: tuple[Uri, ...] = Field(
+        (),
+        description="Other buckets or folders that rows may name audio in, such as [s3://other/clips]. A corpus in a "
+        "bucket may name that bucket, a local one any local file.",
+    )
+    follow_links: bool = Field(
+        False, description="Read manifests and text files that are symbolic links out of the corpus."
     )
     valid_fraction: float = Field(
         0.05, ge=0.0, lt=0.5, description="Share of 'train' used as 'valid' if the corpus has no such split."
@@ -45,12 +53,19 @@ class CorpusSpec(Section):
     text: TextProfile = Field(
         "english",
         description="Text normalisation: 'english' keeps A-Z and apostrophe, 'unicode' all letters, marks and digits, "
-        "in upper case, or in lower case with '_lower'; 'as_is' only normalises white space.",
+        "in upper case, or in lower case with '_lower'; 'as_is' only normalises white space; 'whisper' is Whisper's "
+        "normaliser of English (contractions, numbers, without its list of spellings), 'whisper_basic' that of other "
+        "languages.",
     )
-    units: Literal["characters", "bpe", "unigram"] = Field(
+    units: Literal["characters", "bpe", "unigram", "checkpoint"] = Field(
         "characters",
-        description="Tokens of the transcripts: characters, or sub-words learned from 'train' (byte pairs or a unigram "
-        "model).",
+        description="Tokens of the transcripts: characters, sub-words learned from 'train' (byte pairs or a unigram "
+        "model), or those of a checkpoint with a decoder, such as Whisper.",
+    )
+    tokenizer: Uri | None = Field(
+        None,
+        description="For units=checkpoint, the folder, URI or hub name that has the tokenizer; default: "
+        "model.checkpoint.",
     )
     vocab_size: int | None = Field(
         None,
@@ -74,11 +89,6 @@ class CorpusSpec(Section):
     row_group_seconds: float = Field(
         60.0, gt=0, description="Seconds of audio per row group, the unit of reading and shuffling."
     )
-
-    @field_validator("path", "audio_root")
-    @classmethod
-    def _has_no_secret(cls, path: str | None) -> str | None:
-        return path and without_secret(path)
 
     @field_validator("splits")
     @classmethod
@@ -110,7 +120,7 @@ class CorpusSpec(Section):
     @classmethod
     def _has_texts(cls, units: str, info: ValidationInfo) -> str:
         named = {entry.partition("=")[0] for entry in info.data.get("splits", ("train",))}
-        if units != "characters" and "train" not in named:
+        if units in ("bpe", "unigram") and "train" not in named:
             raise ValueError(f"{units} tokens are learned from 'train'; add it to corpus.splits")
         return units
 
@@ -118,9 +128,9 @@ class CorpusSpec(Section):
     @classmethod
     def _suits_units(cls, vocab_size: int | None, info: ValidationInfo) -> int | None:
         units = info.data.get("units", "characters")
-        if units == "characters" and vocab_size is not None:
+        if units in ("characters", "checkpoint") and vocab_size is not None:
             raise ValueError("applies only to sub-words; set corpus.units=bpe or unigram, or corpus.vocab_size=null")
-        if units != "characters" and vocab_size is None:
+        if units in ("bpe", "unigram") and vocab_size is None:
             raise ValueError(f"missing; set the number of {units} tokens, such as 1000")
         return vocab_size
 

@@ -2,13 +2,20 @@
 
 import functools
 import pkgutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from foldray.config.section import Section
-from foldray.folding.plan import FoldPlan, Order, Private
+from foldray.config.section import Section, Uri
+from foldray.folding.plan import MOST_LAYERS, MOST_RANK, FoldPlan, Order, Private, check_pairs
+from foldray.storage.uri import is_plain
+
+CHECKPOINT = "checkpoint"
+"""Value of `loss.teacher` for `model.checkpoint` itself."""
+RUN = "run:"
+"""Before the id of a run, in `model.checkpoint`."""
 
 FAMILY_NAMES = tuple(
     sorted(
@@ -33,13 +40,27 @@ class ModelSpec(Section):
     """The stock transformers model that is folded."""
 
     family: FamilyName = Field(description="Model family of transformers, such as wav2vec2 or parakeet.")
-    checkpoint: str | None = Field(
+    checkpoint: Uri | None = Field(
         None,
         description="Folder, URI or hub name of a stock checkpoint to start from, or run:RUN_ID for the seed of a "
         "finished run in the same store; default: random weights.",
     )
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _names_a_run(cls, checkpoint: str | None) -> str | None:
+        if checkpoint and checkpoint.startswith(RUN) and not is_plain(checkpoint.removeprefix(RUN)):
+            raise ValueError(f"'{checkpoint}' must be {RUN} and the id of a run in the same store")
+        return checkpoint
+
     config: dict[str, Any] = Field(
         default_factory=dict, description="Fields of the model's transformers configuration."
+    )
+    window: Literal["audio", "full"] = Field(
+        "audio",
+        description="Models of a fixed length (Whisper's 30 s): run on windows as long as the longest utterance of a "
+        "batch (audio), ten times faster on short utterances, or of the model's length (full), which a checkpoint "
+        "that is not fine-tuned expects.",
     )
     seed_layers: Literal["stepwise", "first", "average", "svd"] = Field(
         "stepwise",
@@ -49,11 +70,13 @@ class ModelSpec(Section):
     )
 
 
-class FoldSpec(Section):
-    """Physical layers and the depths they unfold to."""
+class StackSpec(Section):
+    """Physical layers of a stack and the depths they unfold to."""
 
-    num_layers: int = Field(description="Number of physical layers: the blocks whose weights are stored.")
-    depths: tuple[int, ...] = Field(
+    num_layers: int = Field(
+        le=MOST_LAYERS, description="Number of physical layers: the blocks whose weights are stored."
+    )
+    depths: tuple[Annotated[int, Field(le=MOST_LAYERS)], ...] = Field(
         description="Logical depths trained together, ascending; the first equals num_layers."
     )
     order: Order = Field(
@@ -73,14 +96,14 @@ class FoldSpec(Section):
         "film joined by '+'.",
     )
     lora_rank: int | None = Field(
-        None, ge=1, description="Rank of the private low-rank terms; default: 8 if private has lora."
+        None, ge=1, le=MOST_RANK, description="Rank of the private low-rank terms; default: 8 if private has lora."
     )
     lora_on: tuple[str, ...] = Field(
         (), description="Projections with a low-rank term, such as [q_proj, v_proj]; default: all of a block."
     )
 
     @model_validator(mode="after")
-    def _is_a_plan(self) -> "FoldSpec":
+    def _is_a_plan(self) -> Self:
         self.plan()
         return self
 
@@ -108,8 +131,24 @@ class FoldSpec(Section):
         return _plan_of(self)
 
 
+class FoldSpec(StackSpec):
+    """The encoder's layers and depths, and those of a decoder that is folded too."""
+
+    decoder: StackSpec | None = Field(
+        None,
+        description="The same fields for the decoder of whisper or moonshine; default: it is not folded. Its depths "
+        "belong to the encoder's by position, or a single one to all of them.",
+    )
+
+    @model_validator(mode="after")
+    def _is_paired(self) -> Self:
+        if self.decoder:
+            check_pairs(self.plan(), self.decoder.plan())
+        return self
+
+
 @functools.lru_cache(maxsize=64)
-def _plan_of(spec: FoldSpec) -> FoldPlan:
+def _plan_of(spec: StackSpec) -> FoldPlan:
     return FoldPlan(
         num_layers=spec.num_layers,
         depths=spec.depths,
@@ -120,6 +159,21 @@ def _plan_of(spec: FoldSpec) -> FoldPlan:
         paths=spec.paths,
         private=spec.private_parts(),
     )
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A model and how it is folded: what its costs depend on.
+
+    Attributes:
+        model: The spec's model; a checkpoint is a folder, a URI or a hub name.
+        plan: Its fold plan.
+        decoder: The fold plan of its decoder; None for a stock one.
+    """
+
+    model: ModelSpec
+    plan: FoldPlan
+    decoder: FoldPlan | None = None
 
 
 class LossSpec(Section):
@@ -163,4 +217,10 @@ class LossSpec(Section):
         description="Number of depths drawn for each step from those between seed and deepest; default: all of them.",
     )
     ctc: float = Field(0.3, ge=0, le=1, description="Weight of CTC in a hybrid model; attention gets the rest.")
+    teacher: Uri | None = Field(
+        None,
+        description="A frozen teacher: `checkpoint` for model.checkpoint before it is folded, or a folder, URI, hub "
+        "name or run:RUN_ID with the same tokens.",
+    )
+    gamma: float = Field(1.0, ge=0, description="Weight of the KL from loss.teacher to every depth.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Label smoothing of the attention loss.")

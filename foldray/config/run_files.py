@@ -1,12 +1,11 @@
 """The two files that describe a run: `spec.json`, and `run.json` with what the spec does not contain."""
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue
 
-from foldray import storage
 from foldray.config.load import build_spec
 from foldray.config.spec import RunSpec
-from foldray.errors import DamagedFileError
 from foldray.storage.layout import Run
+from foldray.storage.records import read_as
 
 
 class RunFacts(BaseModel):
@@ -34,15 +33,9 @@ class RunFacts(BaseModel):
 def read_run_spec(run: str) -> RunSpec:
     """Read the spec that a run was started with. Raises UserError naming the file or the field that is wrong."""
     file = Run(run).spec
-    return build_spec(storage.read_json(file), file)
+    return build_spec(read_as(dict[str, JsonValue], file), file)
 
 
 def read_run_facts(run: str) -> RunFacts:
     """Read `run.json` of a run. Raises DamagedFileError if a field is missing or wrong."""
-    file = Run(run).facts
-    try:
-        return RunFacts.model_validate(storage.read_json(file))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "content"
-        raise DamagedFileError(file, f"is damaged ({where}: {first['msg'].lower()})") from None
+    return read_as(RunFacts, Run(run).facts)

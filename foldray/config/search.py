@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from foldray.config.section import Section
 
 KINDS = ("choice", "uniform", "loguniform", "integer", "grid")
-OBJECTIVE = re.compile(r"(wer|loss|macs)(@\d+)?|bytes|params")
+OBJECTIVE = re.compile(r"(wer|cer|loss|macs)(@\d+)?|bytes|params")
 
 
 class Domain(Section):
@@ -70,9 +70,8 @@ class SearchSpec(Section):
     sampler: Literal["tpe", "nsga2", "random"] = Field("tpe", description="Sampler of Optuna, seeded with search.seed.")
     objectives: tuple[str, ...] = Field(
         ("wer",),
-        description="Objectives to minimise: wer and loss on the validation split (of the deepest depth, or wer@6), "
-        "bytes, "
-        "params, macs (or macs@6).",
+        description="Objectives to minimise: wer, cer and loss on the validation split (of the deepest depth, or "
+        "wer@6), bytes, params, macs (or macs@6).",
     )
     asha: Asha | None = Field(Asha(), description="Early stopping of trials; null: none.")
     baselines: tuple[int, ...] = Field(
@@ -100,7 +99,7 @@ class SearchSpec(Section):
         for objective in self.objectives:
             if not OBJECTIVE.fullmatch(objective):
                 raise ValueError(
-                    f"objectives: '{objective}' must be one of wer, loss, macs (also wer@6), bytes, params"
+                    f"objectives: '{objective}' must be one of wer, cer, loss, macs (also wer@6), bytes, params"
                 )
         if not self.objectives:
             raise ValueError("objectives: name at least one, such as wer")

@@ -3,22 +3,20 @@
 import hashlib
 import json
 import os
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from foldray.config.augment import AugmentSpec
 from foldray.config.corpus import CorpusSpec
-from foldray.config.model import FoldSpec, LossSpec, ModelSpec
+from foldray.config.model import CHECKPOINT, RUN, FoldSpec, LossSpec, ModelSpec, PlannedModel
 from foldray.config.search import SearchSpec
-from foldray.config.section import Section, without_secret
+from foldray.config.section import Section, Uri
 from foldray.config.training import BatchSpec, CheckpointSpec, OptimSpec, ScaleSpec, Tracker, ValidSpec
 from foldray.storage.layout import Store
 
 NOT_HASHED = ("about", "storage", "scale", "checkpoint", "corpus", "tracking", "search")
 """Sections that no result depends on; the corpus is hashed by its content."""
-
-RUN = "run:"
 
 DEFAULTS_VERSION = 1
 """Raise it with every change to the default of a field that results depend on, to the weights that training begins
@@ -28,12 +26,7 @@ with, or to the order of an epoch."""
 class StorageSpec(Section):
     """Where results, checkpoints and prepared corpora are stored."""
 
-    @field_validator("root")
-    @classmethod
-    def _has_no_secret(cls, root: str) -> str:
-        return without_secret(root)
-
-    root: str = Field(
+    root: Uri = Field(
         default_factory=lambda: os.environ.get("FOLDRAY_STORE", "./foldray-store"),
         validate_default=True,
         description="The store: a folder or s3://bucket/prefix. Default: $FOLDRAY_STORE or ./foldray-store.",
@@ -72,6 +65,26 @@ class RunSpec(Section):
     seed: int = Field(0, ge=0, description="Random seed of weights, order and augmentation.")
     search: SearchSpec | None = Field(None, description="What `foldray tune` varies.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_the_tokens_of_its_checkpoint(cls, values: Any) -> Any:
+        """Fill in `corpus.tokenizer`, so that preparation needs no other section."""
+        sections = [values.get(name) for name in ("corpus", "model", "storage")] if isinstance(values, dict) else []
+        corpus, model, store = [each if isinstance(each, dict) else {} for each in sections] or [{}, {}, {}]
+        if corpus.get("units") != "checkpoint" or corpus.get("tokenizer") or not model.get("checkpoint"):
+            return values
+        tokenizer = str(model["checkpoint"])
+        if tokenizer.startswith(RUN):
+            root = store.get("root") or StorageSpec().root
+            tokenizer = Store(str(root)).run(tokenizer.removeprefix(RUN)).model.uri
+        return {**values, "corpus": {**corpus, "tokenizer": tokenizer}}
+
+    @model_validator(mode="after")
+    def _has_tokens(self) -> "RunSpec":
+        if self.corpus.units == "checkpoint" and not self.corpus.tokenizer:
+            raise ValueError("corpus.tokenizer: missing; set it, or model.checkpoint, for corpus.units=checkpoint")
+        return self
+
     @model_validator(mode="after")
     def _every_utterance_fits(self) -> "RunSpec":
         if self.batch.max_duration < self.corpus.max_seconds:
@@ -100,11 +113,19 @@ class RunSpec(Section):
             raise ValueError(f"model.seed_layers: {method} needs a model.checkpoint")
         if method == "svd" and not self.fold.private_parts().lora_rank:
             raise ValueError("model.seed_layers: svd stores the residual of the mean in LoRA; add lora to fold.private")
+        if method == "svd" and self.fold.decoder and not self.fold.decoder.private_parts().lora_rank:
+            raise ValueError("model.seed_layers: svd folds both stacks; add lora to fold.decoder.private")
         if self.fold.private_parts().statistics and self.model.checkpoint and method != "svd":
             raise ValueError(
                 "fold.private: statistics of a checkpoint never change, so those of all uses would stay equal; remove "
                 "them, or set model.seed_layers=svd"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_teacher(self) -> "RunSpec":
+        if self.loss.teacher == CHECKPOINT and not self.model.checkpoint:
+            raise ValueError("loss.teacher: checkpoint needs a model.checkpoint")
         return self
 
     @model_validator(mode="after")
@@ -120,12 +141,14 @@ class RunSpec(Section):
             raise ValueError("search: trials are ranked by a validation split; add valid to corpus.splits")
         return self
 
-    def found_model(self) -> ModelSpec:
-        """Return `model` with a checkpoint `run:RUN_ID` (the seed of a run in this store) resolved to its URI."""
-        if not (self.model.checkpoint or "").startswith(RUN):
-            return self.model
-        run_id = str(self.model.checkpoint).removeprefix(RUN)
-        return self.model.model_copy(update={"checkpoint": self.store.run(run_id).model.uri})
+    def planned_model(self) -> PlannedModel:
+        """Return model and fold plan; a checkpoint `run:RUN_ID` (the seed of a run in this store) becomes its URI."""
+        model = self.model
+        if (model.checkpoint or "").startswith(RUN):
+            run_id = str(model.checkpoint).removeprefix(RUN)
+            model = model.model_copy(update={"checkpoint": self.store.run(run_id).model.uri})
+        decoder = self.fold.decoder
+        return PlannedModel(model, self.fold.plan(), decoder.plan() if decoder else None)
 
     @property
     def store(self) -> Store:
@@ -177,6 +200,12 @@ def _is_field(name: str) -> bool:
     kind = RunSpec.model_fields[first].annotation if first in RunSpec.model_fields else None
     while inner and isinstance(kind, type) and issubclass(kind, BaseModel):
         field = kind.model_fields.get(inner.pop(0))
-        kind = field.annotation if field else None
+        kind = _section_in(field.annotation) if field else None
     is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
     return kind is not None and not is_section and (not inner or get_origin(kind) is dict)
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section that an optional field holds; any other annotation as it is."""
+    kind, *rest = get_args(annotation) or (annotation,)
+    return kind if rest == [type(None)] else annotation

@@ -15,9 +15,11 @@ class OptimSpec(Section):
         description="adamw, or muon: Muon for the matrices of the blocks, AdamW for all else; for training from "
         "scratch.",
     )
-    lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
-    epochs: int | None = Field(None, ge=1, description="Length of the run in epochs; give either epochs or steps.")
-    steps: int | None = Field(None, ge=1, description="Length of the run in optimiser steps.")
+    lr: float = Field(1e-3, gt=0, le=1000, description="Peak learning rate.")
+    epochs: int | None = Field(
+        None, ge=1, le=1_000_000, description="Length of the run in epochs; give either epochs or steps."
+    )
+    steps: int | None = Field(None, ge=1, le=1_000_000_000, description="Length of the run in optimiser steps.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a linearly rising rate.")
     hold: float = Field(0.0, ge=0, lt=1, description="Share of the steps at the peak rate, after the warm-up.")
     schedule: Literal["cosine", "linear", "inverse_sqrt", "constant"] = Field(
@@ -66,6 +68,13 @@ class OptimSpec(Section):
             raise ValueError("ema and average both average weights; set one of them")
         return self
 
+    @field_validator("betas")
+    @classmethod
+    def _are_rates(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("give two rates from 0 to below 1, such as [0.9, 0.98]")
+        return betas
+
     @field_validator("renorm")
     @classmethod
     def _ascends(cls, renorm: tuple[float, float]) -> tuple[float, float]:
@@ -86,15 +95,25 @@ class ValidSpec(Section):
     every_steps: int | None = Field(
         None, ge=1, description="Steps between validations; default: at the end of every epoch."
     )
-    depth: int | None = Field(None, description="Depth whose WER selects the best checkpoint; default: the deepest.")
+    metric: Literal["wer", "cer"] = Field(
+        "wer",
+        description="Error rate that selects the best checkpoint and stops early: of words, or of characters for "
+        "scripts that write no spaces.",
+    )
+    depth: int | None = Field(
+        None, description="Depth whose error rate selects the best checkpoint; default: the deepest."
+    )
     patience: int | None = Field(
         None,
         ge=1,
-        description="Validations without a better WER after which training stops, with one validation of delay "
+        description="Validations without a better error rate after which training stops, with one validation of delay "
         "because scores "
         "are not waited for.",
     )
     final: Literal["last", "best"] = Field("last", description="The checkpoint that becomes the final model.")
+
+
+MOST_WORKERS = 100_000
 
 
 class ScaleSpec(Section):
@@ -124,7 +143,7 @@ class ScaleSpec(Section):
         description="Compile every physical layer (torch.compile); for GPUs, because it takes many minutes on CPUs.",
     )
     loader_threads: int = Field(
-        1, ge=1, description="Threads per worker that decode, augment and compute features ahead of training."
+        1, ge=1, le=1024, description="Threads per worker that decode, augment and compute features ahead of training."
     )
     validation_resources: dict[str, float] = Field(
         default_factory=dict,
@@ -148,8 +167,9 @@ class ScaleSpec(Section):
     @classmethod
     def _is_a_range(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
         least, most = (workers, workers) if isinstance(workers, int) else workers
-        if least < 1 or most < least:
-            raise ValueError("must be a number or a range [least, most] from 1 on, such as [1, 4]")
+        if least < 1 or most < least or most > MOST_WORKERS:
+            problem = f"must be a number or a range [least, most] from 1 to {MOST_WORKERS:,}, such as [1, 4]"
+            raise ValueError(problem)
         return workers
 
     @property
@@ -176,8 +196,10 @@ Tracker = Literal["tensorboard", "mlflow", "wandb"]
 class BatchSpec(Section):
     """Duration-bucketed batches; a step has the same utterances for any number of workers."""
 
-    max_duration: float = Field(60.0, gt=0, description="Seconds of padded audio per micro-batch.")
-    per_step: int = Field(2, ge=1, description="Micro-batches per optimiser step, over all workers together.")
+    max_duration: float = Field(60.0, gt=0, le=86_400, description="Seconds of padded audio per micro-batch.")
+    per_step: int = Field(
+        2, ge=1, le=100_000, description="Micro-batches per optimiser step, over all workers together."
+    )
     shortest_first: int = Field(
         0,
         ge=0,

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from foldray import storage
 from foldray.config.augment import AugmentSpec
-from foldray.data.audio import SILENCE_PEAK, BadAudioError, decode, resample
+from foldray.data.audio import SILENCE_PEAK, decode, resample
 from foldray.data.epoch import samples_at_speed, speed_rate
+from foldray.data.samples import BadAudioError
 from foldray.errors import UserError
 
 Samples = npt.NDArray[np.float32]

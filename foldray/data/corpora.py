@@ -6,18 +6,22 @@ shards, training) is the same for all of them.
 
 import hashlib
 import json
+import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foldray import storage
 from foldray.config.corpus import BUILTIN_CORPUS, VALIDATION_NAMES, CorpusSpec
+from foldray.data.audio_files import inside_of, with_sizes
+from foldray.data.audio_places import AudioPlaces
 from foldray.data.builtin import builtin_corpus_id, write_builtin_corpus
+from foldray.data.identity import unique_ids
 from foldray.data.layouts import LAYOUTS, SourceFolder
 from foldray.data.splits import carve_valid, cross_validate, sources_of, split_names
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
-from foldray.storage.layout import Store
+from foldray.storage.layout import GENERATION_FILE, STOCK_TOKENIZER_FILE, ModelFolder, Store
 
 ARCHIVES = (".gz", ".tgz", ".zip", ".tar", ".bz2", ".xz", ".7z")
 
@@ -35,12 +39,14 @@ class Corpus:
         folder: URI of the source.
         layout: Key of `LAYOUTS`.
         utterances: Every utterance, also those that metadata already rules out.
+        note: What was changed to read the source, for the user; None if nothing was.
     """
 
     corpus_id: str
     folder: str
     layout: str
     utterances: list[Utterance]
+    note: str | None = None
 
 
 def find_corpus(spec: CorpusSpec, root: str) -> Corpus:
@@ -59,19 +65,21 @@ def find_corpus(spec: CorpusSpec, root: str) -> Corpus:
     else:
         folder = _checked_folder(spec.path)
         name = storage.filesystem_path(folder).rstrip("/").rsplit("/", 1)[-1]
-    source = SourceFolder(folder, storage.absolute(spec.audio_root) if spec.audio_root else None)
+    source = SourceFolder(folder, storage.absolute(spec.audio_root) if spec.audio_root else None, spec.follow_links)
+    places = AudioPlaces([folder, *filter(None, [source.audio_root])], spec.audio_places)
     layout = _detect_layout(source, spec)
     found = _find_splits(layout, source, spec)
     read = LAYOUTS[layout].read
-    utterances = [
-        _encodable(each)
+    rows = (
+        (uri, places.checked(encodable(each)))
         for split, uris in zip(splits, found, strict=True)
         for uri in uris
         for each in read(uri, split, source)
-    ]
-    utterances = _with_sizes(utterances, [folder, *filter(None, [source.audio_root])])
+    )
+    utterances, note = unique_ids(rows, folder)
+    utterances = with_sizes(utterances, source)
     utterances = carve_valid(cross_validate(utterances, spec), spec)
-    return Corpus(f"{_slug(name)}-{_identity(utterances, folder, spec)}", folder, layout, utterances)
+    return Corpus(f"{_slug(name)}-{_identity(utterances, folder, spec)}", folder, layout, utterances, note)
 
 
 def _checked_folder(path: str) -> str:
@@ -90,20 +98,30 @@ def _slug(name: str) -> str:
 
 def _identity(utterances: list[Utterance], folder: str, spec: CorpusSpec) -> str:
     digest = hashlib.sha256(f"{PREPARE_VERSION}".encode())
-    left_out = {"path", "layout", "audio_root", "max_quarantine"}
-    if spec.cross_validate is None:  # the field is newer than the ids of many corpora
+    left_out = {"path", "layout", "audio_root", "audio_places", "follow_links", "max_quarantine", "tokenizer"}
+    if spec.cross_validate is None:  # the id of a corpus without folds depends on its other fields alone
         left_out.add("cross_validate")
     fields = spec.model_dump(mode="json", exclude=left_out)
     digest.update(json.dumps(fields, sort_keys=True).encode())
+    if spec.units == "checkpoint":
+        digest.update(_tokenizer_identity(str(spec.tokenizer)))
     folders = [folder, *([storage.absolute(spec.audio_root)] if spec.audio_root else [])]
     for utterance in utterances:
         digest.update(json.dumps(_portable_values(utterance, folders)).encode())
     return digest.hexdigest()[:10]
 
 
+def _tokenizer_identity(checkpoint: str) -> bytes:
+    """The files of a tokenizer, wherever its folder lies; of the hub the name, which is not looked up here."""
+    folder = ModelFolder(storage.absolute(checkpoint))
+    files = [folder.file(name) for name in (STOCK_TOKENIZER_FILE, GENERATION_FILE)]
+    found = [storage.read_bytes(file) for file in files if storage.exists(file)]
+    return b"".join(hashlib.sha256(data).digest() for data in found) or checkpoint.encode()
+
+
 def _portable_values(utterance: Utterance, folders: list[str]) -> list[object]:
     """The utterance without its root: the same files in another folder are the same corpus."""
-    inside = next(filter(None, (_inside(utterance.audio, folder) for folder in folders)), None)
+    inside = next(filter(None, (inside_of(utterance.audio, folder) for folder in folders)), None)
     problem = utterance.problem and (utterance.problem[0], "")
     return replace(utterance, audio=f"/{inside}" if inside else utterance.audio, row="", problem=problem).values()
 
@@ -132,7 +150,7 @@ SPLIT_ALIASES = {"valid": VALIDATION_NAMES, "test": ("test", "eval")}
 """The names under which the files or folders of a split are looked for, best first."""
 
 
-def _find_split(layout: str, source: SourceFolder, entry: str) -> list[list[str]]:
+def find_split(layout: str, source: SourceFolder, entry: str) -> list[list[str]]:
     """What a layout finds for an entry of `corpus.splits`: the URIs of each of its parts, [] for a part not found."""
     find = LAYOUTS[layout].find
     if "=" in entry:
@@ -146,7 +164,7 @@ def _detect_layout(source: SourceFolder, spec: CorpusSpec) -> str:
     if spec.layout != "auto":
         return spec.layout
     for name, layout in LAYOUTS.items():
-        found = (uris for entry in spec.splits for uris in _find_split(name, source, entry) if uris)
+        found = (uris for entry in spec.splits for uris in find_split(name, source, entry) if uris)
         first = next(found, None)
         if first and layout.looks_right(first[0]):
             return name
@@ -163,7 +181,7 @@ def _detect_layout(source: SourceFolder, spec: CorpusSpec) -> str:
 
 def _find_splits(layout: str, source: SourceFolder, spec: CorpusSpec) -> list[list[str]]:
     """The URIs of each split. Raises UserError for a missing one, except a plain `valid`, which can be carved."""
-    found = [_find_split(layout, source, entry) for entry in spec.splits]
+    found = [find_split(layout, source, entry) for entry in spec.splits]
     example = LAYOUTS[layout].example
     if not any(uris for parts in found for uris in parts):
         raise UserError("corpus.path", f"{source.root} is not laid out as {layout} ({example}); {_contents(source)}")
@@ -199,37 +217,16 @@ def _contents(source: SourceFolder) -> str:
     return f"it contains {', '.join(names[:12]) or 'nothing'}{more}"
 
 
-# --- Sizes -----------------------------------------------------------------------------------------
+def encodable(utterance: Utterance) -> Utterance:
+    """The utterance without lone surrogates, which JSON may contain and UTF-8 cannot encode.
 
-
-def _encodable(utterance: Utterance) -> Utterance:
-    """The utterance with '?' for lone surrogates, which JSON may contain and UTF-8 cannot encode."""
+    They become '?', and in the text U+FFFD, which is a reason to quarantine it.
+    """
     texts = {name: getattr(utterance, name) for name in ("id", "audio", "text", "speaker", "language", "row")}
     try:
         "".join(text or "" for text in texts.values()).encode()
     except UnicodeEncodeError:
-        return replace(
-            utterance, **{name: text and text.encode(errors="replace").decode() for name, text in texts.items()}
-        )
+        plain = {name: text and text.encode(errors="replace").decode() for name, text in texts.items()}
+        text = utterance.text and re.sub("[\ud800-\udfff]", "\ufffd", utterance.text)
+        return replace(utterance, **{**plain, "text": text})
     return utterance
-
-
-def _with_sizes(utterances: list[Utterance], folders: list[str]) -> list[Utterance]:
-    """The utterances with the sizes of their files. Those in containers have one, and those ruled out need none."""
-    wanted = {u.audio for u in utterances if u.bytes is None and not u.problem}
-    sizes: dict[str, int | None] = {}
-    for folder in (folder for folder in folders if not storage.is_local(folder)):
-        # One listing for all files below it, instead of one request for each.
-        below = {uri: inside for uri in wanted - sizes.keys() if (inside := _inside(uri, folder))}
-        tree = storage.list_tree(folder) if below else {}
-        sizes.update({uri: tree.get(inside) for uri, inside in below.items()})
-    others = sorted(wanted - sizes.keys())
-    known = [uri for uri in others if storage.is_known(uri)]
-    sizes.update(zip(known, storage.file_sizes(known), strict=True))
-    return [replace(u, bytes=sizes.get(u.audio)) if u.bytes is None and not u.problem else u for u in utterances]
-
-
-def _inside(uri: str, folder: str) -> str | None:
-    """The path of a file below a folder, None if it is elsewhere."""
-    path = storage.filesystem_path(uri).removeprefix(storage.filesystem_path(folder).rstrip("/") + "/")
-    return path if uri == storage.join(folder, path) else None

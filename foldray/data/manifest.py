@@ -1,5 +1,7 @@
 """The files of a prepared corpus: manifest, index, shards and quarantine, their schemas and how they are read."""
 
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypedDict
@@ -7,14 +9,16 @@ from typing import TypedDict
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from foldray import storage
+from foldray.config.corpus import TextProfile
 from foldray.data.utterance import Utterance
-from foldray.errors import UserError
-from foldray.models.tokenizer import Tokenizer
+from foldray.errors import UserError, scrubbed
+from foldray.models.tokenizer import SpecialTokens, Tokenizer
 from foldray.storage.layout import MANIFEST_FILE, PreparedCorpus
 from foldray.storage.parquet import read_table
+from foldray.storage.records import read_as
 
 SHARD_SCHEMA = pa.schema(
     [
@@ -63,14 +67,14 @@ class QuarantineEntry(TypedDict):
 
 
 def quarantine_entry(utterance: Utterance, reason: str, detail: str, home: str) -> QuarantineEntry:
-    """A row of the quarantine table, with paths relative to the corpus folder `home`, which may be anywhere."""
+    """A row of the quarantine table, without secrets, and with paths relative to the corpus folder `home`."""
     audio = utterance.audio
     return {
-        "id": utterance.id,
+        "id": scrubbed(utterance.id),
         "split": utterance.split,
-        "source": storage.relative(utterance.row, home),
+        "source": scrubbed(storage.relative(utterance.row, home)),
         "reason": reason,
-        "detail": detail.replace(audio, storage.relative(audio, home)) if audio else detail,
+        "detail": scrubbed(detail.replace(audio, storage.relative(audio, home)) if audio else detail),
     }
 
 
@@ -86,6 +90,49 @@ class Shard(BaseModel):
     sha256: str
     languages: list[str] = []
 
+    @field_validator("file")
+    @classmethod
+    def _is_inside(cls, file: str) -> str:
+        if not storage.is_relative(file):
+            raise ValueError("must be the path of a file in the corpus folder")
+        return file
+
+
+class LeftOut(BaseModel):
+    """What text normalisation left out of the utterances that are used: counts, before decoding.
+
+    Attributes:
+        utterances: Utterances whose text lost something.
+        words: Words of which nothing is left.
+        letters: Letters outside the profile.
+        digits: Digits outside the profile.
+        signs: Signs that are spoken, such as % and $.
+        characters: The ten commonest of all these, with their counts.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    utterances: int = 0
+    words: int = 0
+    letters: int = 0
+    digits: int = 0
+    signs: int = 0
+    characters: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, characters: Counter[str], words: int, utterances: int) -> "LeftOut":
+        """Sum up counted characters."""
+        kinds = Counter[str]()
+        for character, count in characters.items():
+            kinds[unicodedata.category(character)[0]] += count
+        return cls(
+            utterances=utterances,
+            words=words,
+            letters=kinds["L"],
+            digits=kinds["N"],
+            signs=characters.total() - kinds["L"] - kinds["N"],
+            characters=dict(sorted(characters.items(), key=lambda item: (-item[1], item[0]))[:10]),
+        )
+
 
 class Manifest(BaseModel):
     """What a prepared corpus contains. It is written last, so a corpus folder that has one is complete."""
@@ -100,8 +147,11 @@ class Manifest(BaseModel):
     quarantined: int
     reasons: dict[str, int]
     hours: float
+    left_out: LeftOut = LeftOut()
     vocabulary: list[str]
     subwords: str | None = Field(None, alias="tokenizer")  # JSON of the `tokenizers` library
+    special: SpecialTokens | None = None
+    text: TextProfile | None = None
     shards: list[Shard]
 
     @property
@@ -115,7 +165,7 @@ class Manifest(BaseModel):
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the transcripts."""
-        return Tokenizer(self.vocabulary, self.subwords)
+        return Tokenizer(self.vocabulary, self.subwords, self.special)
 
 
 @dataclass(frozen=True)
@@ -153,23 +203,24 @@ class SplitIndex:
 
 
 def read_manifest(corpus: str) -> Manifest:
-    """The manifest of a prepared corpus. Raises UserError if the folder has none."""
+    """The manifest of a prepared corpus. Raises UserError if the folder has none, or naming the field that is wrong."""
     file = PreparedCorpus(corpus).manifest
     if not storage.exists(file):
         raise UserError(corpus, f"is not a prepared corpus ({MANIFEST_FILE} is missing); run `foldray prepare`")
-    return Manifest.model_validate(storage.read_json(file))
+    return read_as(Manifest, file)
 
 
 def read_quarantine(corpus: str) -> list[QuarantineEntry]:
     """The entries of the quarantine table."""
-    entries: list[QuarantineEntry] = read_table(PreparedCorpus(corpus).quarantine).to_pylist()
+    entries: list[QuarantineEntry] = read_table(PreparedCorpus(corpus).quarantine, QUARANTINE_SCHEMA).to_pylist()
     return entries
 
 
 def read_index(corpus: str, manifest: Manifest, split: str) -> SplitIndex:
     """The index of one split. Raises UserError for a split that the corpus does not have."""
     wanted = [name for name in INDEX_SCHEMA.names if name not in ("split", "offset", "bytes")]
-    table = read_table(PreparedCorpus(corpus).index, wanted, filters=[("split", "=", split)])
+    schema = pa.schema([INDEX_SCHEMA.field(name) for name in wanted])
+    table = read_table(PreparedCorpus(corpus).index, schema, filters=[("split", "=", split)])
     if not table.num_rows:
         known = ", ".join(sorted({shard.split for shard in manifest.shards}))
         raise UserError(corpus, f"has no utterances in split '{split}'; it has {known}")

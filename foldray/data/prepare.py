@@ -7,7 +7,8 @@ shard. So a killed preparation is simply started again: finished shards stay, an
 import pickle
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import TypedDict
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow as pa
 from foldray import storage
 from foldray.config.corpus import CorpusSpec
 from foldray.data.corpora import Corpus
-from foldray.data.manifest import INDEX_SCHEMA, QUARANTINE_SCHEMA, Manifest, QuarantineEntry, read_manifest
+from foldray.data.manifest import INDEX_SCHEMA, QUARANTINE_SCHEMA, LeftOut, Manifest, QuarantineEntry, read_manifest
 from foldray.data.shard import ShardTask, WrittenShard, write_shard
 from foldray.data.shard_plan import plan_shards, select_usable
 from foldray.data.splits import needed_splits
@@ -58,14 +59,16 @@ def prepare(
         manifest = read_manifest(folder)
         if not missing_files(folder, manifest):
             return folder, manifest
-    usable, quarantine = select_usable(corpus, spec)
-    subwords = _learn_subwords(usable, spec)
+    usable, quarantine, left_out = select_usable(corpus, spec)
+    subwords = _tokenizer_of(usable, spec)
+    if subwords and subwords.special:
+        storage.write_json(prepared.tokenizer, asdict(subwords))
     tasks = plan_shards(usable, spec, corpus.folder, subwords)
     shards = _write_shards(tasks, folder, cpus, on_progress)
     quarantine += [entry for shard in shards for entry in shard.quarantine]
-    manifest = _manifest(corpus, spec, shards, quarantine, subwords)
+    manifest = _manifest(corpus, spec, shards, quarantine, subwords, left_out)
     write_table(prepared.quarantine, pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA))
-    _check_usable(manifest, spec, folder)
+    _check_usable(manifest, spec, folder, quarantine)
     write_table(prepared.index, _index(shards))
     storage.write_json(prepared.manifest, manifest.model_dump())
     return folder, manifest
@@ -78,11 +81,15 @@ def missing_files(folder: str, manifest: Manifest) -> list[str]:
     return shards + [name for name in (INDEX_FILE, QUARANTINE_FILE) if name not in sizes]
 
 
-def _learn_subwords(utterances: list[Utterance], spec: CorpusSpec) -> Tokenizer | None:
-    """A sub-word tokenizer learned from the transcripts of 'train'; None for characters, or without any 'train'.
+def _tokenizer_of(utterances: list[Utterance], spec: CorpusSpec) -> Tokenizer | None:
+    """The checkpoint's tokenizer, or sub-words learned from 'train'; None for characters, or without any 'train'.
 
     They are learned before decoding, so that an impossible vocabulary size is refused in seconds, not hours.
     """
+    if spec.units == "checkpoint":
+        from foldray.models.stock_tokenizer import read_stock_tokenizer
+
+        return read_stock_tokenizer(str(spec.tokenizer))
     train = [utterance.text for utterance in utterances if utterance.split == "train" and utterance.text]
     if spec.vocab_size is None or not train:
         return None
@@ -119,7 +126,7 @@ def _write_shards(
     shards: dict[int, WrittenShard] = {}
     try:
         for row in written.iter_rows():
-            shards[row["number"]] = pickle.loads(zlib.decompress(row["shard"]))
+            shards[row["number"]] = pickle.loads(zlib.decompress(row["shard"]))  # noqa: TID251  # of our own task
             on_progress(len(shards), len(tasks))
     except Exception as error:
         raise find_user_error(error) from error
@@ -130,7 +137,7 @@ def _write_shard_row(row: _TaskRow) -> _ShardRow:
     import torch
 
     torch.set_num_threads(1)  # for resampling: the cores are shared with the other tasks
-    task: ShardTask = pickle.loads(zlib.decompress(row["task"]))
+    task: ShardTask = pickle.loads(zlib.decompress(row["task"]))  # noqa: TID251  # of our own driver
     return {"number": row["number"], "shard": _pack(write_shard(task, row["folder"]))}
 
 
@@ -158,6 +165,7 @@ def _manifest(
     written: list[WrittenShard],
     quarantine: list[QuarantineEntry],
     subwords: Tokenizer | None,
+    left_out: LeftOut,
 ) -> Manifest:
     shards = [each.shard for each in written]
     tokenizer = subwords or character_tokenizer(each.characters for each in written if each.shard.split == "train")
@@ -170,8 +178,11 @@ def _manifest(
         quarantined=len(quarantine),
         reasons=dict(Counter(entry["reason"] for entry in quarantine).most_common()),
         hours=round(sum(shard.seconds for shard in shards) / 3600, 4),
+        left_out=left_out,
         vocabulary=tokenizer.vocabulary,
         subwords=tokenizer.subwords,
+        special=tokenizer.special,
+        text=spec.text,
         shards=shards,
     )
 
@@ -180,25 +191,41 @@ FIXES = {
     "no_known_characters": "set corpus.text=unicode for scripts other than Latin",
     "too_long": "raise corpus.max_seconds",
     "too_short": "lower corpus.min_seconds",
+    "too_many_tokens": "cut the audio and its text into shorter utterances",
     "labels_longer_than_frames": "lower corpus.frame_seconds",
+    "unsupported_format": "write the audio as FLAC or OGG, for example with ffmpeg",
+    "truncated": "fetch the files again",
+    "antiphase": "give each row a `channel`",
+    "longer_than_declared": "correct the durations",
     "missing_file": "set corpus.audio_root to the folder that relative audio paths start from",
+    "not_utf8": "convert the texts to UTF-8, such as with `iconv -f WINDOWS-1252 -t UTF-8`",
+    "duplicate_id": "give every utterance an id of its own",
 }
 """How to fix the reason that most of the unusable utterances share."""
 
 
-def _check_usable(manifest: Manifest, spec: CorpusSpec, folder: str) -> None:
+def _check_usable(manifest: Manifest, spec: CorpusSpec, folder: str, quarantine: list[QuarantineEntry]) -> None:
     share = manifest.quarantined / max(1, manifest.utterances_in)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.reasons.items())
     if share > spec.max_quarantine:
         fix = FIXES.get(next(iter(manifest.reasons)), "fix them")
+        # Where several utterances have one id, a higher limit would only hide that most of them are missing.
+        fix = fix if "duplicate_id" in manifest.reasons else f"{fix} or raise the limit"
         raise UserError(
             "corpus.max_quarantine",
-            f"{manifest.quarantined} of {manifest.utterances_in} utterances are unusable ({reasons}), over the "
-            f"limit of {spec.max_quarantine:.0%}; see "
-            f"{PreparedCorpus(folder).quarantine}, {fix} or raise the limit",
+            f"{manifest.quarantined} of {manifest.utterances_in} utterances are unusable "
+            f"({_counted(manifest.reasons)}), over the limit of {spec.max_quarantine:.0%}; see "
+            f"{PreparedCorpus(folder).quarantine}, {fix}",
         )
-    for split in sorted(needed_splits(spec)):
-        if not any(shard.rows for shard in manifest.shards if shard.split == split):
+    for split in sorted(needed_splits(spec) | {entry["split"] for entry in quarantine}):
+        if not manifest.rows_by_split.get(split):
+            reasons = Counter(entry["reason"] for entry in quarantine if entry["split"] == split)
             raise UserError(
-                "corpus.path", f"{spec.path} has no usable utterances in '{split}' ({reasons or 'it is empty'})"
+                "corpus.path",
+                f"{spec.path} has no usable utterances in '{split}' ({_counted(reasons) or 'it is empty'}); "
+                f"{FIXES.get(next(iter(reasons), ''), 'fix them')}, or leave it out of corpus.splits",
             )
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    """Reasons with their counts, most first."""
+    return ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foldray.data.epoch import MicroBatch
-from foldray.data.manifest import SplitIndex
+from foldray.data.manifest import SHARD_SCHEMA, SplitIndex
 from foldray.errors import UserError, one_line
 from foldray.storage.layout import PreparedCorpus
-from foldray.storage.parquet import read_footer, read_row_group
+from foldray.storage.parquet import as_schema, read_footer, read_row_group
 
 CACHE_BYTES = 1024 * 2**20
 """Most encoded audio that is cached. A worker that reads all lanes needs about eight windows of 1,600 s (epoch.py),
@@ -31,6 +31,7 @@ class Row(TypedDict):
     audio: bytes  # FLAC, 16 kHz, mono, 16 bit
     text: str
     speaker: str
+    language: str
 
 
 class RowReader:
@@ -110,9 +111,10 @@ def read_rows(corpus: str, file: str, number: int) -> list[Row]:
     Raises UserError naming a shard that is missing or damaged.
     """
     uri = PreparedCorpus(corpus).file(file)
-    columns = list(Row.__annotations__)
+    schema = pa.schema([SHARD_SCHEMA.field(name) for name in Row.__annotations__])
     try:
-        rows: list[Row] = read_row_group(uri, number, columns, footer=_footer(uri), verify=True).to_pylist()
+        table = read_row_group(uri, number, schema.names, footer=_footer(uri), verify=True)
+        rows: list[Row] = as_schema(table, schema).to_pylist()
     except FileNotFoundError:
         raise UserError(uri, "is missing; run `foldray prepare` again to write it") from None
     except (pa.ArrowInvalid, OSError) as error:

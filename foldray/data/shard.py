@@ -1,11 +1,9 @@
 """One shard: the utterances of a task are read, checked, and written as one Parquet file that describes itself."""
 
-import functools
 import hashlib
 import io
 import itertools
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -15,14 +13,16 @@ import pyarrow.parquet as pq
 
 from foldray import storage
 from foldray.config.corpus import SAMPLE_RATE, CorpusSpec
-from foldray.data.audio import BadAudioError, encode_flac
+from foldray.data.audio import encode_flac
+from foldray.data.labels import count_labels, task_tokenizer
 from foldray.data.manifest import INDEX_SCHEMA, SHARD_SCHEMA, QuarantineEntry, Shard, quarantine_entry
+from foldray.data.samples import BadAudioError
 from foldray.data.source_audio import read_audio
 from foldray.data.utterance import Utterance
 from foldray.errors import one_line
-from foldray.models.tokenizer import Tokenizer, tokenizer_from_json
+from foldray.models.tokenizer import Tokenizer
 from foldray.storage.layout import PreparedCorpus
-from foldray.storage.parquet import parse_parquet
+from foldray.storage.parquet import as_schema, parse_parquet
 
 _SUMMARY_KEY = b"foldray.summary"
 
@@ -84,30 +84,31 @@ class WrittenShard:
 def write_shard(task: ShardTask, folder: str) -> WrittenShard:
     """Write the shard of a task into a prepared corpus, unless an intact one is there from an earlier attempt."""
     file = PreparedCorpus(folder).file(task.file)
+    tokenizer = task_tokenizer(task.spec.units, task.subwords, folder)
     if storage.exists(file):
         try:
-            return _describe(task, parse_shard(storage.read_bytes(file)))
+            return _describe(task, parse_shard(storage.read_bytes(file), file), tokenizer)
         except (pa.ArrowException, KeyError, TypeError, OSError):
             storage.remove(file)  # damaged since it was written
-    encoded = encode_shard(task)
+    encoded = encode_shard(task, tokenizer)
     storage.write_bytes(file, encoded.data)
-    return _describe(task, encoded)
+    return _describe(task, encoded, tokenizer)
 
 
-def parse_shard(data: bytes) -> EncodedShard:
-    """A shard read back from its file, verified against its checksums."""
-    parquet = parse_parquet(data)
-    rows: list[ShardRow] = parquet.read().to_pylist()
-    summary = json.loads(parquet.schema_arrow.metadata[_SUMMARY_KEY])
-    return EncodedShard(data, rows, parquet.metadata, summary["quarantine"])
+def parse_shard(data: bytes, where: str) -> EncodedShard:
+    """A shard read back from its file `where`, verified against its checksums."""
+    parquet = parse_parquet(data, where)
+    rows: list[ShardRow] = as_schema(parquet.read(SHARD_SCHEMA.names), SHARD_SCHEMA).to_pylist()
+    summary = json.loads(parquet.schema.metadata[_SUMMARY_KEY])
+    return EncodedShard(data, rows, parquet.footer, summary["quarantine"])
 
 
 # --- Writing ----------------------------------------------------------------------------------------
 
 
-def encode_shard(task: ShardTask) -> EncodedShard:
+def encode_shard(task: ShardTask, tokenizer: Tokenizer | None = None) -> EncodedShard:
     """Read and check the audio of a task's utterances, and encode those that are usable as one Parquet file."""
-    groups, quarantine = _row_groups(task)
+    groups, quarantine = _row_groups(task, tokenizer)
     schema = SHARD_SCHEMA.with_metadata({_SUMMARY_KEY: json.dumps({"quarantine": quarantine}).encode()})
     target = io.BytesIO()
     footers: list[pq.FileMetaData] = []
@@ -125,12 +126,11 @@ def encode_shard(task: ShardTask) -> EncodedShard:
     return EncodedShard(target.getvalue(), list(itertools.chain(*groups)), footers[0], quarantine)
 
 
-def _row_groups(task: ShardTask) -> tuple[list[list[ShardRow]], list[QuarantineEntry]]:
+def _row_groups(task: ShardTask, tokenizer: Tokenizer | None) -> tuple[list[list[ShardRow]], list[QuarantineEntry]]:
     """The rows of each row group, and the quarantine entries of the utterances that are not usable."""
     groups: list[list[ShardRow]] = [[]]
     quarantine = []
     seconds = 0.0
-    tokenizer = _tokenizer(task.subwords)
     for utterance in task.utterances:
         try:
             row = _read_row(utterance, task, tokenizer)
@@ -175,6 +175,14 @@ def _check_lengths(num_samples: int, text: str, task: ShardTask, tokenizer: Toke
     if seconds > spec.max_seconds:
         raise BadAudioError("too_long", f"{seconds:.2f} s, over corpus.max_seconds={spec.max_seconds:g}")
     labels, repeats = count_labels(text, tokenizer)
+    if tokenizer and tokenizer.special:
+        if token := tokenizer.special_in(text):
+            raise BadAudioError("bad_text", f"'{token}' has a meaning of its own in this tokenizer; write it otherwise")
+        special = tokenizer.special
+        positions = max(map(len, special.prompts.values())) + labels
+        if positions > special.most and task.split in ("train", "valid"):
+            raise BadAudioError("too_many_tokens", f"prompt and text take {positions} of {special.most} positions")
+        return
     frames = int(num_samples / round(spec.frame_seconds * SAMPLE_RATE))
     # Only in splits that a CTC loss is computed on: a test set is scored whole.
     if labels + repeats > frames and task.split in ("train", "valid"):
@@ -185,18 +193,7 @@ def _check_lengths(num_samples: int, text: str, task: ShardTask, tokenizer: Toke
 # --- Describing -------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=1)
-def _tokenizer(subwords: str | None) -> Tokenizer | None:
-    return tokenizer_from_json(subwords) if subwords else None
-
-
-def count_labels(text: str, tokenizer: Tokenizer | None) -> tuple[int, int]:
-    """Labels of a text, and how many equal the one before; without a tokenizer every character is a label."""
-    ids: Sequence[int | str] = tokenizer.encode(text) if tokenizer else text
-    return len(ids), sum(a == b for a, b in itertools.pairwise(ids))
-
-
-def _describe(task: ShardTask, encoded: EncodedShard) -> WrittenShard:
+def _describe(task: ShardTask, encoded: EncodedShard, tokenizer: Tokenizer | None) -> WrittenShard:
     rows = encoded.rows
     shard = Shard(
         file=task.file,
@@ -208,15 +205,14 @@ def _describe(task: ShardTask, encoded: EncodedShard) -> WrittenShard:
         languages=sorted({row["language"] for row in rows} - {""}),
     )
     characters = "".join(sorted(set().union(*(row["text"] for row in rows))))
-    return WrittenShard(shard, _index(task, encoded), encoded.quarantine, characters)
+    return WrittenShard(shard, _index(task, encoded, tokenizer), encoded.quarantine, characters)
 
 
-def _index(task: ShardTask, encoded: EncodedShard) -> pa.Table:
+def _index(task: ShardTask, encoded: EncodedShard, tokenizer: Tokenizer | None) -> pa.Table:
     """The shard's part of the index: one row for each utterance, in the order of the file."""
     rows, footer = encoded.rows, encoded.footer
     groups = [_row_group_range(footer.row_group(i)) for i in range(footer.num_row_groups)]
     sizes = np.array([group.rows for group in groups], dtype=np.int64)
-    tokenizer = _tokenizer(task.subwords)
     labels = np.array([count_labels(row["text"], tokenizer) for row in rows], dtype=np.int32).reshape(-1, 2)
     columns = {
         "id": [row["id"] for row in rows],

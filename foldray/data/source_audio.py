@@ -7,7 +7,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from foldray import storage
-from foldray.data.audio import BadAudioError, decode
+from foldray.data.audio import decode
+from foldray.data.samples import BadAudioError
 from foldray.data.utterance import Utterance
 from foldray.errors import one_line
 from foldray.storage.parquet import read_row_group

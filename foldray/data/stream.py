@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,11 @@ class Batch:
         ids: Ids of the utterances.
         texts: References.
         seconds: Audio without padding.
-        targets_BU: For a decoder, the labels and an end token, padded with 0.
+        targets_BU: For a decoder, the labels and an end token, padded with 0. They follow the prompt in
+            `decoder_input_ids`, so they belong to its last U positions.
+        languages: Languages of the utterances, "" where the corpus names none.
+        longest: Seconds of the longest utterance.
+        lengths: Seconds of audio of each utterance.
     """
 
     inputs: dict[str, Tensor]
@@ -51,6 +55,9 @@ class Batch:
     texts: list[str]
     seconds: float
     targets_BU: Tensor | None = None
+    languages: tuple[str, ...] = ()
+    longest: float = 0.0
+    lengths: tuple[float, ...] = ()
 
     @property
     def encoder_inputs(self) -> dict[str, Tensor]:
@@ -60,9 +67,9 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
-        lengths = (self.frames_B.to(device), self.labels_BU.to(device), self.num_labels_B.to(device))
+        lengths = {name: getattr(self, name).to(device) for name in ("frames_B", "labels_BU", "num_labels_B")}
         targets_BU = None if self.targets_BU is None else self.targets_BU.to(device)
-        return Batch(inputs, *lengths, self.ids, self.texts, self.seconds, targets_BU)
+        return replace(self, inputs=inputs, targets_BU=targets_BU, **lengths)
 
 
 class BatchLoader:
@@ -121,9 +128,13 @@ class BatchLoader:
         labels = [torch.tensor(self.tokenizer.encode(row["text"])) for row in rows]
         targets_BU = None
         if family_of(self._model).attention:
-            config = self._model.config
-            start, end = torch.tensor([config.decoder_start_token_id]), torch.tensor([config.eos_token_id])
-            inputs[DECODER_INPUTS] = _pad([torch.cat([start, label]) for label in labels])
+            special, config = self.tokenizer.special, self._model.config
+            end = torch.tensor([special.end if special else config.eos_token_id])
+            prompts = [
+                torch.tensor(special.prompt(row["language"]) if special else [config.decoder_start_token_id])
+                for row in rows
+            ]
+            inputs[DECODER_INPUTS] = _pad([torch.cat(pair) for pair in zip(prompts, labels, strict=True)])
             targets_BU = _pad([torch.cat([label, end]) for label in labels])
         return Batch(
             inputs=inputs,
@@ -134,6 +145,9 @@ class BatchLoader:
             texts=[row["text"] for row in rows],
             seconds=sum(map(len, waveforms)) / SAMPLE_RATE,
             targets_BU=targets_BU,
+            longest=max(map(len, waveforms)) / SAMPLE_RATE,
+            languages=tuple(row["language"] for row in rows),
+            lengths=tuple(len(samples_T) / SAMPLE_RATE for samples_T in samples),
         )
 
     def _samples(self, row: Row, rng: np.random.Generator, speed: float) -> npt.NDArray[np.float32]:

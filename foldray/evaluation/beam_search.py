@@ -1,7 +1,5 @@
-"""Beam search with the CTC head, the decoder, or both, for the hybrid Conformer (`foldray.models.conformer`)."""
+"""Beam search with the decoder, alone or with CTC, for the hybrid Conformer (`foldray.models.conformer`)."""
 
-import heapq
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,80 +9,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
+from foldray.evaluation.prefix_search import Beam
 from foldray.models.conformer import ConformerForSpeech, check_one_depth
 
-Beam = tuple[list[int], float]
-"""Token ids without blanks, and their log-probability."""
-
 IGNORED = -100
-
-# --- CTC -------------------------------------------------------------------------------------------
-
-Prefixes = dict[tuple[int, ...], tuple[float, float]]
-"""Log-probabilities of each prefix: of the alignments that end in blank, and of those that end in its last token."""
-
-
-def ctc_nbest(log_probs_TV: Tensor, beam: int, blank: int = 0) -> list[Beam]:
-    """Prefix beam search of one utterance (arXiv 1408.2873, algorithm 1, without a language model).
-
-    Args:
-        log_probs_TV: (T, V), natural logarithms, valid frames only.
-        beam: how many prefixes to keep.
-        blank: id of the blank token.
-
-    Returns:
-        The most probable token sequences, best first, with log P(tokens | audio); fewer than `beam` if fewer are
-        possible. A score sums all alignments that stayed in the beam, so it is exact if the beam was never full.
-    """
-    # Only the best `beam` extensions of a prefix can stay; blank and a repeated token do not extend it.
-    top_TK = log_probs_TV.topk(min(beam + 2, log_probs_TV.shape[1])).indices.tolist()
-    prefixes: Prefixes = {(): (0.0, -math.inf)}
-    for frame_V, top_K in zip(log_probs_TV.double().tolist(), top_TK, strict=True):
-        kept = _keep(prefixes, frame_V, blank)
-        floor = min(_log_add(*scores) for scores in kept.values()) if len(kept) == beam else -math.inf
-        candidates = kept | _extend(prefixes, frame_V, [token for token in top_K if token != blank], floor)
-        prefixes = dict(heapq.nlargest(beam, candidates.items(), key=lambda entry: _log_add(*entry[1])))
-    scored = [(list(prefix), _log_add(*scores)) for prefix, scores in prefixes.items()]
-    return [(tokens, score) for tokens, score in scored if score > -math.inf]
-
-
-def _keep(prefixes: Prefixes, frame_V: list[float], blank: int) -> Prefixes:
-    """The same prefixes after one more frame: by blank, their last token repeated, or a shorter prefix extended."""
-    kept: Prefixes = {}
-    for prefix, (in_blank, in_token) in prefixes.items():
-        token = -math.inf
-        if prefix:
-            arriving = _before(prefixes, prefix[:-1], prefix[-1]) if prefix[:-1] in prefixes else -math.inf
-            token = _log_add(in_token, arriving) + frame_V[prefix[-1]]
-        kept[prefix] = (_log_add(in_blank, in_token) + frame_V[blank], token)
-    return kept
-
-
-def _extend(prefixes: Prefixes, frame_V: list[float], tokens: list[int], floor: float) -> Prefixes:
-    """New prefixes that score above `floor`, extended by one of `tokens` (most probable first)."""
-    longer: Prefixes = {}
-    for prefix, scores in prefixes.items():
-        ended = _log_add(*scores)
-        for token in tokens:
-            if ended + frame_V[token] <= floor:
-                break
-            score = _before(prefixes, prefix, token) + frame_V[token]
-            if score > floor and (*prefix, token) not in prefixes:
-                longer[*prefix, token] = (-math.inf, score)
-    return longer
-
-
-def _before(prefixes: Prefixes, prefix: tuple[int, ...], token: int) -> float:
-    """Log-probability of the alignments of a prefix that `token` can extend: equal tokens need a blank in between."""
-    in_blank, in_token = prefixes[prefix]
-    return in_blank if prefix[-1:] == (token,) else _log_add(in_blank, in_token)
-
-
-def _log_add(a: float, b: float) -> float:
-    """log(exp(a) + exp(b)); numpy's version is several times slower for scalars."""
-    low, high = (a, b) if a < b else (b, a)
-    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
-
 
 # --- Attention -------------------------------------------------------------------------------------
 

@@ -3,39 +3,46 @@
 from collections.abc import Sequence
 from typing import Literal, cast, get_args
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from foldray import storage
-from foldray.data.audio import BadAudioError
-from foldray.data.audio import decode as decode_audio
 from foldray.errors import UserError
-from foldray.evaluation.beam_search import attention_decode, ctc_nbest, rescore
+from foldray.evaluation.beam_options import BeamOptions
+from foldray.evaluation.beam_search import attention_decode, rescore
+from foldray.evaluation.generate import generate_texts
+from foldray.evaluation.prefix_search import ctc_nbest
+from foldray.evaluation.word_scores import WordSearch, word_search
 from foldray.models.conformer import ConformerForSpeech
 from foldray.models.families import family_of
-from foldray.models.features import build_extractor, extract_features, output_frames, whole_frames
-from foldray.models.fold import ctc_logits, set_depths, stack_of
+from foldray.models.fold import ctc_logits
 from foldray.models.folded_model import FoldedModel
-from foldray.models.processor import read_tokenizer
-from foldray.models.save_load import load_model
 from foldray.models.tokenizer import Tokenizer
 
-Decoding = Literal["ctc", "attention", "joint"]
+Decoding = Literal["ctc", "attention", "joint", "beam"]
 DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
 BEAM = 10
-"""Beam size."""
+"""Beam size of the decoder."""
 CTC_WEIGHT = 0.3
 """Weight of CTC in the joint score."""
 
 
-def parse_decoding(name: str) -> Decoding:
-    """Return the decoding that `--decoding` names. Raises UserError for an unknown one."""
-    for known in DECODINGS:
-        if known == name:
-            return known
-    raise UserError("--decoding", f"must be one of {', '.join(DECODINGS)} (got '{name}')")
+LONGEST = 30.0
+UNENDED = "the decoder reached its limit of tokens: some of the text may be missing"
+
+
+def parse_decoding(name: str | None, beam: BeamOptions | None = None) -> Decoding | None:
+    """Return the decoding that `--decoding` names, None for the usual one; options of the beam search imply `beam`.
+
+    Raises:
+        UserError: The name is unknown, or the options are of no effect with it.
+    """
+    if name is None:
+        return "beam" if beam else None
+    if name not in DECODINGS:
+        raise UserError("--decoding", f"must be one of {', '.join(DECODINGS)} (got '{name}')")
+    if beam and name != "beam":
+        raise UserError("--decoding", f"{name} takes no n-gram, hotwords, words or beam; use --decoding beam")
+    return name
 
 
 def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, tokenizer: Tokenizer) -> list[str]:
@@ -48,18 +55,34 @@ def greedy_texts(logits_BTV: Tensor, frames_B: Tensor, tokenizer: Tokenizer) -> 
     return texts
 
 
+def usual_decoding(model: nn.Module) -> Decoding:
+    """The way that a model is decoded unless another is asked for: CTC if it has it, else its decoder."""
+    return "ctc" if family_of(model).ctc else "attention"
+
+
+def search_or(decoding: Decoding, beam: BeamOptions | None, tokenizer: Tokenizer) -> "Decoding | WordSearch":
+    """The beam search that `beam` stands for, with its files read; any other decoding as it is. Raises UserError."""
+    return word_search(beam or BeamOptions(), tokenizer) if decoding == "beam" else decoding
+
+
 def check_decoding(model: nn.Module, decoding: Decoding) -> None:
     """Raise UserError if a model lacks the head that a way of decoding needs."""
     family = family_of(model)
-    if not family.ctc:
-        raise UserError(type(model).__name__, "is scored by its own generate(); foldray decodes CTC and hybrid models")
-    if decoding != "ctc" and not family.attention:
+    if family.seq2seq and decoding != "attention":
+        raise UserError("--decoding", f"{decoding} needs CTC, which {type(model).__name__} lacks; use attention")
+    if decoding in ("attention", "joint") and not family.attention:
         raise UserError("--decoding", f"{decoding} needs a decoder, which {type(model).__name__} lacks; use ctc")
 
 
 @torch.no_grad()
 def recognise(
-    model: FoldedModel, inputs: dict[str, Tensor], frames_B: Tensor, tokenizer: Tokenizer, decoding: Decoding = "ctc"
+    model: FoldedModel,
+    inputs: dict[str, Tensor],
+    frames_B: Tensor,
+    tokenizer: Tokenizer,
+    decoding: Decoding | WordSearch = "ctc",
+    languages: Sequence[str] = (),
+    seconds: float = LONGEST,
 ) -> list[str]:
     """Decode a batch at the one depth that the model is set to.
 
@@ -68,11 +91,17 @@ def recognise(
         inputs: what the encoder takes, B utterances.
         frames_B: valid output frames of each utterance.
         decoding: `ctc` is greedy; `attention` is a beam search with the decoder; `joint` lets the decoder choose among
-            the best hypotheses of CTC, with the weights of the training in arXiv 2505.21237.
+            the best hypotheses of CTC, with the weights of the training in arXiv 2505.21237; `beam` is a beam search
+            over CTC, and a WordSearch one with an n-gram or lists of words. A stock decoder without CTC generates
+            greedily.
+        languages: languages of the utterances, for the prompts of a stock decoder.
+        seconds: length of the longest utterance, which bounds what a stock decoder generates.
 
     Returns:
         The text of each utterance.
     """
+    if tokenizer.special:
+        return generate_texts(model, inputs, tokenizer, seconds, languages)
     hybrid = cast(ConformerForSpeech, model)  # the only family with a decoder and CTC, see check_decoding
     if decoding == "attention":
         longest = min(int(frames_B.max()), model.config.max_target_positions - 2)
@@ -82,51 +111,11 @@ def recognise(
     if decoding == "ctc":
         return greedy_texts(logits_BTV, frames_B, tokenizer)
     log_probs_BTV = logits_BTV.float().log_softmax(-1).cpu()
+    if decoding == "beam":
+        decoding = word_search(BeamOptions(), tokenizer)
+    if isinstance(decoding, WordSearch):
+        pairs = zip(log_probs_BTV, frames_B.tolist(), strict=True)
+        return [decoding.nbest(log_probs_TV[:frames])[0][0] for log_probs_TV, frames in pairs]
     nbest = [ctc_nbest(log_probs_BTV[b, :frames], BEAM) for b, frames in enumerate(frames_B.tolist())]
     hidden = output.encoder_last_hidden_state
     return [tokenizer.decode(ids) for ids in rescore(hybrid, inputs, nbest, CTC_WEIGHT, hidden)]
-
-
-def transcribe(
-    model_folder: str, files: Sequence[str], depth: int | None = None, decoding: Decoding = "ctc"
-) -> list[dict[str, str]]:
-    """Transcribe audio files of any format and sample rate.
-
-    Args:
-        model_folder: folder or URI of a foldable model.
-        files: paths or URIs.
-        depth: the depth to run; the deepest by default.
-
-    Returns:
-        For each file a dict with `file` and `text`, or `error` instead of `text` if it can't be used.
-
-    Raises:
-        UserError: for a depth without a path, or a way of decoding that the model lacks.
-    """
-    model = load_model(model_folder)
-    check_decoding(model, decoding)
-    set_depths(model, [stack_of(model).plan.depths[-1] if depth is None else depth])
-    tokenizer = read_tokenizer(model_folder)
-    extractor = build_extractor(model)
-    entries = []
-    for file in files:
-        try:
-            waveform_T = whole_frames(model, _decode_file(file))
-        except UserError as error:
-            entries.append({"file": file, "error": error.problem})
-            continue
-        inputs = extract_features(model, extractor, [waveform_T])
-        frames_B = torch.tensor(output_frames(model, [len(waveform_T)]))
-        entries.append({"file": file, "text": recognise(model, inputs, frames_B, tokenizer, decoding)[0]})
-    return entries
-
-
-def _decode_file(file: str) -> npt.NDArray[np.float32]:
-    try:
-        return decode_audio(storage.read_bytes(file))
-    except FileNotFoundError:
-        raise UserError(file, "does not exist") from None
-    except OSError as error:
-        raise UserError(file, f"can't be read ({error.strerror or error})") from None
-    except BadAudioError as bad:
-        raise UserError(file, f"can't be used ({bad.reason}: {bad.detail})") from None

@@ -3,13 +3,17 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
+
+from typing_extensions import TypedDict  # pydantic checks no other before Python 3.12
 
 from foldray import storage
 from foldray.config.run_files import read_run_facts, read_run_spec
-from foldray.errors import UserError
+from foldray.errors import DamagedFileError, UserError
+from foldray.models.hub import copy_fold, is_page
 from foldray.results.metrics import read_metrics
 from foldray.storage.layout import CheckpointFolder, ModelFolder, Run, Store
+from foldray.storage.records import read_as
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +25,7 @@ class FoundModel:
 
     Attributes:
         uri: The model folder.
-        name: The id of its run, or the folder's name.
+        name: The id of its run, or the name of the folder or of its page on the hub.
         store: The root of the store that its result rows go to.
         run: URI of its run; None for exported and other folders.
         step: The step of a checkpoint; None for a final model.
@@ -35,9 +39,13 @@ class FoundModel:
 
 
 def find_model(model: str, store: str) -> FoundModel:
-    """Find a model by run id, run URI, checkpoint URI or folder. Raises UserError that lists the finished runs."""
+    """Find a model by run id, run URI, checkpoint URI, folder or OWNER/NAME on the hub.
+
+    Raises:
+        UserError: There is none; lists the finished runs, or says what the hub answers.
+    """
     home = Store(store)
-    for uri in (storage.absolute(model), home.run(model).uri):
+    for uri in (storage.absolute(model), *([home.run(model).uri] if storage.is_relative(model) else [])):
         if found := _model_at(uri, home):
             return found
     runs = storage.list_folders(home.runs)
@@ -45,6 +53,8 @@ def find_model(model: str, store: str) -> FoundModel:
         raise UserError(
             model, "is not finished; train it with the command that started it, or name one of its checkpoints"
         )
+    if is_page(model) and not storage.is_folder(model):
+        return FoundModel(str(copy_fold(model)), storage.split(model)[1], home.root)
     done = ", ".join(run for run in runs if storage.exists(home.run(run).model.fold))
     raise UserError(
         model, f"is neither a finished run nor a model folder; finished runs in {home.root}: {done or 'none'}"
@@ -126,7 +136,12 @@ def provenance(found: FoundModel) -> Provenance:
 
 def _export_record(found: FoundModel) -> ExportRecord | None:
     file = ModelFolder(found.uri).export
-    return storage.read_json(file) if storage.exists(file) else None
+    if not storage.exists(file):
+        return None
+    record = read_as(ExportRecord, file)
+    if not storage.is_plain(record["run_id"]):  # it becomes the name of files and folders
+        raise DamagedFileError(file, f"is damaged (run_id: {record['run_id']!r} is not the id of a run)")
+    return record
 
 
 def run_id_of(found: FoundModel) -> str:

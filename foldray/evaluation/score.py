@@ -10,11 +10,14 @@ import jiwer
 import numpy as np
 from transformers import PreTrainedModel
 
+from foldray.config.corpus import TextProfile
 from foldray.data.epoch import MicroBatch, plan_scoring
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.reader import Row
 from foldray.data.stream import Batch, BatchLoader
+from foldray.data.text import normalise
 from foldray.evaluation.decode import Decoding, recognise
+from foldray.evaluation.word_scores import WordSearch
 from foldray.models.fold import set_depths
 from foldray.models.tokenizer import Tokenizer
 from foldray.results.alignment import align_words
@@ -40,8 +43,30 @@ class ScoredUtterance:
 
 
 @dataclass(frozen=True)
+class Transcript:
+    """What the corpus and the model say of one utterance, before any normalisation of the scoring.
+
+    Attributes:
+        id: The utterance.
+        seconds: Its length.
+        decode_seconds: Wall time to decode it: its share of the batch.
+        reference: The text as the prepared corpus has it.
+        hypothesis: The text as the model wrote it.
+    """
+
+    id: str
+    seconds: float
+    decode_seconds: float
+    reference: str
+    hypothesis: str
+
+
+@dataclass(frozen=True)
 class DepthScore:
-    """Scores of one depth on one split. WER and CER are fractions; `rtfx` is audio seconds per wall second."""
+    """Scores of one depth on one split. WER and CER are fractions; `rtfx` is audio seconds per wall second.
+
+    `utterances` are those that count, `transcripts` all of the split; both are sorted by id.
+    """
 
     depth: int
     wer: float
@@ -49,6 +74,7 @@ class DepthScore:
     rtfx: float
     peak_rss_bytes: int
     utterances: list[ScoredUtterance]
+    transcripts: list[Transcript]
 
 
 def score_depths(
@@ -59,7 +85,8 @@ def score_depths(
     split: str,
     depths: tuple[int, ...],
     *,
-    decoding: Decoding = "ctc",
+    decoding: Decoding | WordSearch = "ctc",
+    scored_as: TextProfile | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[DepthScore]:
     """Decode and score a prepared split at each depth, in float32.
@@ -70,6 +97,8 @@ def score_depths(
         model: a folded model.
         corpus: URI of the prepared corpus.
         depths: depths to score, trained or not.
+        scored_as: normalise references and hypotheses so before they are compared, for a corpus whose texts are as
+            they were written; an utterance whose reference has no words then does not count.
         on_progress: called with the batches done and in total, over all depths.
 
     Raises:
@@ -89,48 +118,69 @@ def score_depths(
         def on_batch(done: int, before: int = number * len(batches)) -> None:
             on_progress(before + done, len(depths) * len(batches))
 
-        scores.append(_score_depth(model, depth, loader, batches, tokenizer, decoding, on_batch))
+        transcripts, speakers = _transcribe(model, depth, loader, batches, tokenizer, decoding, on_batch)
+        compared = _compared(transcripts, tokenizer, manifest.text, scored_as)
+        utterances = [_align(i, speakers[i], reference, hypothesis) for i, reference, hypothesis in compared]
+        scores.append(_score(depth, utterances, transcripts))
     return scores
 
 
-def _score_depth(
+def _transcribe(
     model: PreTrainedModel,
     depth: int,
     loader: BatchLoader,
     batches: Sequence[MicroBatch],
     tokenizer: Tokenizer,
-    decoding: Decoding,
+    decoding: Decoding | WordSearch,
     on_batch: Callable[[int], None],
-) -> DepthScore:
+) -> tuple[list[Transcript], dict[str, str]]:
+    """Decode every utterance at one depth; returns transcripts sorted by id, and the speaker of each."""
     set_depths(model, [depth])
     _reset_peak_rss()
     loader.expect(np.concatenate(batches))
-    utterances: list[ScoredUtterance] = []
-    seconds = audio = 0.0
+    transcripts: list[Transcript] = []
+    speakers: dict[str, str] = {}
     for done, planned in enumerate(batches, start=1):
         rows = loader.read(planned)
         began = time.perf_counter()
         batch, hypotheses = _decode_batch(model, loader, rows, tokenizer, decoding)
-        seconds += time.perf_counter() - began
-        audio += batch.seconds
-        speakers = {row["id"]: row["speaker"] for row in rows}
-        utterances += [
-            _align(i, speakers[i], reference, hypothesis)
-            for i, reference, hypothesis in zip(batch.ids, batch.texts, hypotheses, strict=True)
+        share = (time.perf_counter() - began) / len(rows)
+        speakers |= {row["id"]: row["speaker"] for row in rows}
+        transcripts += [
+            Transcript(i, seconds, share, reference, hypothesis)
+            for i, seconds, reference, hypothesis in zip(batch.ids, batch.lengths, batch.texts, hypotheses, strict=True)
         ]
         on_batch(done)
-    return _score(depth, sorted(utterances, key=lambda each: each.id), audio / seconds)
+    return sorted(transcripts, key=lambda each: each.id), speakers
+
+
+def _compared(
+    transcripts: Sequence[Transcript], tokenizer: Tokenizer, text: TextProfile | None, scored_as: TextProfile | None
+) -> list[tuple[str, str, str]]:
+    """Id, reference and hypothesis of each utterance as they are compared."""
+    if scored_as:
+        both = [(t.id, normalise(t.reference, scored_as), normalise(t.hypothesis, scored_as)) for t in transcripts]
+        return [each for each in both if each[1]]
+    if tokenizer.special and text:  # a model that is not fine-tuned writes in its own way
+        return [(t.id, t.reference, normalise(t.hypothesis, text)) for t in transcripts]
+    return [(t.id, t.reference, t.hypothesis) for t in transcripts]
 
 
 def _decode_batch(
-    model: PreTrainedModel, loader: BatchLoader, rows: list[Row], tokenizer: Tokenizer, decoding: Decoding
+    model: PreTrainedModel,
+    loader: BatchLoader,
+    rows: list[Row],
+    tokenizer: Tokenizer,
+    decoding: Decoding | WordSearch,
 ) -> tuple[Batch, list[str]]:
     """Decode a batch; RTFx times this: audio decoding, features, model and beam search, not storage."""
     batch = loader.collate(rows, epoch=0).to(model.device)
-    return batch, recognise(model, batch.encoder_inputs, batch.frames_B, tokenizer, decoding)
+    inputs = (batch.encoder_inputs, batch.frames_B)
+    texts = recognise(model, *inputs, tokenizer, decoding, languages=batch.languages, seconds=batch.longest)
+    return batch, texts
 
 
-def _score(depth: int, utterances: list[ScoredUtterance], rtfx: float) -> DepthScore:
+def _score(depth: int, utterances: list[ScoredUtterance], transcripts: list[Transcript]) -> DepthScore:
     references, hypotheses = [u.reference for u in utterances], [u.hypothesis for u in utterances]
     words = sum(u.num_words for u in utterances)
     errors = sum(u.substitutions + u.deletions + u.insertions for u in utterances)
@@ -138,9 +188,10 @@ def _score(depth: int, utterances: list[ScoredUtterance], rtfx: float) -> DepthS
         depth=depth,
         wer=errors / words,
         cer=float(jiwer.cer(references, hypotheses)),
-        rtfx=rtfx,
+        rtfx=sum(t.seconds for t in transcripts) / sum(t.decode_seconds for t in transcripts),
         peak_rss_bytes=_peak_rss(),
         utterances=utterances,
+        transcripts=transcripts,
     )
 
 

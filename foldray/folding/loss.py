@@ -173,6 +173,15 @@ def distillation_per_path(
     return _sum_valid(kl_PBT, frames_B) * temperature**2
 
 
+def taught_per_path(logits_PBTV: Tensor, teacher_BTV: Tensor, frames_B: Tensor, temperature: float) -> Tensor:
+    """Compute KL(teacher || path) (P,) of a frozen teacher, summed over valid frames, times temperature squared."""
+    student = (logits_PBTV / temperature).log_softmax(-1)
+    teacher = (teacher_BTV.detach() / temperature).log_softmax(-1)
+    kl_PBT = (teacher.exp() * (teacher - student)).sum(-1)
+    # where, not a product: a padded frame may hold anything, and 0 * inf is not 0.
+    return torch.where(_valid(frames_B, kl_PBT.shape[-1]), kl_PBT, 0.0).sum((1, 2)) * temperature**2
+
+
 def matching_per_path(hidden_PBTD: Tensor, frames_B: Tensor) -> Tensor:
     """Compute the squared distance (P,) of each path's last hidden states to the detached deepest ones.
 

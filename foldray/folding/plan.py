@@ -9,6 +9,11 @@ from typing import Literal, get_args
 Order = Literal["in_place", "cycle", "group"]
 
 
+MOST_LAYERS = 1000
+"""Layers of a path: far more than any model has, and few enough to be planned at once."""
+MOST_RANK = 10_000
+
+
 @dataclass(frozen=True)
 class Private:
     """Private parts of every (layer, use) with use > 0; use 0 is the seed and has none.
@@ -35,8 +40,8 @@ class Private:
     def __post_init__(self) -> None:
         names = (self.lora_on,) if isinstance(self.lora_on, str) else self.lora_on
         object.__setattr__(self, "lora_on", tuple(names))
-        if self.lora_rank < 0:
-            raise ValueError("lora_rank: use 0 for none, or 1 or more")
+        if not 0 <= self.lora_rank <= MOST_RANK:
+            raise ValueError(f"lora_rank: use 0 for none, or 1 to {MOST_RANK}")
         if self.lora_on and not self.lora_rank:
             raise ValueError("lora_on: has no effect without LoRA; add lora to private")
 
@@ -99,6 +104,8 @@ class FoldPlan:
     def _check_counts(self) -> None:
         if self.num_layers < 1:
             raise ValueError(f"num_layers: must be 1 or more, not {self.num_layers}")
+        if self.num_layers > MOST_LAYERS or any(depth > MOST_LAYERS for depth in self.depths):
+            raise ValueError(f"depths: use at most {MOST_LAYERS}")
         if not self.depths or list(self.depths) != sorted(set(self.depths)):
             raise ValueError(f"depths: {list(self.depths)} must ascend without repeats")
         if self.depths[0] != self.num_layers:
@@ -144,6 +151,8 @@ class FoldPlan:
             if depth not in self.depths:
                 raise KeyError(f"depth {depth} has no path; only {list(self.depths)} have one")
             return self.paths[self.depths.index(depth)]
+        if depth > MOST_LAYERS:
+            raise KeyError(f"depth {depth} has no path; use at most {MOST_LAYERS}")
         if depth < self.num_layers:
             raise KeyError(f"depth {depth} is shallower than the seed, {self.num_layers}")
         if depth > self.num_layers and self.keep_first + self.keep_last >= self.num_layers:
@@ -193,3 +202,27 @@ def _in_place(layers: Sequence[int], length: int) -> tuple[int, ...]:
     repeats, extra = divmod(length, len(layers))
     first_extra = len(layers) - extra
     return tuple(layer for i, layer in enumerate(layers) for _ in range(repeats + (1 if i >= first_extra else 0)))
+
+
+def check_pairs(encoder: FoldPlan, decoder: FoldPlan) -> None:
+    """Check that a decoder's plan has one depth for each of the encoder's, or a single one for all.
+
+    Raises ValueError naming the field.
+    """
+    if len(decoder.depths) not in (1, len(encoder.depths)):
+        raise ValueError(
+            f"decoder.depths: {list(decoder.depths)} must have one depth for each of the encoder's "
+            f"{list(encoder.depths)}, or a single one for all"
+        )
+
+
+def decoder_depth(encoder: FoldPlan, decoder: FoldPlan, depth: int) -> int:
+    """Get the depth that a decoder runs with a depth of the encoder: the one at its position, or the only one.
+
+    Raises KeyError for a depth of the encoder that is not planned, unless one decoder path serves all.
+    """
+    if len(decoder.depths) == 1:
+        return decoder.depths[0]
+    if depth not in encoder.depths:
+        raise KeyError(f"depth {depth} has no decoder path; only {list(encoder.depths)} have one")
+    return decoder.depths[encoder.depths.index(depth)]

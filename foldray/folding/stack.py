@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from foldray.folding.plan import FoldPlan
 from foldray.folding.private import USE, add_private_parts, block_shape
+from foldray.folding.rows import Ended, run_rows
 
 
 def check_layers(blocks: Sequence[nn.Module], plan: FoldPlan) -> None:
@@ -36,6 +37,10 @@ class FoldedStack(nn.ModuleList):
 
     Attributes:
         run_depths: The depths that a forward pass runs; all planned ones by default.
+        row_depths: The depth of each row of the batch, instead of `run_depths`: rows run together as far as their
+            paths agree. For inference.
+        on_end: Called with the numbers of rows that reached their depth and their states, before others go on.
+        substitute: States that the next forward pass returns instead of running any block.
         keep_output: Whether to keep the last hidden states for `take_output`.
 
     Raises:
@@ -48,6 +53,9 @@ class FoldedStack(nn.ModuleList):
         super().__init__(blocks)
         self.plan = plan
         self.run_depths = plan.depths
+        self.row_depths: Sequence[int] | None = None
+        self.on_end: Ended | None = None
+        self.substitute: Tensor | None = None
         self.keep_output = False
         self._output: Tensor | None = None
         self._carried = carried
@@ -65,7 +73,7 @@ class FoldedStack(nn.ModuleList):
         """The stored blocks, in order."""
         return [self[i] for i in range(len(self))]
 
-    def forward(self, hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, hidden_BTD: Tensor, /, *args: Any, **kwargs: Any) -> Any:
         """Run each depth of `run_depths`; a prefix that several paths share is computed once.
 
         Args:
@@ -73,9 +81,19 @@ class FoldedStack(nn.ModuleList):
             args, kwargs: Masks, positions and so on, passed to every block.
 
         Returns:
-            States (P*B, T, D): all utterances at the first depth, then all at the next. With `carried`, a pair of
-            them and the carried value.
+            States (P*B, T, D): all utterances at the first depth, then all at the next; (B, T, D) with `row_depths`.
+            With `carried`, a pair of them and the carried value.
+
+        Raises:
+            ValueError: `row_depths` are not as many as the rows.
         """
+        if self.substitute is not None:
+            substitute, self.substitute = self.substitute, None
+            return (substitute, None) if self._carried else substitute
+        if self.row_depths is not None:
+            paths = [self.plan.path(depth) for depth in self.row_depths]
+            ended_BTD = run_rows(self._advance, paths, hidden_BTD, args, kwargs, self._carried, self.on_end)
+            return (ended_BTD, None) if self._carried else ended_BTD
         paths = [self.plan.path(depth) for depth in self.run_depths]
         reached: dict[tuple[int, ...], tuple[Tensor, Any]] = {(): (hidden_BTD, kwargs.get(self._carried or ""))}
         ends = []
@@ -115,3 +133,10 @@ class FoldedStack(nn.ModuleList):
             return self[layer](hidden_BTD, *args, **kwargs), None
         hidden_BTD, carried = self[layer](hidden_BTD, *args, **{**kwargs, self._carried: carried})
         return hidden_BTD, carried
+
+
+def number_caches(block: nn.Module, position: int) -> None:
+    """Let the attention of a block use the key-value cache of its position on the path, as in a stock model."""
+    for module in block.modules():
+        if isinstance(getattr(module, "layer_idx", None), int):
+            module.layer_idx = position  # type: ignore[assignment]

@@ -4,17 +4,19 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 
-from foldray.config.model import ModelSpec
+from foldray.config.model import ModelSpec, PlannedModel
 from foldray.errors import UserError
-from foldray.folding.block_shape import numbers
 from foldray.folding.plan import FoldPlan
+from foldray.models.cost_sums import DecoderSums, private_applications, private_bytes, private_params
 from foldray.models.families import FAMILIES
 from foldray.models.folded_model import FoldedModel
 from foldray.models.shape_counts import AS_IS, PRECISIONS, ShapeCounts, find_counts
+from foldray.models.windows import USUAL_SECONDS
 
 MACS_SECONDS = 10.0
 """Length of the utterance whose MACs are counted; attention's share grows with it, ten seconds is usual."""
@@ -48,6 +50,7 @@ class DepthCost:
         params_private: Those of the private parts that this depth runs.
         params_unrolled: Parameters of an unshared model of this depth.
         bytes_stored: Bytes of all stored weights, buffers included.
+        decoder_path: The path in a folded decoder; None for a stock one.
     """
 
     depth: int
@@ -58,12 +61,13 @@ class DepthCost:
     params_unrolled: int
     bytes_stored: int
     macs_per_audio_second: float
+    decoder_path: tuple[int, ...] | None = None
 
 
 # --- Specs and models ------------------------------------------------------------------------------
 
 
-def plan_costs(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> list[DepthCost]:
+def plan_costs(planned: PlannedModel, vocab_size: int) -> list[DepthCost]:
     """Compute the cost of every depth of a fold before it is trained.
 
     The shape is that of the checkpoint if it lies in a folder or bucket, else the one the spec states.
@@ -71,53 +75,73 @@ def plan_costs(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> list[DepthCo
     Raises:
         UserError: The configuration gives no model, or the plan does not fit it; names the field of the spec.
     """
-    return depth_costs(counts_of(spec, plan, vocab_size), plan, plan.depths)
+    counts = counts_of(planned, vocab_size)
+    return depth_costs(counts, planned.plan, planned.plan.depths, decoder=planned.decoder)
 
 
-def joint_cost(spec: ModelSpec, plan: FoldPlan, vocab_size: int, sampled: int | None = None) -> JointCost:
+def joint_cost(planned: PlannedModel, vocab_size: int, sampled: int | None = None) -> JointCost:
     """Compute the cost of a joint step: what precedes the blocks once, and every prefix that paths share once.
 
     Args:
-        spec, plan, vocab_size: The fold.
+        planned, vocab_size: The fold, and the size of its vocabulary.
         sampled: How many of the depths between seed and deepest a step draws, as `loss.sampled`. MACs are then the
             mean over all draws, bytes those of the most expensive one (of MOST_DRAWS random ones if there are more).
     """
-    counts = counts_of(spec, plan, vocab_size)
+    counts, plan = counts_of(planned, vocab_size), planned.plan
+    decoder = _sums(counts, plan, planned.decoder)
     blocks = {depths: len(plan.prefixes(depths)) for depths in _draws(plan.depths, sampled)}
     cheapest, dearest = min(blocks, key=blocks.__getitem__), max(blocks, key=blocks.__getitem__)
     macs = most = _macs(counts, plan, dearest) / MACS_SECONDS
     if fewer := blocks[dearest] - blocks[cheapest]:
         mean = fmean(blocks.values())
         macs = most - (most - _macs(counts, plan, cheapest) / MACS_SECONDS) * (blocks[dearest] - mean) / fewer
-    return JointCost(macs, _kept_bytes(counts, plan, dearest) / MACS_SECONDS)
+    if not decoder:
+        return JointCost(macs, _kept_bytes(counts, plan, dearest) / MACS_SECONDS)
+    added = {depth: (decoder.macs([depth]), decoder.kept_bytes([depth])) for depth in plan.depths}
+    macs += fmean(sum(added[depth][0] for depth in depths) for depths in blocks) / MACS_SECONDS
+    heaviest = max(blocks, key=lambda each: blocks[each] * counts.kept.block + sum(added[depth][1] for depth in each))
+    return JointCost(macs, (_kept_bytes(counts, plan, heaviest) + decoder.kept_bytes(heaviest)) / MACS_SECONDS)
 
 
-def bytes_at_precisions(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> dict[str, int]:
+def bytes_at_precisions(planned: PlannedModel, vocab_size: int) -> dict[str, int]:
     """Compute the bytes of the stored weights at each precision."""
-    counts = counts_of(spec, plan, vocab_size)
-    return {precision: _stored_bytes(counts, plan, precision) for precision in PRECISIONS}
+    counts = counts_of(planned, vocab_size)
+    decoder = _sums(counts, planned.plan, planned.decoder)
+    return {precision: _stored_bytes(counts, planned.plan, precision, decoder) for precision in PRECISIONS}
 
 
-def counts_of(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> ShapeCounts:
-    """Find the counts of a spec's model shape and check that the plan fits it. Raises UserError."""
+def counts_of(planned: PlannedModel, vocab_size: int) -> ShapeCounts:
+    """Find the counts of a model's shape and check that its plan fits it. Raises UserError."""
+    spec, plan, decoder = planned.model, planned.plan, planned.decoder
 
     def count() -> ShapeCounts:
         from foldray.models.count import count_spec
 
-        return count_spec(spec, plan, vocab_size)
+        return count_spec(planned, vocab_size)
 
+    with _fold_errors("fold"):
+        FAMILIES[spec.family].check_plan(plan, decoder)
     in_reach = spec.checkpoint and ("://" in spec.checkpoint or spec.checkpoint.startswith(("/", ".", "~")))
     if in_reach or (spec.checkpoint and _is_folder(spec.checkpoint)):
         counts = count()  # its configuration is read, and the plan checked against its number of layers
     else:
-        counts = find_counts(shape_key(spec, vocab_size), count)
-    try:
-        FAMILIES[spec.family].check_plan(plan)
+        counts = find_counts(shape_key(spec, vocab_size, decoder), count)
+    with _fold_errors("fold"):
         counts.shape.check(plan.private, is_repeated=max(plan.uses()) > 1)
+    if decoder and counts.decoder:
+        with _fold_errors("fold.decoder"):
+            counts.decoder.shape.check(decoder.private, is_repeated=max(decoder.uses()) > 1)
+    return counts
+
+
+@contextmanager
+def _fold_errors(section: str) -> Iterator[None]:
+    """Turn a ValueError about a plan into a UserError that names the field of the spec."""
+    try:
+        yield
     except ValueError as error:
         field, _, problem = str(error).partition(": ")
-        raise UserError(f"fold.{field}", problem) from None
-    return counts
+        raise UserError(f"{section}.{field}", problem) from None
 
 
 def _is_folder(checkpoint: str) -> bool:
@@ -126,80 +150,85 @@ def _is_folder(checkpoint: str) -> bool:
     return Path(checkpoint).is_dir()
 
 
-def shape_key(spec: ModelSpec, vocab_size: int) -> dict[str, object]:
+def shape_key(spec: ModelSpec, vocab_size: int, decoder: FoldPlan | None = None) -> dict[str, object]:
     """Return everything that decides the shape of a spec's model, as JSON values."""
-    return {"family": spec.family, "config": spec.config, "vocab_size": vocab_size, "seconds": MACS_SECONDS}
+    key = {"family": spec.family, "config": spec.config, "vocab_size": vocab_size, "seconds": MACS_SECONDS}
+    key |= {} if spec.window == "audio" else {"window": spec.window}
+    return {**key, "decoder_layers": decoder.num_layers} if decoder else key
 
 
 def costs_of(model: FoldedModel, depths: Sequence[int] = (), precision: str | None = None) -> list[DepthCost]:
     """Compute the cost of some depths of a folded model, of all planned ones by default, stored at a precision."""
     from foldray.models.count import count_config
-    from foldray.models.fold import stack_of
+    from foldray.models.fold import decoder_stack_of, stack_of
 
     fields = json.loads(model.config.to_json_string(use_diff=False))
+    fields.pop(USUAL_SECONDS, None)
     key = {"class": type(model.config).__name__, "config": fields, "seconds": MACS_SECONDS}
-    plan = stack_of(model).plan
+    plan, decoder = stack_of(model).plan, decoder_stack_of(model)
     counts = find_counts(key, lambda: count_config(model.config))
-    return depth_costs(counts, plan, depths or plan.depths, precision or AS_IS)
+    decoder_plan = None if decoder is None else decoder.plan
+    return depth_costs(counts, plan, depths or plan.depths, precision or AS_IS, decoder_plan)
 
 
 # --- Arithmetic ------------------------------------------------------------------------------------
 
 
-def depth_costs(counts: ShapeCounts, plan: FoldPlan, depths: Sequence[int], precision: str = AS_IS) -> list[DepthCost]:
+def depth_costs(
+    counts: ShapeCounts,
+    plan: FoldPlan,
+    depths: Sequence[int],
+    precision: str = AS_IS,
+    decoder: FoldPlan | None = None,
+) -> list[DepthCost]:
     """Compute the cost of some depths, trained or not. Raises KeyError for a depth without a path."""
+    more = _sums(counts, plan, decoder)
+    unshared = counts.outside.params + counts.first_block.params - counts.block.params
     return [
         DepthCost(
             depth=depth,
             path=plan.path(depth),
             trained=depth in plan.depths,
-            params_stored=_stored_params(counts, plan),
-            params_private=_repeats(plan, depth) * numbers(counts.shape.parameters(plan.private)),
-            params_unrolled=counts.outside.params + counts.first_block.params + (depth - 1) * counts.block.params,
-            bytes_stored=_stored_bytes(counts, plan, precision),
-            macs_per_audio_second=_macs(counts, plan, [depth]) / MACS_SECONDS,
+            params_stored=_stored_params(counts, plan) + (more.private_params() if more else 0),
+            params_private=private_params(plan, counts.shape, depth) + (more.private_params(depth) if more else 0),
+            params_unrolled=unshared + depth * counts.block.params + (more.params_unrolled(depth) if more else 0),
+            bytes_stored=_stored_bytes(counts, plan, precision, more),
+            macs_per_audio_second=(_macs(counts, plan, [depth]) + (more.macs([depth]) if more else 0)) / MACS_SECONDS,
+            decoder_path=more.path(depth) if more else None,
         )
         for depth in depths
     ]
 
 
-def _repeats(plan: FoldPlan, depth: int | None = None) -> int:
-    """Uses with private parts: of all planned depths, or those of them that one depth runs."""
-    stored = plan.uses()
-    run = stored if depth is None else plan.uses([depth])
-    return sum(max(0, min(pair) - 1) for pair in zip(stored, run, strict=True))
+def _sums(counts: ShapeCounts, plan: FoldPlan, decoder: FoldPlan | None) -> DecoderSums | None:
+    if decoder is None:
+        return None
+    assert counts.decoder is not None
+    return DecoderSums(counts.decoder, plan, decoder)
 
 
 def _stored_params(counts: ShapeCounts, plan: FoldPlan) -> int:
     stock = counts.outside.params + counts.first_block.params + (plan.num_layers - 1) * counts.block.params
-    return stock + _repeats(plan) * numbers(counts.shape.parameters(plan.private))
+    return stock + private_params(plan, counts.shape)
 
 
-def _stored_bytes(counts: ShapeCounts, plan: FoldPlan, precision: str) -> int:
+def _stored_bytes(counts: ShapeCounts, plan: FoldPlan, precision: str, decoder: DecoderSums | None) -> int:
     parts = (counts.outside, counts.first_block, *[counts.block] * (plan.num_layers - 1))
-    floats = [*counts.shape.parameters(plan.private), *counts.shape.statistics(plan.private)]
-    private = sum(bytes_at(shape, precision) for shape in floats) + 8 * numbers(counts.shape.counters(plan.private))
-    return sum(part.bytes[precision] for part in parts) + _repeats(plan) * private
-
-
-def bytes_at(shape: tuple[int, ...], precision: str) -> int:
-    """Compute the bytes of one float32 tensor stored at a precision."""
-    if precision == "int8" and sum(size > 1 for size in shape) > 1:  # as int8.is_quantised
-        return math.prod(shape) + 4 * shape[0]
-    return math.prod(shape) * (2 if precision == "bfloat16" else 4)
+    private = private_bytes(plan, counts.shape, precision) + (decoder.private_bytes(precision) if decoder else 0)
+    return sum(part.bytes[precision] for part in parts) + private
 
 
 def _macs(counts: ShapeCounts, plan: FoldPlan, depths: Sequence[int]) -> float:
     """Of one utterance in a pass over some depths."""
     prefixes = plan.prefixes(depths)
-    private = len(_private_applications(plan, prefixes)) * counts.shape.lora_macs(plan.private)
+    private = len(private_applications(plan, prefixes)) * counts.shape.lora_macs(plan.private)
     return counts.macs.once + len(prefixes) * counts.macs.block + len(depths) * counts.macs.depth + private
 
 
 def _kept_bytes(counts: ShapeCounts, plan: FoldPlan, depths: Sequence[int]) -> int:
     """Of one utterance in a pass over some depths."""
     prefixes = plan.prefixes(depths)
-    private = _private_applications(plan, prefixes)
+    private = private_applications(plan, prefixes)
     inputs = {prefix[:-1] for prefix in prefixes if len(prefix) > 1}
     statistics = {(prefix[-1], 0) for prefix in prefixes}
     if plan.private.statistics:
@@ -208,19 +237,6 @@ def _kept_bytes(counts: ShapeCounts, plan: FoldPlan, depths: Sequence[int]) -> i
     outside = kept.one_depth if len(depths) == 1 else kept.two_depths + (len(depths) - 2) * kept.further_depth
     inside = len(prefixes) * kept.block + len(inputs) * kept.state + len(statistics) * kept.statistics
     return outside + inside + 4 * len(private) * counts.shape.kept_numbers(plan.private)
-
-
-def _private_applications(plan: FoldPlan, prefixes: set[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, int]]:
-    """Applications of a block that run private parts, and which (layer, use) each one runs."""
-    if not plan.private:
-        return {}
-    uses = plan.uses()
-    applications = {prefix: (prefix[-1], prefix[:-1].count(prefix[-1])) for prefix in prefixes}
-    return {
-        prefix: (layer, min(use, uses[layer] - 1))
-        for prefix, (layer, use) in applications.items()
-        if use and uses[layer] > 1
-    }
 
 
 def _draws(depths: tuple[int, ...], sampled: int | None) -> list[tuple[int, ...]]:

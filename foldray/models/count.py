@@ -1,29 +1,37 @@
-"""Count parameters, bytes, multiply-accumulates and kept activations of models on the meta device; nothing runs."""
+"""Count what a shape of model costs, from a few small folds of it on the meta device; nothing runs."""
 
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from foldray.config.corpus import SAMPLE_RATE
-from foldray.config.model import ModelSpec
+from foldray.config.model import ModelSpec, PlannedModel
 from foldray.config.recipes import load_recipe, recipe_names
 from foldray.errors import UserError, one_line
 from foldray.folding.block_shape import BlockShape
 from foldray.folding.plan import FoldPlan, Private
-from foldray.folding.private import block_shape, is_private_key
-from foldray.folding.stack import FoldedStack
-from foldray.models.costs import MACS_SECONDS, PLAN_VOCAB_SIZE, TOKENS_PER_SECOND, bytes_at, shape_key
+from foldray.folding.private import block_shape
+from foldray.models.costs import MACS_SECONDS, PLAN_VOCAB_SIZE, TOKENS_PER_SECOND, shape_key
+from foldray.models.count_model import count_bytes, count_kept_bytes, count_macs, count_parameters
 from foldray.models.families import FAMILIES, Family, family_of
 from foldray.models.fold import fold, set_depths, stack_of
-from foldray.models.shape_counts import AS_IS, PRECISIONS, KeptBytes, Macs, ShapeCounts, Weights, write_shipped
+from foldray.models.shape_counts import (
+    AS_IS,
+    PRECISIONS,
+    DecoderCounts,
+    KeptBytes,
+    Macs,
+    ShapeCounts,
+    Weights,
+    write_shipped,
+)
 from foldray.models.stock_config import (
-    check_plan,
+    check_seeds,
     checkpoint_config,
     find_checkpoint,
     fold_errors,
@@ -31,76 +39,15 @@ from foldray.models.stock_config import (
     stock_config,
     with_vocab_size,
 )
+from foldray.models.windows import AUDIO_WINDOW
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# --- Single models ---------------------------------------------------------------------------------
 
-
-def count_parameters(model: nn.Module) -> int:
-    """Count stored parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def count_bytes(model: nn.Module, precision: str | None = None) -> int:
-    """Count the bytes of weights and buffers, each tensor once: as they are, or stored at a precision.
-
-    `int8` stores matrices and convolutions as one byte a weight and a float32 scale for each output
-    channel (symmetric, as in torch's and ONNX Runtime's weight quantisation), everything else in float32.
-    """
-    distinct = {tensor.data_ptr() or id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
-    return sum(_bytes_of(tensor, precision) for tensor in distinct.values())
-
-
-def _bytes_of(tensor: Tensor, precision: str | None) -> int:
-    if precision is None or not tensor.is_floating_point():
-        return tensor.numel() * tensor.element_size()
-    return bytes_at(tuple(tensor.shape), precision)
-
-
-def count_private(stack: FoldedStack, depth: int) -> int:
-    """Count the parameters of the private parts that one depth runs."""
-    uses = stack.plan.uses([depth])
-    return sum(
-        parameter.numel()
-        for block, count in zip(stack.physical_layers(), uses, strict=True)
-        for key, parameter in block.named_parameters()
-        if is_private_key(key) and int(key.split(".private.")[1].split(".")[0]) < count
-    )
-
-
-def count_macs(model: nn.Module, inputs: dict[str, Tensor]) -> float:
-    """Count the multiply-accumulates of a forward pass at the depths that the model is set to.
-
-    They are half the floating-point operations that torch's counter finds in matrix products and convolutions.
-    """
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(**inputs)
-    return float(counter.get_total_flops()) / 2
-
-
-def count_kept_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
-    """Count the bytes of activations that a forward pass keeps for backward, in the model's precision and mode."""
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, Tensor] = {}  # the tensors too: another one could get the storage of one that is gone
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage()._cdata not in weights:
-            kept.setdefault(tensor.untyped_storage()._cdata, tensor)
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(**inputs)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-# --- Shapes ----------------------------------------------------------------------------------------
-
-
-def count_spec(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> ShapeCounts:
+def count_spec(planned: PlannedModel, vocab_size: int) -> ShapeCounts:
     """Count the shape of a spec's model. Raises UserError for a shape that no model has."""
-    return count_config(_config(spec, plan, vocab_size))
+    return count_config(_config(planned, vocab_size))
 
 
 def count_config(config: "PreTrainedConfig") -> ShapeCounts:
@@ -119,14 +66,14 @@ def count_config(config: "PreTrainedConfig") -> ShapeCounts:
 
 
 class _Probe:
-    """Folds of one shape, counted at some depths."""
+    """Folds of one shape, counted at some depths; decoder_layers: of another number of stock decoder blocks."""
 
-    def __init__(self, family: Family, config: "PreTrainedConfig") -> None:
-        self._family, self._config = family, config
+    def __init__(self, family: Family, config: "PreTrainedConfig", decoder_layers: int | None = None) -> None:
+        self._family, self._config, self._decoder_layers = family, config, decoder_layers
 
     def model(self, plan: FoldPlan) -> PreTrainedModel:
         config = copy.deepcopy(self._config)
-        setattr(self._family.depth_config(config), self._family.depth_field, plan.num_layers)
+        self._family.set_layers(config, plan.num_layers, self._decoder_layers)
         model = _fold_on_meta(self._family, config, plan)
         nn.Module.eval(model)
         return model
@@ -163,15 +110,29 @@ def _count_family(family: Family, config: "PreTrainedConfig") -> ShapeCounts:
     )
     weights = _weights(probe.model(FoldPlan(2, (2,))))
     shape = _with_kept_weights(probe, block_shape(stack_of(probe.model(FoldPlan(1, (1,))))[0]), two[1])
-    return ShapeCounts(*weights, Macs(one[0] - block - after, block, after), kept, shape)
+    decoder = _count_decoder(family, config) if family.decoder_depth_field else None
+    return ShapeCounts(*weights, Macs(one[0] - block - after, block, after), kept, shape, decoder)
+
+
+def _count_decoder(family: Family, config: "PreTrainedConfig") -> DecoderCounts:
+    """Count what one more block of a decoder adds; no depth shares it with another."""
+    plan = FoldPlan(1, (1, 2))
+    probes = [_Probe(family, config, layers) for layers in (1, 2)]
+    (one, one_both), (two, two_both) = (probe.macs_and_kept(plan, (1,), (1, 2)) for probe in probes)
+    decoder: Any = probes[0].model(plan).get_submodule(family.decoder or "")
+    (block,) = decoder.layers
+    kept = two[1] - one[1]
+    kept_once = 2 * kept - (two_both[1] - one_both[1])
+    return DecoderCounts(_weights_of(block), two[0] - one[0], kept, kept_once, block_shape(block))
+
+
+def _weights_of(part: nn.Module) -> Weights:
+    return Weights(count_parameters(part), {AS_IS: count_bytes(part), **{p: count_bytes(part, p) for p in PRECISIONS}})
 
 
 def _weights(model: PreTrainedModel) -> tuple[Weights, Weights, Weights]:
     """Weights outside the blocks, of the first block and of the second."""
-    whole, first, second = (
-        Weights(count_parameters(part), {AS_IS: count_bytes(part), **{p: count_bytes(part, p) for p in PRECISIONS}})
-        for part in (model, *stack_of(model).physical_layers())
-    )
+    whole, first, second = (_weights_of(part) for part in (model, *stack_of(model).physical_layers()))
     outside = {key: whole.bytes[key] - first.bytes[key] - second.bytes[key] for key in whole.bytes}
     return Weights(whole.params - first.params - second.params, outside), first, second
 
@@ -188,23 +149,26 @@ def _with_kept_weights(probe: _Probe, shape: BlockShape, plain: int) -> BlockSha
     return dataclasses.replace(shape, projections=tuple(projections))
 
 
-def fold_on_meta(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> PreTrainedModel:
+def fold_on_meta(spec: ModelSpec, plan: FoldPlan, vocab_size: int, decoder: FoldPlan | None = None) -> PreTrainedModel:
     """Fold the model of a spec on the meta device, without memory for its weights.
 
     Raises:
         UserError: The configuration gives no model, or the plan does not fit it; names the field of the spec.
     """
-    return _fold_on_meta(FAMILIES[spec.family], _config(spec, plan, vocab_size), plan)
+    config = _config(PlannedModel(spec, plan, decoder), vocab_size)
+    return _fold_on_meta(FAMILIES[spec.family], config, plan, decoder)
 
 
-def _fold_on_meta(family: Family, config: "PreTrainedConfig", plan: FoldPlan) -> PreTrainedModel:
+def _fold_on_meta(
+    family: Family, config: "PreTrainedConfig", plan: FoldPlan, decoder: FoldPlan | None = None
+) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             model: PreTrainedModel = family.model_class(config)
     except Exception as error:  # transformers checks little: this may be a KeyError or a division by zero
         raise _no_such_shape(error) from None
     with torch.device("meta"), fold_errors():
-        return fold(model, plan)
+        return fold(model, plan, decoder)
 
 
 def _no_such_shape(error: Exception) -> UserError:
@@ -213,15 +177,21 @@ def _no_such_shape(error: Exception) -> UserError:
     )
 
 
-def _config(spec: ModelSpec, plan: FoldPlan, vocab_size: int) -> "PreTrainedConfig":
+def _config(planned: PlannedModel, vocab_size: int) -> "PreTrainedConfig":
+    """The configuration of the seed."""
+    spec, plan, decoder = planned.model, planned.plan, planned.decoder
     checkpoint = find_checkpoint(spec.checkpoint)
     if checkpoint is None or is_hub_name(checkpoint):
-        return stock_config(spec, plan.num_layers, vocab_size)
+        if checkpoint and FAMILIES[spec.family].seq2seq:  # not looked up: its tokens are those of the usual checkpoint
+            usual = FAMILIES[spec.family].config_class()
+            vocab_size = getattr(usual, "vocab_size", vocab_size + 1) - 1
+        config = stock_config(spec, plan.num_layers, vocab_size, decoder.num_layers if decoder else None)
+        if FAMILIES[spec.family].fixed_length and checkpoint:
+            setattr(config, AUDIO_WINDOW, spec.window)
+        return config
     config = checkpoint_config(spec, checkpoint)
-    family = FAMILIES[spec.family]
-    encoder = family.depth_config(config)
-    check_plan(getattr(encoder, family.depth_field), plan, spec.seed_layers)
-    setattr(encoder, family.depth_field, plan.num_layers)
+    check_seeds(config, planned)
+    FAMILIES[spec.family].set_layers(config, plan.num_layers, decoder.num_layers if decoder else None)
     return with_vocab_size(config, vocab_size)
 
 
@@ -240,7 +210,8 @@ def main() -> None:
     for name in recipe_names():
         spec = load_recipe(name)
         vocab_size = spec.corpus.vocab_size or PLAN_VOCAB_SIZE
-        entries.append((shape_key(spec.model, vocab_size), count_spec(spec.model, spec.fold.plan(), vocab_size)))
+        planned = spec.planned_model()
+        entries.append((shape_key(spec.model, vocab_size, planned.decoder), count_spec(planned, vocab_size)))
     write_shipped(entries)
 
 

@@ -1,6 +1,7 @@
 """Feature extractors, and the shapes of a model's inputs and outputs."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from foldray import storage
 from foldray.config.corpus import SAMPLE_RATE
-from foldray.errors import UserError
+from foldray.errors import UserError, one_line
 from foldray.models.families import Family, family_of, transformers_class
 from foldray.models.folded_model import FoldedModel
+from foldray.models.windows import takes_audio_window
 
 
 def output_frames(model: nn.Module | FoldedModel, num_samples: Sequence[int]) -> list[int]:
@@ -35,7 +38,7 @@ def feature_windows(model: FoldedModel, inputs: dict[str, Tensor]) -> Iterator[t
     if family.mel_bins is None:
         return
     bins = family.mel_bins(model.config)
-    for i, mask_T in enumerate(inputs["attention_mask"]):
+    for i, mask_T in enumerate(inputs[family.mask]):
         yield i, inputs[family.inputs][i, : int(mask_T.sum())].view(-1, bins)
 
 
@@ -45,12 +48,21 @@ def keep_extractor(model: FoldedModel, family: Family, source: str) -> None:
     Checkpoints of one family differ in it: WavLM base reads audio as it is, WavLM large normalises it.
 
     Raises:
-        UserError: The extractor expects another sample rate.
+        UserError: The extractor is damaged, or expects another sample rate.
     """
+    file = Path(source, "preprocessor_config.json")
     try:
+        if file.exists():
+            _check_options(storage.read_json(str(file)))
         extractor = transformers_class(family.extractor).from_pretrained(source)
-    except OSError:
-        return
+    except OSError as error:
+        if not file.exists():
+            return
+        raise UserError(str(file), f"can't be read ({one_line(error)})") from None
+    except UserError:
+        raise
+    except Exception as error:  # each extractor raises its own for a value that it can't use
+        raise UserError(str(file), f"is not the feature extractor of {family.name} ({one_line(error)})") from None
     if extractor.sampling_rate != SAMPLE_RATE:
         raise UserError(
             source,
@@ -58,6 +70,22 @@ def keep_extractor(model: FoldedModel, family: Family, source: str) -> None:
         )
     holder: Any = model  # no stock model has this attribute
     holder.extractor = extractor
+
+
+def _check_options(options: object) -> None:
+    """Raise ValueError for what is no mapping, or has a number that would take all memory (mel bins, FFT sizes)."""
+    if not isinstance(options, dict):
+        raise ValueError("it is not a mapping")
+    numbers = [(name, value) for name, value in options.items() if isinstance(value, int | float)]
+    if large := [name for name, value in numbers if not abs(value) <= LARGEST_OPTION]:
+        raise ValueError(f"{large[0]} is over {LARGEST_OPTION:,}")
+
+
+WINDOW_STEP = 16 * 320
+"""Samples (0.32 s, sixteen frames) that windows of the audio's length are a multiple of: few shapes, little padding."""
+
+LARGEST_OPTION = 2**20
+"""Largest number in a feature extractor's options; Whisper's is the 480,000 samples of its window."""
 
 
 def build_extractor(model: FoldedModel) -> Any:
@@ -74,16 +102,31 @@ def extract_features(model: FoldedModel, extractor: Any, waveforms: list[npt.NDA
 
     The extractor always computes a mask, even if the model was trained without: it would otherwise
     normalise an utterance together with its padding.
+
+    Raises:
+        UserError: An utterance is longer than the window of a model with a fixed length.
     """
     family = family_of(model)
     extracted = extractor(
         waveforms,
         sampling_rate=SAMPLE_RATE,
         padding="max_length" if family.fixed_length else True,
+        max_length=_window(model, extractor, waveforms) if family.fixed_length else None,
         return_attention_mask=True,
         return_tensors="pt",
     )
     inputs = {family.inputs: extracted[family.inputs]}
     if extractor.return_attention_mask and not family.fixed_length:
-        inputs["attention_mask"] = extracted["attention_mask"]
+        inputs[family.mask] = extracted[family.mask]
     return inputs
+
+
+def _window(model: FoldedModel, extractor: Any, waveforms: Sequence[npt.NDArray[np.float32]]) -> int:
+    """Samples of the window of a batch: the extractor's own, or the longest utterance in whole frames."""
+    longest = max(map(len, waveforms))
+    if longest > extractor.n_samples:
+        problem = f"{longest / SAMPLE_RATE:.1f} s are longer than the model's window of {extractor.chunk_length} s"
+        raise UserError("audio", f"{problem}; cut it into shorter pieces")
+    if not takes_audio_window(model.config):
+        return int(extractor.n_samples)
+    return min(-(-longest // WINDOW_STEP) * WINDOW_STEP, int(extractor.n_samples))

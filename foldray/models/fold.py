@@ -10,12 +10,13 @@ from transformers import PreTrainedModel
 
 from foldray.errors import UserError
 from foldray.folding.batchnorm import fix_statistics, make_stock
-from foldray.folding.decoder import decode_once, repeat_for_depths
-from foldray.folding.plan import FoldPlan
+from foldray.folding.decoder import DecoderStack, decode_once, repeat_for_depths
+from foldray.folding.plan import FoldPlan, decoder_depth
 from foldray.folding.private import merge_private
-from foldray.folding.stack import FoldedStack, check_layers
+from foldray.folding.stack import FoldedStack, check_layers, number_caches
 from foldray.models.families import Family, family_of
 from foldray.models.folded_model import FoldedModel
+from foldray.models.windows import fit_positions, unfit_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 # --- Folding ---------------------------------------------------------------------------------------
 
 
-def fold(model: PreTrainedModel, plan: FoldPlan) -> PreTrainedModel:
+def fold(model: PreTrainedModel, plan: FoldPlan, decoder: FoldPlan | None = None) -> PreTrainedModel:
     """Fold a stock model, in place: its blocks become the physical layers of a plan.
 
     The folded model runs every depth of the plan at once. Its state dict keeps the stock keys of the
@@ -33,6 +34,9 @@ def fold(model: PreTrainedModel, plan: FoldPlan) -> PreTrainedModel:
     Args:
         model: A stock model with `plan.num_layers` blocks.
         plan: The fold plan.
+        decoder: A plan for the decoder too, where the model has one; by default it stays as it is. Its depths belong
+            to those of `plan` by position, or a single one to all of them. A depth is named by the encoder's, and
+            only planned ones can run, unless a single decoder depth serves all.
 
     Returns:
         The same model. Its logits are (P*B, T, V): all utterances at the shallowest depth first. With a decoder
@@ -53,24 +57,42 @@ def fold(model: PreTrainedModel, plan: FoldPlan) -> PreTrainedModel:
     encoder = encoder_of(model)
     if isinstance(encoder.layers, FoldedStack):
         raise ValueError("the model is folded already; unroll() it first")
-    _refuse_layout(model, family, plan)
-    check_layers(list(encoder.layers), plan)  # before anything is changed
+    _check(model, family, plan, decoder)  # before anything is changed
     fix_statistics(model)
     encoder.layers = FoldedStack(encoder.layers, plan, family.carried)
-    for holder in (encoder_config(model), encoder):
-        for name in ("layerdrop", "encoder_layerdrop"):
-            if hasattr(holder, name):
-                setattr(holder, name, 0.0)
+    _never_drop((encoder_config(model), encoder), "layerdrop", "encoder_layerdrop")
     _freeze_unused(model, family)
+    if family.fixed_length:
+        fit_positions(encoder)
     if family.decoder:
-        repeat_for_depths(model.get_submodule(family.decoder))
+        module: Any = model.get_submodule(family.decoder)
+        if decoder:
+            module.layers = DecoderStack(module.layers, decoder)
+            _never_drop((model.config,), "decoder_layerdrop")
+            _never_drop((module,), "layerdrop")
+            set_depths(model, plan.depths)
+        repeat_for_depths(module)
     return model
 
 
-def _refuse_layout(model: PreTrainedModel, family: Family, plan: FoldPlan) -> None:
+def _check(model: PreTrainedModel, family: Family, plan: FoldPlan, decoder: FoldPlan | None) -> None:
     if reason := family.refusal(model.config):
         raise UserError(type(model).__name__, reason)
-    family.check_plan(plan)
+    family.check_plan(plan, decoder)
+    check_layers(list(encoder_of(model).layers), plan)
+    if decoder:
+        layers: Any = model.get_submodule(family.decoder or "").layers
+        try:
+            check_layers(list(layers), decoder)
+        except ValueError as error:
+            raise ValueError(f"decoder.{error}") from None
+
+
+def _never_drop(holders: Sequence[Any], *names: str) -> None:
+    for holder in holders:
+        for name in names:
+            if hasattr(holder, name):
+                setattr(holder, name, 0.0)
 
 
 def unroll(model: PreTrainedModel, depth: int) -> PreTrainedModel:
@@ -90,24 +112,32 @@ def unroll(model: PreTrainedModel, depth: int) -> PreTrainedModel:
         >>> unroll(model, 12).save_pretrained("./wav2vec2-12-layers")
     """
     family = family_of(model)
-    encoder = encoder_of(model)
+    stack, decoder = stack_of(model), decoder_stack_of(model)
+    blocks = _unrolled_blocks(stack, _path(stack.plan, depth), family.first_block_only)
     # The copy's blocks are copied one by one, so the shared originals need not be copied first.
-    stock = copy.deepcopy(model, {id(encoder.layers): nn.ModuleList()})
-    encoder_of(stock).layers = nn.ModuleList(_unrolled_blocks(stack_of(model), depth, family))
-    setattr(encoder_config(stock), family.depth_field, depth)
+    stock = copy.deepcopy(model, {id(each): nn.ModuleList() for each in (stack, decoder) if each is not None})
+    encoder_of(stock).layers = nn.ModuleList(blocks)
+    family.set_layers(stock.config, depth)
     make_stock(stock)
+    if family.fixed_length:
+        unfit_positions(encoder_of(stock), stock.config)
     if family.decoder:
-        decode_once(stock.get_submodule(family.decoder))
+        module: Any = stock.get_submodule(family.decoder)
+        decode_once(module)
+        if decoder is not None:
+            path = decoder.plan.path(_decoder_depth(stack, decoder, depth))
+            module.layers = nn.ModuleList(_unrolled_blocks(decoder, path))
+            family.set_layers(stock.config, depth, len(path))
     return stock
 
 
-def _unrolled_blocks(stack: FoldedStack, depth: int, family: Family) -> list[nn.Module]:
-    path = _path(stack.plan, depth)
+def _unrolled_blocks(stack: FoldedStack, path: tuple[int, ...], first_only: Sequence[str] = ()) -> list[nn.Module]:
     blocks = []
     for position, layer in enumerate(path):
         block = copy.deepcopy(stack.physical_layers()[layer])
         merge_private(block, path[:position].count(layer))
-        for name in family.first_block_only if position else ():
+        number_caches(block, position)
+        for name in first_only if position else ():
             parent, _, child = name.rpartition(".")
             if hasattr(block.get_submodule(parent), child):
                 delattr(block.get_submodule(parent), child)
@@ -123,12 +153,21 @@ def stack_of(model: nn.Module | FoldedModel) -> FoldedStack:
     return layers
 
 
+def decoder_stack_of(model: nn.Module | FoldedModel) -> DecoderStack | None:
+    """Get the folded stack of a model's decoder; None if there is none."""
+    model = getattr(model, "module", model)
+    path = family_of(model).decoder
+    layers: Any = getattr(model.get_submodule(path), "layers", None) if path else None
+    return layers if isinstance(layers, DecoderStack) else None
+
+
 def set_depths(model: nn.Module, depths: int | Sequence[int]) -> None:
     """Choose the depths that a folded model runs from now on.
 
     Args:
         model: A folded model.
-        depths: One depth or several, trained or not; logits have B rows for each, in this order.
+        depths: One depth or several, trained or not; logits have B rows for each, in this order. With a folded decoder
+            only planned ones have a path.
 
     Raises:
         UserError: A depth has no path, or is given twice; or none is given.
@@ -144,7 +183,17 @@ def set_depths(model: nn.Module, depths: int | Sequence[int]) -> None:
         raise UserError("depths", f"choose at least one depth, each once, not {list(chosen)}")
     for depth in chosen:
         _path(stack.plan, depth)
+    decoder = decoder_stack_of(model)
+    if decoder is not None:
+        decoder.run_depths = tuple(_decoder_depth(stack, decoder, depth) for depth in chosen)
     stack.run_depths = chosen
+
+
+def _decoder_depth(stack: FoldedStack, decoder: DecoderStack, depth: int) -> int:
+    try:
+        return decoder_depth(stack.plan, decoder.plan, depth)
+    except KeyError as error:
+        raise UserError("depth", str(error.args[0])) from None
 
 
 def _path(plan: FoldPlan, depth: int) -> tuple[int, ...]:

@@ -15,8 +15,9 @@ from foldray.config.model import ModelSpec
 from foldray.errors import UserError
 from foldray.folding.batchnorm import fix_statistics
 from foldray.folding.plan import FoldPlan
-from foldray.models.families import FAMILIES, Family, family_of, family_of_config
-from foldray.models.fold import encoder_config, fold, stack_of
+from foldray.models.families import FAMILIES, REFUSED, Family, family_of, family_of_config
+from foldray.models.fold import decoder_stack_of, fold, stack_of
+from foldray.models.hub import list_model
 from foldray.models.seed_layers import Method, fit_private, seed_blocks
 from foldray.models.stock import load_stock
 from foldray.models.stock_config import (
@@ -32,7 +33,9 @@ from foldray.models.tokenizer import Tokenizer
 from foldray.storage.layout import PRIVATE_FILE, ModelFolder
 
 
-def fold_checkpoint(checkpoint: str | Path, plan: FoldPlan, method: Method = "stepwise") -> PreTrainedModel:
+def fold_checkpoint(
+    checkpoint: str | Path, plan: FoldPlan, method: Method = "stepwise", decoder: FoldPlan | None = None
+) -> PreTrainedModel:
     """Load a stock checkpoint and fold it, in evaluation mode.
 
     Args:
@@ -40,6 +43,7 @@ def fold_checkpoint(checkpoint: str | Path, plan: FoldPlan, method: Method = "st
         plan: The fold plan. The checkpoint may have more layers than `plan.num_layers`.
         method: How its layers become the physical ones: "stepwise" takes evenly spaced layers, "first" the lowest,
             "average" and "svd" compute means (see `foldray.models.seed_layers`).
+        decoder: A plan for the decoder too, as in `fold`; its layers are chosen in the same way.
 
     Returns:
         The folded model with the checkpoint's head. A checkpoint without one, such as a pretrained encoder, gets a
@@ -52,24 +56,37 @@ def fold_checkpoint(checkpoint: str | Path, plan: FoldPlan, method: Method = "st
         >>> model = fold_checkpoint("facebook/wav2vec2-base-960h", FoldPlan(8, (8, 12)))
     """
     place = find_checkpoint(str(checkpoint))
-    if not is_hub_name(place) and storage.exists(ModelFolder(place).file(PRIVATE_FILE)):
+    if _has_private(place):
         raise UserError(place, "is a folded model with private parts, which would be lost; open it with load_model")
     config = read_config(place)
     family = family_of_config(config)
     if family is None:
-        raise UserError(str(checkpoint), f"is a {config.model_type}, which foldray does not fold")
+        reasons = [REFUSED[name] for name in config.architectures or () if name in REFUSED]
+        problem = f"is a {config.model_type}, which foldray does not fold"
+        raise UserError(str(checkpoint), ": ".join((problem, *reasons[:1])))
     model, fresh = load_stock(family, place, config, seed=0)
     if any(key.startswith(family.head) for key in fresh):
         warnings.warn(f"{checkpoint} has no head of {family.model}; it is initialised at random", stacklevel=2)
-    folded, _ = _fold_deeper(model, family, plan, method)
+    folded, _ = _fold_deeper(model, family, plan, method, decoder)
     nn.Module.eval(folded)
     return folded
 
 
+def _has_private(place: str) -> bool:
+    if is_hub_name(place):
+        return PRIVATE_FILE in list_model(place)
+    return storage.exists(ModelFolder(place).file(PRIVATE_FILE))
+
+
 def load_folded(
-    spec: ModelSpec, checkpoint: str, plan: FoldPlan, tokenizer: Tokenizer, seed: int
+    spec: ModelSpec,
+    checkpoint: str,
+    plan: FoldPlan,
+    tokenizer: Tokenizer,
+    seed: int,
+    decoder: FoldPlan | None = None,
 ) -> tuple[PreTrainedModel, list[nn.Module], list[str]]:
-    """Fold a stock checkpoint for training; returns the model, the checkpoint's layers and the re-initialised keys.
+    """Fold a stock checkpoint for training; returns the model, its encoder's layers and the re-initialised keys.
 
     Only the head for another tokenizer may be re-initialised; any other missing, surplus or misshapen key
     raises UserError. `checkpoint`: as `find_checkpoint` gives it.
@@ -79,25 +96,37 @@ def load_folded(
     model, fresh = load_stock(family, checkpoint, config, seed, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # private low-rank parts begin at random: the same in every process
-        folded, sources = _fold_deeper(model, family, plan, spec.seed_layers)
+        folded, sources = _fold_deeper(model, family, plan, spec.seed_layers, decoder)
     return folded, sources, fresh
 
 
 def _fold_deeper(
-    model: PreTrainedModel, family: Family, plan: FoldPlan, method: Method
+    model: PreTrainedModel, family: Family, plan: FoldPlan, method: Method, decoder: FoldPlan | None
 ) -> tuple[PreTrainedModel, list[nn.Module]]:
-    encoder: Any = model.get_submodule(family.encoder)
-    sources = list(encoder.layers)
-    check_plan(len(sources), plan, method)
-    encoder.layers = nn.ModuleList(seed_blocks(sources, plan, method))
-    setattr(encoder_config(model), family.depth_field, plan.num_layers)
-    # fold() turns blocks of the sources into private ones where they are the seed's own.
-    kept = copy.deepcopy(sources) if plan.num_layers < len(sources) else []
     with fold_errors():
-        fold(model, plan)
+        family.check_plan(plan, decoder)
+    kept = _take_seed(model.get_submodule(family.encoder), plan, method, "fold")
+    family.set_layers(model.config, plan.num_layers)
+    if decoder:
+        decoders = _take_seed(model.get_submodule(family.decoder or ""), decoder, method, "fold.decoder")
+        family.set_layers(model.config, plan.num_layers, decoder.num_layers)
+    with fold_errors():
+        fold(model, plan, decoder)
     if method == "svd":
-        fit_private(stack_of(model), kept or sources)
-    return model, [fix_statistics(block) for block in kept]
+        fit_private(stack_of(model), kept)
+        if (stack := decoder_stack_of(model)) is not None:
+            fit_private(stack, decoders)
+    return model, [fix_statistics(block) for block in kept if plan.num_layers < len(kept)]
+
+
+def _take_seed(module: Any, plan: FoldPlan, method: Method, section: str) -> list[nn.Module]:
+    """Put the physical layers into an encoder or decoder; returns the layers that it had."""
+    sources = list(module.layers)
+    check_plan(len(sources), plan, method, section)
+    # fold() turns blocks of the sources into private ones where they are the seed's own.
+    kept = copy.deepcopy(sources) if plan.num_layers < len(sources) else sources
+    module.layers = nn.ModuleList(seed_blocks(sources, plan, method))
+    return kept
 
 
 @torch.no_grad()
@@ -135,6 +164,9 @@ def initial_distances(
 
 
 def _encoded(model: PreTrainedModel, encoder: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    if family_of(model).decoder:  # which may have a path for each depth, and is not needed
+        states: Tensor = encoder(**{k: v for k, v in inputs.items() if not k.startswith("decoder_")}).last_hidden_state
+        return states
     outputs: list[Tensor] = []
     hook = encoder.register_forward_hook(lambda _module, _args, output: outputs.append(output.last_hidden_state))
     try:

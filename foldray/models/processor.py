@@ -5,17 +5,31 @@ import json
 from pathlib import Path
 
 from foldray import storage
-from foldray.models.families import family_of, transformers_class
+from foldray.errors import DamagedFileError, UserError, one_line
+from foldray.models.families import family_of, family_of_config, transformers_class
 from foldray.models.features import build_extractor
 from foldray.models.folded_model import FoldedModel
+from foldray.models.stock_config import read_config
+from foldray.models.stock_tokenizer import read_stock_tokenizer
 from foldray.models.tokenizer import END, PAD, UNKNOWN, Tokenizer, tokenizer_from_json
-from foldray.storage.layout import SUBWORDS_FILE, VOCABULARY_FILE, ModelFolder
+from foldray.storage.layout import (
+    STOCK_TOKENIZER_FILE,
+    SUBWORDS_FILE,
+    TOKENIZER_SETTINGS_FILE,
+    VOCABULARY_FILE,
+    ModelFolder,
+)
+from foldray.storage.records import read_as
 
 
 def save_processor(model: FoldedModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Save the stock feature extractor and tokenizer to a model folder, so that stock code runs the model."""
     folder.mkdir(parents=True, exist_ok=True)
     build_extractor(model).save_pretrained(folder)
+    if tokenizer.special:
+        (folder / STOCK_TOKENIZER_FILE).write_text(str(tokenizer.subwords), encoding="utf-8")
+        (folder / TOKENIZER_SETTINGS_FILE).write_text(tokenizer.special.settings, encoding="utf-8")
+        return
     end = END if family_of(model).attention else None
     tokens = {"unk_token": UNKNOWN, "pad_token": PAD, "bos_token": end, "eos_token": end}
     if tokenizer.subwords is not None:
@@ -25,19 +39,43 @@ def save_processor(model: FoldedModel, tokenizer: Tokenizer, folder: Path) -> No
         return
     vocab = folder / VOCABULARY_FILE
     vocabulary = [*tokenizer.vocabulary, *([end] if end else [])]
-    vocab.write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}, ensure_ascii=False))
+    vocab.write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}, ensure_ascii=False), encoding="utf-8")
     transformers_class("Wav2Vec2CTCTokenizer")(str(vocab), **tokens).save_pretrained(folder)
 
 
 def has_tokenizer(uri: str) -> bool:
     """Whether a model folder has a tokenizer."""
-    return any(storage.exists(ModelFolder(uri).file(name)) for name in (SUBWORDS_FILE, VOCABULARY_FILE))
+    names = (SUBWORDS_FILE, VOCABULARY_FILE, STOCK_TOKENIZER_FILE)
+    return any(storage.exists(ModelFolder(uri).file(name)) for name in names)
 
 
 def read_tokenizer(uri: str) -> Tokenizer:
-    """Read the tokenizer of a saved model."""
+    """Read the tokenizer of a saved model. Raises DamagedFileError naming its file."""
     folder = ModelFolder(uri)
-    if storage.exists(folder.file(SUBWORDS_FILE)):
-        return tokenizer_from_json(storage.read_bytes(folder.file(SUBWORDS_FILE)).decode())
-    ids: dict[str, int] = storage.read_json(folder.file(VOCABULARY_FILE))
+    subwords = folder.file(SUBWORDS_FILE)
+    if storage.exists(subwords):
+        try:
+            tokenizer = tokenizer_from_json(storage.read_bytes(subwords).decode())
+            tokenizer.encode("a")
+        except Exception as error:  # the library of sub-words raises its own
+            raise DamagedFileError(subwords, f"is damaged ({one_line(error)}); export the model again") from None
+        return tokenizer
+    # The files of Whisper on the hub include a vocab.json, which is none of characters.
+    kind = family_of_config(read_config(uri)) if storage.exists(folder.file(STOCK_TOKENIZER_FILE)) else None
+    if kind and kind.seq2seq:
+        return read_stock_tokenizer(uri, uri)
+    if not storage.exists(folder.file(VOCABULARY_FILE)):
+        raise UserError(uri, "has no tokenizer; copy that of the model it was folded from beside it")
+    ids = read_as(dict[str, int], folder.file(VOCABULARY_FILE))
     return Tokenizer([token for token in sorted(ids, key=lambda token: ids[token]) if token != END])
+
+
+def check_tokenizer(model: FoldedModel, uri: str) -> None:
+    """Raise UserError if a saved model has outputs without a token: they would be dropped in silence."""
+    if not family_of(model).ctc or not has_tokenizer(uri):
+        return
+    outputs = model.config.vocab_size - bool(family_of(model).attention)
+    tokens = len(read_tokenizer(uri))
+    if tokens < outputs:
+        problem = f"its tokenizer has {tokens} tokens, its head {outputs} outputs; copy both from one model"
+        raise UserError(uri, problem)

@@ -63,14 +63,34 @@ class KeptBytes:
 
 
 @dataclass(frozen=True)
+class DecoderCounts:
+    """What one more block of a decoder adds. Each depth runs its own, whatever the other depths run.
+
+    Attributes:
+        block: Its weights.
+        macs: Multiply-accumulates of one application for one utterance.
+        kept: Bytes kept for backward by one application, its input included.
+        kept_once: Those of them that a stock decoder keeps once for all depths, such as rotations by position.
+        shape: Its projections and norms.
+    """
+
+    block: Weights
+    macs: float
+    kept: int
+    kept_once: int
+    shape: BlockShape
+
+
+@dataclass(frozen=True)
 class ShapeCounts:
     """Counts of one stock model shape, for any number of blocks and any fold plan.
 
     Attributes:
-        outside: Weights outside the blocks.
+        outside: Weights outside the blocks; those of a decoder are outside.
         first_block, block: Weights of the first block and of any other one.
         macs, kept: Of an utterance of `MACS_SECONDS`.
         shape: Projections and norms of a block.
+        decoder: Of a decoder that can be folded; None where there is none.
     """
 
     outside: Weights
@@ -79,6 +99,7 @@ class ShapeCounts:
     macs: Macs
     kept: KeptBytes
     shape: BlockShape
+    decoder: DecoderCounts | None = None
 
 
 def find_counts(key: Mapping[str, object], count: Callable[[], ShapeCounts]) -> ShapeCounts:
@@ -131,24 +152,30 @@ def _keep(digest: str, counts: ShapeCounts) -> ShapeCounts:
 def _cache_file(digest: str) -> Path:
     """Named after everything besides the shape that the counts depend on: the libraries and our counter's code."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "foldray")
-    counter = Path(__file__).with_name("count.py").read_bytes()
+    counter = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("count.py", "count_model.py"))
     versions = [version("torch"), version("transformers"), hashlib.sha256(counter).hexdigest()]
     return folder / f"{_digest({'shape': digest, 'versions': versions})}.json"
 
 
 def _from_json(values: dict[str, Any]) -> ShapeCounts:
-    shape = values["shape"]
+    decoder = values.get("decoder")  # only models whose decoder can be folded have one
     return ShapeCounts(
         **{name: Weights(**values[name]) for name in ("outside", "first_block", "block")},
         macs=Macs(**values["macs"]),
         kept=KeptBytes(**values["kept"]),
-        shape=BlockShape(
-            shape["kind"],
-            tuple(Projection(**each) for each in shape["projections"]),
-            tuple(
-                Norm(**{name: tuple(map(tuple, shapes)) for name, shapes in each.items()}) for each in shape["norms"]
-            ),
+        shape=_shape_from_json(values["shape"]),
+        decoder=decoder
+        and DecoderCounts(
+            **{**decoder, "block": Weights(**decoder["block"]), "shape": _shape_from_json(decoder["shape"])}
         ),
+    )
+
+
+def _shape_from_json(shape: dict[str, Any]) -> BlockShape:
+    return BlockShape(
+        shape["kind"],
+        tuple(Projection(**each) for each in shape["projections"]),
+        tuple(Norm(**{name: tuple(map(tuple, shapes)) for name, shapes in each.items()}) for each in shape["norms"]),
     )
 
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.hub import cached_file
 
 from foldray import storage
 from foldray.config.model import ModelSpec
 from foldray.errors import UserError, one_line
 from foldray.models.families import FAMILIES, Family, family_of, transformers_class
 from foldray.models.features import keep_extractor
-from foldray.models.processor import read_tokenizer, save_processor
+from foldray.models.hub import copy_model
+from foldray.models.processor import has_tokenizer, read_tokenizer, save_processor
 from foldray.models.stock_config import is_hub_name, stock_config
 from foldray.models.tokenizer import Tokenizer
-from foldray.storage.layout import SUBWORDS_FILE, VOCABULARY_FILE
+from foldray.models.weight_files import check_finite, check_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -29,9 +29,11 @@ word boundary, the model learns to emit that one between labels: a bad optimum t
 hundreds of steps, as with three of five random seeds on AN4 (docs/DESIGN.md, Training)."""
 
 
-def write_random_checkpoint(spec: ModelSpec, num_layers: int, tokenizer: Tokenizer, seed: int, folder: Path) -> None:
+def write_random_checkpoint(
+    spec: ModelSpec, num_layers: int, tokenizer: Tokenizer, seed: int, folder: Path, decoder_layers: int | None = None
+) -> None:
     """Write a complete stock checkpoint with random weights: model, feature extractor and tokenizer."""
-    config = stock_config(spec, num_layers, len(tokenizer))
+    config = stock_config(spec, num_layers, len(tokenizer), decoder_layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FAMILIES[spec.family].model_class(config)
@@ -69,32 +71,24 @@ def load_stock(
     Raises:
         UserError: Any other key is missing, misshapen or unexpected.
     """
-    opened = nullcontext(checkpoint) if is_hub_name(checkpoint) else storage.local_folder(checkpoint)
+    opened = nullcontext(copy_model(checkpoint)) if is_hub_name(checkpoint) else storage.local_folder(checkpoint)
     with opened as source, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a re-initialised head is the same in every process
         model, report = from_pretrained(family, str(source), config, checkpoint)
         keep_extractor(model, family, str(source))
         fresh = _check_report(family, report, checkpoint)
         same_size = not any(key.startswith(family.head) for key in fresh)
-        if tokenizer and same_size and _written_in(str(source)) not in (None, tokenizer):
+        if tokenizer and not family.seq2seq and same_size and _written_in(str(source)) not in (None, tokenizer):
             fresh = [*fresh, *_renew_head(model, family)]
     return model, fresh
 
 
 def _written_in(source: str) -> Tokenizer | None:
     """A checkpoint's tokenizer, where foldray or wav2vec 2.0 wrote it."""
-    file = cached_file(source, SUBWORDS_FILE, **QUIET) or cached_file(source, VOCABULARY_FILE, **QUIET)
     try:
-        return read_tokenizer(str(Path(file).parent)) if file else None
-    except TypeError:  # a vocabulary for each of several languages
+        return read_tokenizer(source) if has_tokenizer(source) else None
+    except UserError:  # a vocabulary for each of several languages
         return None
-
-
-QUIET: dict[str, Any] = {
-    "_raise_exceptions_for_missing_entries": False,
-    "_raise_exceptions_for_connection_errors": False,
-    "_raise_exceptions_for_gated_repo": False,
-}
 
 
 def _renew_head(model: Any, family: Family) -> list[str]:
@@ -112,13 +106,18 @@ def from_pretrained(
     where: str = "model.checkpoint",
     state: dict[str, Tensor] | None = None,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load a float32 model from safetensors in a local folder or a hub repository, with its load report.
+    """Load a float32 model from safetensors in a local folder, with its load report.
 
     Args:
         origin: Where the folder was copied from, for messages.
         where: The field that errors name.
         state: Weights to use instead of those in the folder.
+
+    Raises:
+        UserError: The weights are not what `check_weights` allows, do not load, or are not finite.
     """
+    if state is None:
+        check_weights(family, Path(folder), config, origin, where)
     try:
         model, report = transformers_class(family.model).from_pretrained(
             None if state is not None else folder,
@@ -132,6 +131,7 @@ def from_pretrained(
         )
     except Exception as error:
         raise UserError(where, f"{origin} does not load: {one_line(error)}") from None
+    check_finite(model, origin, where)
     return model, report
 
 

@@ -1,5 +1,6 @@
 """Transformers configurations from specs and checkpoints, checked before any weight is loaded."""
 
+import copy
 import difflib
 import tempfile
 from collections.abc import Iterator
@@ -8,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from foldray import storage
-from foldray.config.model import ModelSpec
+from foldray.config.model import ModelSpec, PlannedModel
 from foldray.errors import UserError, one_line
 from foldray.folding.plan import FoldPlan
 from foldray.models.families import FAMILIES, Family, family_of_config, transformers_class
+from foldray.models.hub import copy_config, list_model
 from foldray.models.seed_layers import Method, check_seed
+from foldray.models.windows import AUDIO_WINDOW
 from foldray.storage.layout import CONFIG_FILE, ModelFolder
 
 if TYPE_CHECKING:
@@ -21,15 +24,25 @@ if TYPE_CHECKING:
 # --- Configurations --------------------------------------------------------------------------------
 
 
-def stock_config(spec: ModelSpec, num_layers: int, vocab_size: int) -> "PreTrainedConfig":
+def stock_config(
+    spec: ModelSpec, num_layers: int, vocab_size: int, decoder_layers: int | None = None
+) -> "PreTrainedConfig":
     """Build the transformers configuration of the seed from the family's defaults and `model.config`.
 
-    Raises UserError naming a field that is unknown or refused by transformers.
+    Args:
+        spec, num_layers, vocab_size: The model, the physical layers of its encoder, and the size of its vocabulary.
+        decoder_layers: Physical layers of a folded decoder; by default as many as `model.config` says.
+
+    Raises:
+        UserError: A field is unknown or refused by transformers; names it.
     """
     family = FAMILIES[spec.family]
     fields = _place(family, spec.config, family.config_class())
-    (fields.get("encoder_config", fields))[family.depth_field] = num_layers
-    fields |= family.tokens(vocab_size)
+    (fields.get(family.nest, fields))[family.depth_field] = num_layers
+    name = family.decoder_depth_field
+    if name and decoder_layers is not None and fields.setdefault(name, decoder_layers) != decoder_layers:
+        raise UserError(f"model.config.{name}", f"must equal fold.decoder.num_layers = {decoder_layers}; remove it")
+    fields = _nested_update(fields, family.tokens(vocab_size))
     try:
         return family.config_class(**fields)
     except Exception as error:
@@ -44,25 +57,33 @@ def _place(family: Family, fields: dict[str, Any], like: "PreTrainedConfig") -> 
 
     Raises UserError for a field that is unknown or that foldray sets.
     """
-    inner = _known(like.encoder_config) if family.nested else []
-    outer = _known(like) if not family.nested or family.attention else []
+    nested = {nest: _known(getattr(like, nest), family) for nest in _nests(family)}
+    outer = _known(like, family) if not family.nested or family.attention else []
+    known = [*outer, *(name for names in nested.values() for name in names)]
     for name in fields:
         if name == family.depth_field:
             raise UserError(f"model.config.{name}", "set fold.num_layers instead")
         if name in _SET_BY_FOLDRAY:
             raise UserError(f"model.config.{name}", "is set by foldray; remove it")
-        if name not in (*inner, *outer):
-            close = difflib.get_close_matches(name, [*inner, *outer], n=1)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
             raise UserError(f"model.config.{name}", f"{type(like).__name__} has no such field{hint}")
     placed: dict[str, Any] = {name: value for name, value in fields.items() if name in outer}
-    if family.nested:
-        placed["encoder_config"] = {name: value for name, value in fields.items() if name in inner}
-    return placed
+    return placed | {nest: {name: fields[name] for name in fields if name in names} for nest, names in nested.items()}
 
 
-def _known(config: "PreTrainedConfig") -> list[str]:
-    return [name for name in vars(config) if not name.startswith("_") and name != "encoder_config"]
+def _nests(family: Family) -> list[str]:
+    return [nest for nest in (family.nest if family.nested else None, family.decoder_nest) if nest]
+
+
+def _known(config: "PreTrainedConfig", family: Family) -> list[str]:
+    return [name for name in vars(config) if not name.startswith("_") and name not in _nests(family)]
+
+
+def _nested_update(fields: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    nested = {name: {**fields[name], **value} for name, value in more.items() if isinstance(value, dict)}
+    return {**fields, **more, **nested}
 
 
 @overload
@@ -93,46 +114,60 @@ def checkpoint_config(spec: ModelSpec, checkpoint: str) -> "PreTrainedConfig":
     if type(config).__name__ != family.config:
         raise UserError("model.checkpoint", f"{checkpoint} is a {config.model_type}, not model.family={family.name}")
     fields = _place(family, spec.config, config)
-    for name, value in fields.pop("encoder_config", {}).items():
-        setattr(config.encoder_config, name, value)
+    for nest in _nests(family):
+        for name, value in fields.pop(nest).items():
+            setattr(getattr(config, nest), name, value)
     for name, value in fields.items():
         setattr(config, name, value)
+    if family.fixed_length:
+        setattr(config, AUDIO_WINDOW, spec.window)
     return config
 
 
 def read_config(checkpoint: str) -> "PreTrainedConfig":
     """Read the configuration of a stock checkpoint. Raises UserError."""
+    source = str(copy_config(checkpoint)) if is_hub_name(checkpoint) else checkpoint
     try:
         with tempfile.TemporaryDirectory() as copied:
-            source = checkpoint
             if "://" in checkpoint:
                 source = copied
                 Path(copied, CONFIG_FILE).write_bytes(storage.read_bytes(ModelFolder(checkpoint).file(CONFIG_FILE)))
             config: PreTrainedConfig = transformers_class("AutoConfig").from_pretrained(source, trust_remote_code=False)
-            return config
     except Exception as error:
-        problem = (
-            "is not a local folder, and loading it from the hub failed" if is_hub_name(checkpoint) else "does not load"
-        )
-        raise UserError("model.checkpoint", f"{checkpoint} {problem}: {one_line(error)}") from None
+        raise UserError("model.checkpoint", f"{checkpoint} does not load: {one_line(error)}") from None
+    if getattr(config, "auto_map", None):
+        problem = f"{CONFIG_FILE} names code of its own (auto_map), which foldray never runs; remove auto_map from it"
+        raise UserError("model.checkpoint", f"{checkpoint}: {problem}")
+    return config
 
 
 def with_vocab_size(config: "PreTrainedConfig", vocab_size: int) -> "PreTrainedConfig":
-    """Copy a configuration with another vocabulary size."""
+    """Copy a configuration with another vocabulary size; a stock decoder keeps the tokens of its checkpoint."""
     family = family_of_config(config)
     assert family is not None
-    return type(config)(**{**config.to_dict(), **family.tokens(vocab_size)})
+    if family.seq2seq:
+        return copy.deepcopy(config)
+    return type(config)(**_nested_update(config.to_dict(), family.tokens(vocab_size)))
 
 
 # --- Checks ----------------------------------------------------------------------------------------
 
 
-def check_plan(available: int, plan: FoldPlan, method: Method) -> None:
-    """Raise UserError if a checkpoint of so many layers can't be the seed of a plan."""
+def check_plan(available: int, plan: FoldPlan, method: Method, section: str = "fold") -> None:
+    """Raise UserError if a checkpoint of so many layers can't be the seed of the plan in a section of a spec."""
     try:
         check_seed(available, plan, method)
     except ValueError as error:
-        raise UserError("fold.num_layers" if available < plan.num_layers else "model.seed_layers", str(error)) from None
+        field = f"{section}.num_layers" if available < plan.num_layers else "model.seed_layers"
+        raise UserError(field, str(error)) from None
+
+
+def check_seeds(config: "PreTrainedConfig", planned: PlannedModel) -> None:
+    """Raise UserError if a checkpoint of this configuration can't be the seed of encoder and decoder."""
+    family, method = FAMILIES[planned.model.family], planned.model.seed_layers
+    check_plan(getattr(family.depth_config(config), family.depth_field), planned.plan, method)
+    if planned.decoder and family.decoder_depth_field:
+        check_plan(getattr(config, family.decoder_depth_field), planned.decoder, method, "fold.decoder")
 
 
 @contextmanager
@@ -145,20 +180,23 @@ def fold_errors() -> Iterator[None]:
         raise UserError(f"fold.{field}", problem) from None
 
 
-def check_model(spec: ModelSpec, plan: FoldPlan) -> None:
+def check_model(planned: PlannedModel) -> None:
     """Check that a model can be trained, without loading weights.
 
     Raises:
-        UserError: The family has no CTC, transformers refuses the configuration, or the checkpoint does not load.
+        UserError: The family can't be trained, a checkpoint is missing, transformers refuses the configuration, or the
+            checkpoint does not load.
     """
+    spec, plan = planned.model, planned.plan
     family = FAMILIES[spec.family]
-    if not family.ctc:
-        raise UserError(
-            "model.family", f"{spec.family} has no CTC, which foldray trains; fold {family.model} with fold_checkpoint"
-        )
-    stock_config(spec, plan.num_layers, vocab_size=1)
+    if family.untrained:
+        fix = f"fold {family.model} with fold_checkpoint"
+        raise UserError("model.family", f"{spec.family} can't be trained, since {family.untrained}; {fix}")
+    if family.seq2seq and not spec.checkpoint:
+        raise UserError("model.checkpoint", f"set it: {spec.family} has the tokens of its checkpoint")
+    stock_config(spec, plan.num_layers, 1, planned.decoder.num_layers if planned.decoder else None)
     checkpoint = find_checkpoint(spec.checkpoint)
     if checkpoint:
-        config = checkpoint_config(spec, checkpoint)
-        available = getattr(family.depth_config(config), family.depth_field)
-        check_plan(available, plan, spec.seed_layers)
+        check_seeds(checkpoint_config(spec, checkpoint), planned)
+        if is_hub_name(checkpoint):
+            list_model(checkpoint)  # whether it has safetensors

@@ -3,8 +3,11 @@
 import json
 from typing import Any
 
+from typing_extensions import TypedDict  # pydantic checks no other before Python 3.12
+
 from foldray import storage
 from foldray.storage.layout import Run
+from foldray.storage.records import check_as
 
 Record = dict[str, Any]
 
@@ -19,15 +22,43 @@ def write_metrics(run: str, attempt: str, records: list[Record]) -> None:
         storage.write_bytes(Run(run).metrics_part(attempt, records[0]["step"]), text.encode())
 
 
+_Numbers = dict[str, float | dict[str, float]]
+"""A record: a number, or one by depth, under each name."""
+
+
+class _Validation(TypedDict):
+    """What a record of a validation must have."""
+
+    step: int
+
+
+class _Step(_Validation):
+    """What a record of a training step must have."""
+
+    seconds: float
+    audio_seconds: float
+
+
+def validation_loss(record: Record) -> dict[str, float]:
+    """The loss of a validation by depth: CTC, or the cross-entropy of a decoder without CTC."""
+    losses: dict[str, float] = record.get("valid_ctc") or record["valid_attention"]
+    return losses
+
+
 def read_metrics(run: str) -> list[Record]:
-    """Read the record of each step, in order. Where attempts overlap the later one counts, because its weights do."""
+    """Read the record of each step, in order. Where attempts overlap the later one counts, because its weights do.
+
+    Raises DamagedFileError naming a part that is no JSON lines of steps.
+    """
     by_step: dict[int, Record] = {}
     folder = Run(run).metrics
     # Sorted by attempt; validation's parts come last.
     for name in storage.list_files(folder):
         part = storage.join(folder, name)
-        for line in storage.read_bytes(part).decode().splitlines():
-            record = storage.parse_json(line, part)
+        for line in storage.read_bytes(part).decode(errors="replace").splitlines():
+            record: Record = storage.parse_json(line, part)
+            check_as(_Numbers, record, part, strict=True)
+            check_as(_Validation if name.startswith(VALIDATION) else _Step, record, part, strict=True)
             if not name.startswith(VALIDATION):
                 by_step[record["step"]] = record
             elif record["step"] in by_step:

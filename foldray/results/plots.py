@@ -22,11 +22,30 @@ CURVES = {
     "attention": ("attention", "longdash"),
     "kl": ("KL", "dot"),
     "hidden": ("hidden states", "dashdot"),
+    "teacher": ("KL from the teacher", "dot"),
     "valid_ctc": ("validation CTC", "dash"),
+    "valid_attention": ("validation attention", "dash"),
 }
 DASHES = ("solid", "dash", "dot", "dashdot")
 """Line styles of folds: the next one after each ten folds, because plotly has ten colours."""
 COLOURS = {"fold": "#2563a8", "baseline": "#b5651d"}
+
+
+def auto_figure(points: Sequence[Mapping[str, float]], deepest: Mapping[str, float]) -> go.Figure:
+    """Plot WER on the validation set against the MACs that `--depth auto` saves, one point for each threshold."""
+    saved = [100 * (1 - each["macs_per_audio_second"] / deepest["macs_per_audio_second"]) for each in points]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=saved,
+        y=[100 * each["wer"] for each in points],
+        customdata=[each["threshold"] for each in points],
+        mode="lines+markers",
+        name="auto",
+        hovertemplate="threshold %{customdata:.3f}<br>%{x:.1f} % MACs saved, %{y:.2f} % WER<extra></extra>",
+    )
+    figure.add_scatter(x=[0.0], y=[100 * deepest["wer"]], mode="markers", name="deepest", marker={"size": 11})
+    figure.update_layout(xaxis_title="MACs saved, %", yaxis_title="WER on the validation set, %")
+    return figure
 
 
 def pareto_figure(rows: Sequence[ResultRow]) -> go.Figure:
@@ -127,8 +146,8 @@ def training_figure(metrics: Sequence[Record]) -> go.Figure:
             if any(values):
                 figure.add_scatter(
                     x=[step for step, _ in points],
-                    y=values if part == "valid_ctc" else _smooth(values),
-                    mode="lines+markers" if part == "valid_ctc" else "lines",
+                    y=values if part.startswith("valid_") else _smooth(values),
+                    mode="lines+markers" if part.startswith("valid_") else "lines",
                     line_dash=dash,
                     name=f"{title}, depth {depth}",
                 )
@@ -141,7 +160,7 @@ def training_figure(metrics: Sequence[Record]) -> go.Figure:
 def history_figure(trials: Sequence[TrialRecord], objective: str) -> go.Figure:
     """Plot an objective of each trial in order, and the best so far of the finished ones."""
     figure = go.Figure()
-    scale = 100 if objective.startswith("wer") else 1
+    scale = 100 if objective.startswith(("wer", "cer")) else 1
     for state, symbol in (("finished", "circle"), ("stopped", "x")):
         members = [trial for trial in trials if trial.state == state and objective in trial.objectives]
         figure.add_scatter(

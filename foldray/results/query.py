@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Literal
 
 import duckdb
@@ -25,6 +26,10 @@ OBJECTIVES: dict[str, tuple[Objective, int]] = {
     "train_seconds": ("train_seconds", 1),
 }  # fmt: skip
 """The objectives of `pareto`: a column, and 1 where less is better, -1 where more is."""
+MOST_ROWS = 1_000_000
+"""Rows that a query in SQL may return."""
+SQL_SECONDS = 300.0
+"""Seconds that a query in SQL may take."""
 FILTER = re.compile(r"(\w+)(<=|>=|!=|=|<|>|~)(.*)")
 
 
@@ -142,7 +147,27 @@ def run_sql(store: str, sql: str, limit: int | None = None) -> tuple[list[JsonRo
         answer = connection.sql(sql)
         if doubled := {name for name in answer.columns if answer.columns.count(name) > 1}:
             raise UserError("sql", f"two columns are called {min(doubled)}; rename one with AS")
-        return json_rows(answer, limit), answer.columns
+        rows = _in_time(connection, lambda: json_rows(answer, min(limit or MOST_ROWS, MOST_ROWS) + 1))
+        if len(rows) > MOST_ROWS:
+            raise UserError("sql", f"gives more than {MOST_ROWS:,} rows; add LIMIT, or group them")
+        return rows[:limit], answer.columns
+
+
+def _in_time(connection: duckdb.DuckDBPyConnection, fetch: Callable[[], list[JsonRow]]) -> list[JsonRow]:
+    """Fetch rows; interrupt the query at Ctrl-C and after SQL_SECONDS. Raises UserError.
+
+    The query has a thread of its own: DuckDB looks for signals only between its tasks, and a join may be one long task.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        fetched = thread.submit(fetch)
+        try:
+            return fetched.result(SQL_SECONDS)
+        except TimeoutError:
+            raise UserError("sql", f"takes more than {SQL_SECONDS:g} s; select less, or add LIMIT") from None
+        finally:
+            while not fetched.done():  # again and again: an interrupt before the query begins has no effect
+                connection.interrupt()
+                wait([fetched], 0.1)
 
 
 def _where(filters: Sequence[str]) -> tuple[str, list[object]]:
@@ -168,12 +193,12 @@ def _where(filters: Sequence[str]) -> tuple[str, list[object]]:
 
 
 def known_column(name: str) -> str:
-    """The name of a column of `results`. Raises UserError with the most similar one."""
+    """The name of a column of `results`. Raises UserError with the most similar ones."""
     names = SCHEMAS["results"].names
+    known = f"Columns: {', '.join(names)}"
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(name, f"is not a column{hint} Columns: {', '.join(names)}")
+        close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+        raise UserError(name, f"is not a column{'; did you mean ' + ' or '.join(close) + '?' if close else ''} {known}")
     return name
 
 

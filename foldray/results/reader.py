@@ -7,6 +7,8 @@ Result files are never changed or deleted; scoring again adds rows. So every rea
 """
 
 import math
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -19,6 +21,7 @@ from foldray.errors import UserError, one_line
 from foldray.results.cache import cached_rows, delete_merged
 from foldray.results.rows import EVALUATION, NEWEST, Hypothesis, Kind, ResultRow
 from foldray.results.run_tables import runs_table, trials_table
+from foldray.storage.layout import STORE_FOLDERS
 
 JsonRow = dict[str, Any]
 """A row of whatever was selected, with values as JSON has them."""
@@ -26,11 +29,15 @@ JsonRow = dict[str, Any]
 TABLES = ("results", "hypotheses", "runs", "trials")
 LAST_STEP = "step = max(step) OVER (PARTITION BY run_id, corpus, split, decoding)"
 
+MEMORY_BYTES = 4 * 2**30
+"""Memory of a query; half of this machine's if that is less."""
+
 LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "temp_directory": "",  # or large sorts would write to the working directory
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
     "python_enable_replacements": False,
+    "memory_limit": f"{min(MEMORY_BYTES, os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2)}B",
 }
 
 
@@ -50,8 +57,8 @@ def open_tables(
             found |= _add_results(connection, root, run_id)
         if "hypotheses" in tables:
             found |= _add_hypotheses(connection, root, run_id)
-        if not found and not storage.is_folder(root):
-            raise UserError("STORE", f"{store} does not exist; give the storage.root of a run")
+        if not found:
+            _check_store(root, store)
         if "runs" in tables:
             connection.register("runs", runs_table(root))
         if "trials" in tables:
@@ -59,6 +66,14 @@ def open_tables(
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         yield connection
+
+
+def _check_store(root: str, store: str) -> None:
+    """Raise UserError for a location without a store: there may be no results yet, but something was prepared."""
+    if not storage.is_folder(root):
+        raise UserError("STORE", f"{store} does not exist; give the storage.root of a run")
+    if not STORE_FOLDERS & {*storage.list_folders(root)}:
+        raise UserError("STORE", f"{store} is a folder without a store; give the storage.root of a run")
 
 
 def _add_results(connection: duckdb.DuckDBPyConnection, root: str, run_id: str) -> bool:
@@ -104,11 +119,21 @@ def explained(where: str, store: str) -> Iterator[None]:
         yield
     except duckdb.PermissionException:
         raise UserError(where, "reaches for a file or an extension; only the store's tables can be read") from None
+    except duckdb.InterruptException:
+        raise KeyboardInterrupt from None
+    except RuntimeError as error:  # what DuckDB raises on Ctrl-C
+        if "interrupted" not in str(error).lower():
+            raise
+        raise KeyboardInterrupt from None
+    except duckdb.OutOfMemoryException:
+        raise UserError(where, f"needs more than {LOCKED['memory_limit']} of memory; select or group less") from None
     except (duckdb.IOException, duckdb.FatalException, duckdb.InternalException) as error:
         delete_merged(store)
         raise UserError(where, f"{one_line(error)}; the damaged cache is deleted, run the query again") from None
     except duckdb.Error as error:
-        raise UserError(where, f"{one_line(error)} (tables: {', '.join(TABLES)})") from None
+        # Without the excerpt of the query, whose caret points nowhere once it is on one line.
+        problem = one_line(ValueError(re.sub(r"\n+LINE \d+:.*", "", str(error), flags=re.DOTALL)), 400)
+        raise UserError(where, f"{problem} (tables: {', '.join(TABLES)})") from None
 
 
 def read_rows(store: str, run_id: str = "") -> list[ResultRow]:
@@ -133,8 +158,23 @@ def result_rows(answer: duckdb.DuckDBPyRelation) -> list[ResultRow]:
 
 def json_rows(answer: duckdb.DuckDBPyRelation, limit: int | None = None) -> list[JsonRow]:
     """Fetch the rows of any relation with values that JSON can hold."""
-    rows: list[JsonRow] = (answer.limit(limit) if limit else answer).to_arrow_table().to_pylist()
+    wanted = answer.limit(limit) if limit else answer
+    try:
+        rows = _fetch(wanted, ("INTERVAL",))
+    except (OverflowError, ValueError):  # Python's dates end at the years 1 and 9999
+        rows = _fetch(wanted, ("INTERVAL", "DATE", "TIME"))
     return [{name: _as_json(value) for name, value in row.items()} for row in rows]
+
+
+def _fetch(answer: duckdb.DuckDBPyRelation, as_text: tuple[str, ...]) -> list[JsonRow]:
+    """Fetch rows, with columns whose type contains one of `as_text` in DuckDB's own notation."""
+    quoted = ['"' + name.replace('"', '""') + '"' for name in answer.columns]
+    texts = [any(name in str(kind) for name in as_text) for kind in answer.types]
+    if any(texts):
+        columns = [f"{name}::VARCHAR AS {name}" if text else name for name, text in zip(quoted, texts, strict=True)]
+        answer = answer.project(", ".join(columns))
+    rows: list[JsonRow] = answer.to_arrow_table().to_pylist()
+    return rows
 
 
 def _as_json(value: object) -> object:

@@ -1,5 +1,8 @@
 """The report: one self-contained HTML page of a store, readable offline."""
 
+import base64
+import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,16 +48,21 @@ def write_report(store: str, out: str | None = None, filters: Sequence[str] = ()
         UserError: for a store without results, or without any that match the filters.
     """
     root = storage.absolute(store)
-    wanted = ["decoding=ctc", *filters]
-    rows = list_rows(store, wanted, "created")[0] if storage.is_folder(root) else []
+    rows = _usually_decoded(list_rows(store, filters, "created")[0]) if storage.is_folder(root) else []
     if not rows:
         problem = f"that match {' '.join(filters)}" if filters else "to report; `foldray run quickstart` creates some"
         raise UserError(store, f"has no results {problem}")
-    test_set = TestSet(rows[-1]["corpus"], rows[-1]["split"], "ctc")
-    final = [row for row in list_rows(store, wanted, "created", last_step=True)[0] if _test_set(row) == test_set]
+    test_set = _test_set(rows[-1])
+    final = [row for row in list_rows(store, filters, "created", last_step=True)[0] if _test_set(row) == test_set]
     target = storage.join(storage.absolute(out) if out else Store(store).report, "index.html")
     storage.write_bytes(target, _page(root, _by_run(rows), _by_run(final), test_set).encode())
     return target
+
+
+def _usually_decoded(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """Rows by CTC, and those of runs without any, such as Whisper's."""
+    by_ctc = {row["run_id"] for row in rows if row["decoding"] == "ctc"}
+    return [row for row in rows if row["decoding"] == "ctc" or row["run_id"] not in by_ctc]
 
 
 def _test_set(row: ResultRow) -> TestSet:
@@ -88,34 +96,56 @@ def _page(store: str, runs: RowsByRun, final: RowsByRun, test_set: TestSet) -> s
     folds = {run_id: rows for run_id, rows in final.items() if rows[0]["kind"] == "fold" and not _is_int8(rows)}
     alone = [row for rows in trained.values() for row in rows if row["kind"] == "baseline"]
     metrics = {run_id: read_metrics(Store(store).run(run_id).uri) for run_id in shown}
-    environment = Environment(loader=PackageLoader("foldray.results", "templates"), autoescape=True)
-    return environment.get_template("report.html").render(
-        p_text=p_text,
-        figure=figure,
-        # The plot library is inlined once: the page must work without a network.
-        plotly=plotly.offline.get_plotlyjs(),
+    searches = [_search(search) for search in read_searches(store)]
+    pareto = plots.as_html(plots.pareto_figure([row for rows in trained.values() for row in rows]), "pareto")
+    depths = plots.as_html(plots.depth_figure(folds, alone, marks), "depths")
+    sections = [
+        run_section(
+            store,
+            run_id,
+            _paired(runs[run_id], final.get(run_id, []), compared.get(run_id, {})),
+            metrics[run_id],
+            hypotheses[run_id],
+        )
+        for run_id in shown
+    ]
+    figures = [pareto, depths, *(each["curves"] for each in sections), *(f for s in searches for f in s["figures"])]
+    return _render(
+        figures,
         test_set=f"{test_set.corpus} {test_set.split}",
         best=best,
         headline=_headline(trained[best]),
         verdicts=_verdicts(best, compared.get(best, {}), trained, len(folds)),
-        pareto=plots.as_html(plots.pareto_figure([row for rows in trained.values() for row in rows]), "pareto"),
-        depths=plots.as_html(plots.depth_figure(folds, alone, marks), "depths"),
+        pareto=pareto,
+        depths=depths,
         marked=any(marks.values()),
         untrained=any(not row["trained"] for rows in folds.values() for row in rows),
-        searches=[_search(search) for search in read_searches(store)],
+        searches=searches,
         costs=[cost_line(run_id, runs[run_id], metrics[run_id]) for run_id in shown],
         left_out=len(runs) - len(shown),
-        sections=[
-            run_section(
-                store,
-                run_id,
-                _paired(runs[run_id], final.get(run_id, []), compared.get(run_id, {})),
-                metrics[run_id],
-                hypotheses[run_id],
-            )
-            for run_id in shown
-        ],
+        sections=sections,
     )
+
+
+def _render(figures: Sequence[str], **values: object) -> str:
+    """Fill in the template. figures: the values that hold scripts."""
+    # The plot library is inlined once: the page must work without a network.
+    library = plotly.offline.get_plotlyjs()
+    policy = _policy([library, *(script for each in figures for script in SCRIPT.findall(each))])
+    environment = Environment(loader=PackageLoader("foldray.results", "templates"), autoescape=True)
+    template = environment.get_template("report.html")
+    return template.render(p_text=p_text, figure=figure, policy=policy, plotly=library, **values)
+
+
+SCRIPT = re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL)
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """The page's Content-Security-Policy: these inline scripts run, no other, and nothing is loaded or sent."""
+    digests = [hashlib.sha256(script.encode()).digest() for script in dict.fromkeys(scripts)]
+    allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    # Plotly sets styles of its own, and draws the picture that its button saves from data.
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
 
 
 def _rank(rows: Sequence[ResultRow]) -> tuple[bool, bool, float]:
@@ -154,13 +184,13 @@ def _against_baselines(
 
 
 def _headline(rows: Sequence[ResultRow]) -> str:
-    """One sentence: what one file saves, and the WER of each of its depths."""
+    """One sentence: what one file saves, and the WER and CER of each of its depths."""
     deepest = rows[-1]
     saved = 1 - deepest["params_stored"] / deepest["params_unrolled"]
-    scores = ", ".join(f"{row['wer']:.1%} at depth {row['depth']}" for row in rows)
+    scores = ", ".join(f"{row['wer']:.1%} ({row['cer']:.1%}) at depth {row['depth']}" for row in rows)
     return (
         f"One file of {deepest['params_stored'] / 1e6:.2f} M parameters ({deepest['bytes_stored'] / 1e6:.1f} MB) "
-        f"serves every depth, {saved:.1%} less than an unshared model of depth {deepest['depth']}. WER: {scores}."
+        f"serves every depth, {saved:.1%} less than an unshared model of depth {deepest['depth']}. WER (CER): {scores}."
     )
 
 

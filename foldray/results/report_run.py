@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from foldray import storage
+from foldray.errors import DamagedFileError
 from foldray.results import plots
 from foldray.results.alignment import aligned_words
+from foldray.results.auto_depth import AutoDepth, has_auto
 from foldray.results.comparison import HypothesesByDepth
 from foldray.results.metrics import Record
 from foldray.results.rows import ResultRow
-from foldray.storage.layout import Store
+from foldray.storage.layout import Run, Store
+from foldray.storage.records import check_as, read_as
 
 EXAMPLES = 10
 PROVENANCE = ("recipe", "family", "private", "order", "alpha", "beta", "seed", "device", "precision")
@@ -19,8 +23,12 @@ PROVENANCE = ("recipe", "family", "private", "order", "alpha", "beta", "seed", "
 def cost_line(run_id: str, rows: Sequence[ResultRow], metrics: Sequence[Record]) -> dict[str, str]:
     """What a run cost, by the columns of the table."""
     row = rows[-1]
-    audio = sum(record["audio_seconds"] for record in metrics)
-    padding = sum(record["padding"] * record["audio_seconds"] for record in metrics) / audio if audio else 0.0
+    audio = sum(record.get("audio_seconds", 0.0) for record in metrics)
+    padding = (
+        sum(record.get("padding", 0.0) * record.get("audio_seconds", 0.0) for record in metrics) / audio
+        if audio
+        else 0.0
+    )
     speed = row["train_audio_seconds"] / row["train_seconds"] if row["train_seconds"] else 0.0
     depths = [by_depth for _, by_depth in sorted({row["depth"]: row for row in rows}.items())]
     return {
@@ -52,6 +60,7 @@ def run_section(
         "run_id": run_id,
         "rows": rows,
         "curves": plots.as_html(plots.training_figure(metrics), f"curves-{run_id}") if metrics else "",
+        "auto": _auto(run),
         "examples": _examples(hypotheses),
         "provenance": {
             **{name: row[name] for name in PROVENANCE},
@@ -59,15 +68,32 @@ def run_section(
             "git commit": row["git_commit"] or "none",
             "scored": row["created"],
             **{f"run.{name}": value for name, value in facts.items() if name not in ("versions", "git_commit")},
-            **json.loads(row["versions"] or "{}"),
+            **_versions(row["versions"], run_id),
         },
         "spec": json.dumps(_read_json(run.spec), indent=1),
     }
 
 
+def _auto(run: Run) -> str:
+    """The curve of `--depth auto`, if the run's model was calibrated."""
+    if not has_auto(run.model.uri):
+        return ""
+    auto = read_as(AutoDepth, run.model.auto)
+    points = [asdict(point) for point in auto.curve]
+    return plots.as_html(plots.auto_figure(points, asdict(auto.deepest)), f"auto-{run.run_id}")
+
+
+def _versions(text: str, run_id: str) -> dict[str, str]:
+    where = f"the result rows of {run_id}"
+    return check_as(dict[str, str], storage.parse_json(text or "{}", where), where)
+
+
 def _read_json(file: str) -> Any:
     """A JSON file; empty if the model comes from elsewhere and has none."""
-    return storage.read_json(file) if storage.exists(file) else {}
+    value = storage.read_json(file) if storage.exists(file) else {}
+    if not isinstance(value, dict):
+        raise DamagedFileError(file, "is damaged (no JSON object); move it away")
+    return value
 
 
 def _examples(hypotheses: HypothesesByDepth) -> list[dict[str, Any]]:

@@ -3,18 +3,21 @@
 import io
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_type_hints
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from foldray import storage
 from foldray.errors import UserError, one_line
 from foldray.storage.layout import Store
+from foldray.storage.parquet import as_schema, open_local
 
 SCHEMA_VERSION = 1
+_READERS = 4
+"""Files that are read in parallel."""
 
 Kind = Literal["results", "hypotheses"]
 """The two kinds of files, which are also their folders in a store."""
@@ -35,7 +38,9 @@ class ResultRow(TypedDict):
     num_layers: int
     depth: int
     trained: bool  # False: the fold's order was extended to a depth that training did not run
-    decoding: str  # "ctc" (greedy), "attention" or "joint"
+    decoding: (
+        str  # "ctc" (greedy), "attention", "joint", or "beam-50…", see `foldray.evaluation.word_scores.WordSearch`
+    )
     order: str
     corpus: str
     split: str
@@ -126,23 +131,24 @@ def read_files(kind: Kind, files: Sequence[Path]) -> pa.Table:
     Unknown columns are ignored, and so are rows without a `run_id`, as in files of other programs. Raises UserError
     naming the first damaged file.
     """
+    with ThreadPoolExecutor(_READERS) as pool:
+        tables = pool.map(lambda path: _read(kind, path), files)
+        return pa.concat_tables([SCHEMAS[kind].empty_table(), *tables])
+
+
+def _read(kind: Kind, path: Path) -> pa.Table:
+    """The rows of one file. Raises UserError where it is damaged, or a row of ours lacks a value."""
+    schema = SCHEMAS[kind]
     try:
-        return _read(kind, files)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise _damaged(kind, files) or error from None
-
-
-def _read(kind: Kind, files: Sequence[Path]) -> pa.Table:
-    if not files:
-        return SCHEMAS[kind].empty_table()
-    dataset = ds.dataset([str(path) for path in files], schema=SCHEMAS[kind], format="parquet")
-    return dataset.to_table(filter=ds.field("run_id").is_valid())
-
-
-def _damaged(kind: Kind, files: Sequence[Path]) -> UserError | None:
-    for path in files:
-        try:
-            _read(kind, [path])
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            return UserError(str(path), f"can't be read as {kind} ({one_line(error)}); move it away")
-    return None
+        reader = open_local(path)
+        if "run_id" not in reader.schema.names:
+            return schema.empty_table()
+        names = [name for name in schema.names if name in reader.schema.names]
+        groups = [reader.read_row_group(group, names) for group in range(reader.footer.num_row_groups)]
+        table = pa.concat_tables(groups) if groups else reader.schema.empty_table().select(names)
+        table = as_schema(table.filter(table["run_id"].is_valid()), schema)
+        if unsafe := [name for name in table["run_id"].unique().to_pylist() if not storage.is_plain(name)]:
+            raise pa.ArrowInvalid(f"{unsafe[0]!r} is not the id of a run")
+        return table
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(str(path), f"can't be read as {kind} ({one_line(error)}); move it away") from None

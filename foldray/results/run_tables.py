@@ -7,9 +7,11 @@ from typing import Any
 import pyarrow as pa
 
 from foldray import storage
+from foldray.errors import DamagedFileError, one_line
 from foldray.results.cache import READERS
 from foldray.results.searches import read_searches
 from foldray.storage.layout import Run, Store
+from foldray.storage.records import check_as, read_as
 
 Row = dict[str, Any]
 
@@ -33,13 +35,15 @@ RUNS = pa.schema(
 
 def _run(run: Run) -> Row | None:
     try:
-        spec = storage.read_json(run.spec)
-        facts = storage.read_json(run.facts)
+        spec = read_as(dict[str, Any], run.spec)
+        facts = read_as(dict[str, Any], run.facts)
     except FileNotFoundError:  # it is only being created
         return None
     # Fields that a spec lacks are null.
-    fold, loss, optim, model = (spec.get(name) or {} for name in ("fold", "loss", "optim", "model"))
-    return {
+    fold, loss, optim, model = (
+        check_as(dict[str, Any], spec.get(name) or {}, run.spec) for name in ("fold", "loss", "optim", "model")
+    )
+    row = {
         "run_id": run.run_id, "recipe": spec.get("name"), "family": model.get("family"),
         "num_layers": fold.get("num_layers"), "depths": fold.get("depths"), "order": fold.get("order"),
         "private": fold.get("private"), "alpha": loss.get("alpha"), "beta": loss.get("beta"), "lr": optim.get("lr"),
@@ -47,6 +51,11 @@ def _run(run: Run) -> Row | None:
         "finished": storage.exists(run.model.fold), "created": facts.get("created"),
         "git_commit": facts.get("git_commit"), "spec": json.dumps(spec),
     }  # fmt: skip
+    try:
+        pa.Table.from_pylist([row], RUNS)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise DamagedFileError(run.spec, f"is damaged ({one_line(error)}), or run.json beside it is") from None
+    return row
 
 
 def trials_table(root: str) -> pa.Table:

@@ -5,12 +5,13 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from foldray import storage
 from foldray.errors import DamagedFileError, UserError, one_line
 from foldray.storage.layout import SearchFolder, Store
+from foldray.storage.records import read_as
 
 State = Literal["running", "finished", "stopped", "failed"]
 
@@ -59,9 +60,9 @@ KINDS = ("start", "trial", "baseline")
 def _record(file: str) -> TrialRecord:
     """Read a record; unknown fields are ignored."""
     with _naming(file):
-        values = storage.read_json(file)
-        record = TrialRecord(**{each.name: values[each.name] for each in fields(TrialRecord) if each.name in values})
-        KINDS.index(record.kind)
+        record = read_as(TrialRecord, file)
+        if not storage.is_plain(record.run_id):
+            raise ValueError(f"run_id: {record.run_id!r} is not the id of a run")
         return record
 
 
@@ -76,6 +77,24 @@ def _naming(file: str) -> Iterator[None]:
     else:
         return
     raise UserError(file, f"{problem}; remove the search's folder to read the others")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    objectives: tuple[str, ...]
+    space: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Spec:
+    search: _Asked
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What results need of `search.json`."""
+
+    spec: _Spec
 
 
 @dataclass(frozen=True)
@@ -97,9 +116,8 @@ def read_searches(store: str) -> list[Search]:
         if not storage.exists(file):  # not a search of foldray
             continue
         with _naming(file):
-            asked = storage.read_json(file)["spec"]["search"]
-            objectives, space = tuple(asked["objectives"]), dict(asked["space"])
-        found.append(Search(search_id, objectives, space, read_records(folder.uri)))
+            asked = read_as(_Described, file).spec.search
+        found.append(Search(search_id, asked.objectives, asked.space, read_records(folder.uri)))
     return found
 
 
@@ -107,7 +125,7 @@ def figure(objective: str, value: float | None) -> str:
     """Format the value of an objective."""
     if value is None:
         return ""
-    if objective.startswith("wer"):
+    if objective.startswith(("wer", "cer")):
         return f"{value:.1%}"
     return f"{value / 1e6:,.2f} M" if value >= 1e5 else f"{value:.3f}"
 

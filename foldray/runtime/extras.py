@@ -17,11 +17,12 @@ def check_extra(extra: str, *modules: str, where: str, what: str) -> None:
     Raises:
         UserError: A module is missing; the message has the command that installs it.
     """
-    if not all(map(_is_installed, modules)):
+    if not all(map(is_installed, modules)):
         raise UserError(where, f"{what} needs the extra '{extra}': pip install 'foldray[{extra}]'")
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported."""
     # A folder of the same name in the working directory, such as `wandb/`, is found as a namespace package.
     found = find_spec(module)
     return found is not None and found.origin is not None

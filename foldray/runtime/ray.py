@@ -12,7 +12,7 @@ import warnings
 from types import ModuleType
 
 from foldray.errors import UserError, one_line
-from foldray.storage import scrubbed
+from foldray.storage import explain_disk, scrubbed
 
 TRIES = 3
 """Attempts to start a local Ray."""
@@ -97,7 +97,7 @@ def _start(ray: ModuleType, options: dict[str, object]) -> None:
 
 
 def find_user_error(error: BaseException) -> BaseException:
-    """Return the UserError that a task or a worker of Ray Train raised, such as a store that is away; else `error`."""
+    """Return the UserError that a task or a worker of Ray Train raised, or one for a disk's error; else `error`."""
     for failure in getattr(error, "worker_failures", {}).values():
         if isinstance(failure, UserError):
             return failure
@@ -105,8 +105,10 @@ def find_user_error(error: BaseException) -> BaseException:
     while cause is not None:
         if isinstance(cause, UserError):
             return UserError(cause.where, cause.problem)
+        if type(cause).__name__ == "OutOfDiskError":
+            return UserError("Ray", "the disk of its object store is full; free some space under /tmp/ray")
         cause = getattr(cause, "cause", None) or cause.__cause__
-    return error
+    return explain_disk(error) or error
 
 
 def end_half_started(error: Exception) -> None:

@@ -1,27 +1,31 @@
 """The stage `evaluate`: score a model at every depth and append the result rows to the store."""
 
 import dataclasses
-from typing import TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from foldray import storage
-from foldray.config.corpus import BUILTIN_CORPUS, VALIDATION_NAMES, CorpusSpec
-from foldray.config.run_files import read_run_facts, read_run_spec
+from foldray.config.corpus import VALIDATION_NAMES
+from foldray.config.run_files import read_run_facts
 from foldray.config.spec import RunSpec
 from foldray.data.manifest import read_manifest
-from foldray.errors import UserError, one_line
-from foldray.evaluation.provenance import FoundModel, find_model, trained_by, weights_digest
+from foldray.evaluation.beam_options import BeamOptions
+from foldray.evaluation.provenance import FoundModel, find_model, weights_digest
+from foldray.models.hub import is_page
 from foldray.results.reader import read_rows
 from foldray.results.rows import ResultRow, write_rows
 from foldray.runtime.terminal import counting
-from foldray.stages.prepare import prepare_corpus
-from foldray.storage.layout import PreparedCorpus, Store
+from foldray.stages.scoring_corpus import ScoringCorpus, scoring_corpus
+
+if TYPE_CHECKING:
+    from foldray.evaluation.score import DepthScore
 
 
 class ScoredModel(TypedDict):
-    """The run id of a model and its result rows."""
+    """The run id of a model and its result rows; and the files for the Open ASR Leaderboard, if asked for."""
 
     run_id: str
     rows: list[ResultRow]
+    leaderboard: NotRequired[list[str]]
 
 
 def evaluate_stage(
@@ -30,82 +34,85 @@ def evaluate_stage(
     data: str | None = None,
     depths: tuple[int, ...] = (),
     split: str = "test",
-    decoding: str = "ctc",
+    decoding: str | None = None,
+    beam: BeamOptions | None = None,
+    leaderboard: str | None = None,
 ) -> ScoredModel:
     """Score a model at every depth and append the rows to the store.
 
     Args:
-        model: A run id in the store, a run or checkpoint URI, or a model folder.
+        model: A run id in the store, a run or checkpoint URI, a model folder, or OWNER/NAME of a fold on the hub.
         store: The store that run ids refer to; rows of models without a run go there.
         data: A prepared or raw corpus; by default that of the model's run.
         depths: The depths to score; by default all trained ones.
         split: The split to score.
-        decoding: `ctc`, `attention` or `joint`.
+        decoding: `ctc`, `attention`, `joint` or `beam`; by default `ctc` where the model has it.
+        beam: Options of `beam`: an n-gram, hotwords, a closed list of words.
+        leaderboard: A folder for what the Open ASR Leaderboard scores: texts as they were written, so a raw corpus is
+            prepared once more, with `corpus.text=as_is`. The rows compare normalised texts, as always.
 
     Raises:
         UserError: The model, corpus, split, depth or decoding does not exist or does not fit.
     """
     found = find_model(model, store)
-    folder = _scoring_corpus(found, data, split)
-    rows = _evaluate(found, folder, depths, split, decoding)
-    return {"run_id": rows[0]["run_id"], "rows": rows}
+    if leaderboard is not None:
+        storage.check_writable(storage.absolute(leaderboard), "--leaderboard")
+    corpus = scoring_corpus(found, data, split, as_written=leaderboard is not None)
+    rows, scores = _evaluate(found, corpus, depths, split, decoding, beam)
+    scored: ScoredModel = {"run_id": rows[0]["run_id"], "rows": rows}
+    if leaderboard is not None:
+        from foldray.evaluation.leaderboard import write_leaderboard
+
+        name = model if is_page(model) else f"foldray/{found.name}"
+        scored["leaderboard"] = write_leaderboard(storage.absolute(leaderboard), name, rows, scores)
+    return scored
 
 
-def _scoring_corpus(found: FoundModel, data: str | None, split: str) -> str:
-    """Return the prepared corpus to score on, preparing a raw one; by default the corpus of the model's run."""
-    run, store = trained_by(found), Store(found.store)
-    if data is None:
-        if run is None:
-            raise UserError("--data", f"set it to the corpus to score {found.uri} on")
-        return store.corpus(read_run_facts(run).corpus_id).uri
-    for prepared in (PreparedCorpus(storage.absolute(data)), store.corpus(data)):
-        if storage.exists(prepared.manifest):
-            return prepared.uri
-    if data != BUILTIN_CORPUS and not storage.is_folder(storage.absolute(data)):
-        raise UserError("--data", f"{data} is neither a prepared corpus nor a folder with one")
-    # Text must be normalised as the model learned it.
-    like = read_run_spec(run).corpus if run else CorpusSpec(path=data)
-    fields = {"path": data, "layout": "auto", "audio_root": None, "splits": (split,), "max_quarantine": 1.0}
-    # Scoring compares words: it needs no tokenizer, for which there may be no 'train', and drops no long text.
-    fields |= {"cross_validate": None, "units": "characters", "vocab_size": None, "frame_seconds": 1e-3}
-    try:
-        corpus = CorpusSpec.model_validate({**like.model_dump(), **fields})
-    except ValueError as error:
-        raise UserError("--data", f"{data} can't be scored: {one_line(error)}") from None
-    return prepare_corpus(corpus, found.store)[0]
-
-
-def _evaluate(found: FoundModel, corpus: str, depths: tuple[int, ...], split: str, decoding: str) -> list[ResultRow]:
-    from foldray.evaluation.decode import check_decoding, parse_decoding
+def _evaluate(
+    found: FoundModel,
+    corpus: ScoringCorpus,
+    depths: tuple[int, ...],
+    split: str,
+    decoding: str | None,
+    beam: BeamOptions | None,
+) -> "tuple[list[ResultRow], list[DepthScore]]":
+    from foldray.evaluation.decode import check_decoding, parse_decoding, search_or, usual_decoding
     from foldray.evaluation.result_rows import result_rows
     from foldray.evaluation.score import score_depths
     from foldray.models.fold import stack_of
     from foldray.models.processor import read_tokenizer
     from foldray.models.save_load import load_model
 
-    manifest = read_manifest(corpus)
+    manifest = read_manifest(corpus.uri)
     if split in VALIDATION_NAMES and split not in manifest.rows_by_split:
         split = "valid"
-    decoder = parse_decoding(decoding)
+    asked = parse_decoding(decoding, beam)
     model = load_model(found.uri)
+    decoder = asked or usual_decoding(model)
     check_decoding(model, decoder)
     if found.run is None:  # so that two folders with the same name stay apart
         found = dataclasses.replace(found, name=f"{found.name}-{weights_digest(model)}")
+    tokenizer = read_tokenizer(found.uri)
+    how = search_or(decoder, beam, tokenizer)
     with counting("scoring") as on_progress:
         chosen = depths or stack_of(model).plan.depths
-        tokenizer = read_tokenizer(found.uri)
-        place = (corpus, manifest, split, chosen)
-        scores = score_depths(model, tokenizer, *place, decoding=decoder, on_progress=on_progress)
-    rows, hypotheses = result_rows(found, model, manifest, split, decoding, scores)
+        place = (corpus.uri, manifest, split, chosen)
+        scores = score_depths(
+            model, tokenizer, *place, decoding=how, scored_as=corpus.scored_as, on_progress=on_progress
+        )
+    name = how if isinstance(how, str) else how.name
+    rows, hypotheses = result_rows(found, model, manifest, split, name, scores)
     write_rows(found.store, rows, hypotheses)
-    return rows
+    return rows, scores
 
 
 def score_run(spec: RunSpec, run: str, step: int, split: str = "test") -> list[ResultRow]:
     """Return the rows of every trained depth of a finished run on its own corpus, scoring it if they are missing."""
+    from foldray.models.families import FAMILIES
+
     found = find_model(run, spec.storage.root)
     corpus = read_run_facts(run).corpus_id
-    place = (step, corpus, split, "ctc")
+    place = (step, corpus, split, "ctc" if FAMILIES[spec.model.family].ctc else "attention")
     rows = [
         row
         for row in read_rows(found.store, found.name)

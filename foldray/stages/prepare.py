@@ -1,10 +1,10 @@
 """The stage `prepare`: from a raw corpus to shards, index, quarantine and manifest in the store."""
 
 from foldray import storage
-from foldray.config.corpus import BUILTIN_CORPUS, CorpusSpec
+from foldray.config.corpus import BUILTIN_CORPUS, CorpusSpec, TextProfile
 from foldray.config.spec import RunSpec
 from foldray.data.corpora import Corpus, find_corpus
-from foldray.data.manifest import Manifest, read_quarantine
+from foldray.data.manifest import LeftOut, Manifest, read_quarantine
 from foldray.errors import UserError
 from foldray.runtime.terminal import counting, print_status
 from foldray.storage.layout import PreparedCorpus, Store
@@ -44,6 +44,8 @@ def prepare_checked(found: Corpus, corpus: CorpusSpec, root: str, cpus: float = 
     print_status(
         f"corpus    {'the built-in voices (eSpeak NG)' if builtin else f'{corpus.path}, read as {found.layout}'}"
     )
+    if found.note:
+        print_status(f"ids       {found.note}")
     try:
         with counting("preparing") as on_progress:
             folder, manifest = prepare(found, corpus, root, cpus=cpus, on_progress=on_progress)
@@ -60,7 +62,23 @@ def prepare_checked(found: Corpus, corpus: CorpusSpec, root: str, cpus: float = 
     splits = ", ".join(f"{split} {count}" for split, count in manifest.rows_by_split.items())
     aside = f"{manifest.quarantined} quarantined{f' ({reasons})' if reasons else ''}"
     print_status(f"prepared  {kept} ({splits}), {aside}: {folder}")
+    spoken = {language for shard in manifest.shards for language in shard.languages}
+    if manifest.special and (unknown := sorted(filter(manifest.special.lacks, spoken))):
+        print_status(f"note      the tokenizer has no prompt for {', '.join(unknown)}: they get the default one")
+    if manifest.left_out.utterances:
+        print_status(f"left out  {_describe_left_out(manifest.left_out, corpus.text)}")
     return folder, manifest
+
+
+def _describe_left_out(left: LeftOut, profile: TextProfile) -> str:
+    """What normalisation left out, in one line."""
+    kinds = {"digits": left.digits, "letters": left.letters, "signs": left.signs, "whole words": left.words}
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
+    commonest = " ".join(f"{character} ({count:,})" for character, count in left.characters.items())
+    fix = (
+        "write numbers as words, or set corpus.text=unicode" if profile.startswith("english") else "write them as words"
+    )
+    return f"corpus.text={profile} left out {counts} of {left.utterances:,} utterances: {commonest}; {fix}"
 
 
 def _show_quarantine(corpus: PreparedCorpus) -> None:

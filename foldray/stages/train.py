@@ -1,7 +1,8 @@
 """The stages `train` and `resume`."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+
+from typing_extensions import TypedDict  # pydantic checks no other before Python 3.12
 
 from foldray import storage
 from foldray.config.load import override_spec
@@ -13,6 +14,7 @@ from foldray.errors import UserError
 from foldray.runtime.terminal import print_status, training_bar
 from foldray.stages.prepare import checked_corpus, prepare_checked
 from foldray.storage.layout import Run
+from foldray.storage.records import read_as
 
 
 class TrainResult(TypedDict):
@@ -52,28 +54,34 @@ def _check_model(spec: RunSpec) -> None:
     """Raise UserError for a spec that can't be trained. Imports no torch if its model's shape is known."""
     from foldray.models.costs import PLAN_VOCAB_SIZE, counts_of
     from foldray.models.families import FAMILIES
+    from foldray.training.tokens import check_units
 
     if spec.augment.noise_path:
         from foldray.data.augment import Noises
 
         Noises(spec.augment.noise_path)
-    model, plan = spec.found_model(), spec.fold.plan()
-    if model.checkpoint or not FAMILIES[model.family].ctc:
+    check_units(spec)
+    planned = spec.planned_model()
+    if planned.model.checkpoint or not FAMILIES[planned.model.family].ctc:
         from foldray.models.stock_config import check_model
 
-        check_model(model, plan)
-    counts_of(model, plan, PLAN_VOCAB_SIZE)
+        check_model(planned)
+    counts_of(planned, PLAN_VOCAB_SIZE)
 
 
 def train_prepared(spec: RunSpec, corpus: str) -> TrainResult:
     """Train on a prepared corpus, as `train_stage`."""
     from foldray.training.launch import describe, run_uri
+    from foldray.training.lengths import check_shortest
     from foldray.training.run_folder import is_finished
+    from foldray.training.tokens import check_tokens
 
     manifest = read_manifest(corpus)
     run = run_uri(spec, spec.run_id(manifest.corpus_id, manifest.tokenizer.digest))
     if not is_finished(run):
+        check_tokens(spec, manifest)
         _check_validation(spec, manifest)
+        check_shortest(spec, corpus, manifest)
         describe(spec, corpus, run)
     return _train(spec, corpus, run)
 
@@ -116,7 +124,7 @@ def resume_stage(run: str, overrides: Sequence[str] = ()) -> TrainResult:
     """Resume a run from its URI alone.
 
     It may lie in another store than when it began. Neither the raw corpus nor the checkpoint that it started from is
-    needed.
+    needed; a teacher (`loss.teacher`) is.
 
     Args:
         run: STORE/runs/RUN_ID.
@@ -160,10 +168,18 @@ def _is_trained(spec: RunSpec, corpus: Corpus) -> bool:
     return is_finished(run_uri(spec, spec.run_id(corpus.corpus_id, read_manifest(prepared.uri).tokenizer.digest)))
 
 
+class _Seed(TypedDict):
+    """The contents of `seed.json`: where the weights come from, and how far each depth starts from it."""
+
+    checkpoint: str
+    method: str
+    distances: dict[str, float]
+
+
 def _print_distances(run: str) -> None:
     file = Run(run).seed_distances
     if storage.exists(file):
-        seed = storage.read_json(file)
+        seed = read_as(_Seed, file)
         listed = ", ".join(f"{distance:.2f} at depth {depth}" for depth, distance in seed["distances"].items())
         print_status(f"seed      {seed['method']}, starts at a relative distance of {listed} from {seed['checkpoint']}")
 

@@ -19,18 +19,22 @@ import shutil
 import tempfile
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from foldray.errors import DamagedFileError, UserError, one_line
+from foldray.errors import DamagedFileError, UserError, one_line, scrubbed
 from foldray.storage import local, objects
+from foldray.storage.disk import explain_disk
 from foldray.storage.outages import retrying
-from foldray.storage.refusals import scrubbed
+from foldray.storage.remote_file import RemoteFile
 from foldray.storage.uri import (
     absolute,
     bare,
     filesystem_path,
+    inside,
     is_known,
     is_local,
+    is_plain,
+    is_relative,
     is_s3,
     join,
     local_path,
@@ -38,14 +42,11 @@ from foldray.storage.uri import (
     split,
 )
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
 __all__ = [
-    "absolute", "check_writable", "create", "create_json", "download", "exists", "file_sizes", "filesystem_path",
-    "is_folder", "is_known", "is_local", "join", "list_files", "list_folders", "list_tree", "local_folder", "open_file",
-    "parse_json", "read_bytes", "read_json", "read_range", "relative", "remove", "remove_folder", "retrying",
-    "scrubbed", "split", "upload", "write_bytes", "write_json",
+    "absolute", "check_writable", "create", "create_json", "download", "exists", "explain_disk", "file_sizes",
+    "filesystem_path", "inside", "is_folder", "is_known", "is_local", "is_plain", "is_relative", "join", "list_files",
+    "list_folders", "list_tree", "local_folder", "open_file", "parse_json", "read_bytes", "read_json", "read_range",
+    "relative", "remove", "remove_folder", "retrying", "scrubbed", "split", "upload", "write_bytes", "write_json",
 ]  # fmt: skip
 
 BUFFER_BYTES = 2**18
@@ -103,39 +104,7 @@ def open_file(uri: str) -> io.BufferedReader:
     size = objects.size(uri)
     if size is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), bare(uri))
-    return io.BufferedReader(_RemoteFile(uri, size), BUFFER_BYTES)
-
-
-class _RemoteFile(io.RawIOBase):
-    """A file on S3, read by range requests with retries."""
-
-    def __init__(self, uri: str, size: int) -> None:
-        self._uri = uri
-        self._size = size
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: "WriteableBuffer") -> int:
-        view = memoryview(buffer).cast("B")
-        wanted = min(len(view), self._size - self._at)
-        if wanted <= 0:
-            return 0
-        data = read_range(self._uri, self._at, wanted)
-        view[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+    return io.BufferedReader(RemoteFile(uri, size), BUFFER_BYTES)
 
 
 def read_range(uri: str, offset: int, length: int) -> bytes:
@@ -223,6 +192,8 @@ def download(uri: str, folder: Path, without: Container[str] = ()) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in list_files(uri):
         if name not in without:
+            if not is_plain(name):  # the keys of a bucket may have any name
+                raise UserError(bare(uri), f"has a file with the name {name!r}, which can't be copied; remove it")
             (folder / name).write_bytes(read_bytes(join(uri, name)))
 
 
@@ -243,8 +214,9 @@ def check_writable(uri: str, field: str) -> None:
     try:
         write_bytes(probe, b"probe")
         remove(probe)
-    except UserError as error:
-        raise UserError(field, error.problem) from None
     except Exception as error:
+        explained = (explain_disk(error, bare(uri)) if is_local(uri) else None) or error
+        if isinstance(explained, UserError):
+            raise UserError(field, explained.problem) from None
         problem = f"cannot write to {bare(uri)} ({scrubbed(one_line(error))})"
         raise UserError(field, f"{problem}; fix its permissions or choose another location") from None

@@ -3,9 +3,11 @@
     ROOT/corpora/<corpus id>/{manifest.json, index.parquet, shards/*.parquet, quarantine.parquet}
     ROOT/runs/<run id>/{spec.json, run.json, attempts/, init/, checkpoints/, metrics/, model/}
     ROOT/searches/<search id>/{search.json, attempts/, claims/, trials/}
+    ROOT/transcripts/<id>/{plan.parquet, shards/part-*.{parquet,jsonl}, corpus/, manifest.json}
     ROOT/results/*.parquet, ROOT/hypotheses/*.parquet
 
-The classes compute URIs and parse them. They neither read nor write. The file is long so that no name of the layout
+The classes compute URIs and parse them. They neither read nor write. A name that may come from a file (a run's id, a
+shard) must be below its folder; others raise UserError. The file is long so that no name of the layout
 is written anywhere else.
 
 Example:
@@ -19,7 +21,7 @@ Example:
 import re
 from dataclasses import dataclass
 
-from foldray.storage.uri import absolute, join, split
+from foldray.storage.uri import absolute, inside, join, split
 
 # --- Names of files --------------------------------------------------------------------------------
 
@@ -37,10 +39,22 @@ PRIVATE_FILE = "private.safetensors"
 INT8_FILE = "int8.safetensors"
 """Replaces the weights and the private parts in an int8 export."""
 ONNX_FILE = "model.onnx"
+README_FILE = "README.md"
+"""How to run an export for another runtime. It is written last in its folder."""
 VOCABULARY_FILE = "vocab.json"
 SUBWORDS_FILE = "subwords.json"
+STOCK_TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_SETTINGS_FILE = "tokenizer_config.json"
+GENERATION_FILE = "generation_config.json"
 EXPORT_FILE = "export.json"
 """In an exported folder: the provenance of the run that the model came from."""
+
+EXPORTED_FILES = (
+    CONFIG_FILE, FOLD_FILE, STOCK_FILE, PRIVATE_FILE, INT8_FILE, GENERATION_FILE, EXPORT_FILE, VOCABULARY_FILE,
+    SUBWORDS_FILE, STOCK_TOKENIZER_FILE, TOKENIZER_SETTINGS_FILE, "preprocessor_config.json", "processor_config.json",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+"""What an exported fold may have."""
 
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -48,6 +62,9 @@ TRAINED_FILE = "trained.safetensors"
 TRAINING_FILES = (OPTIMIZER_FILE, TRAINED_FILE)
 """The tensors of a checkpoint that are not part of its model: the optimizer's state and, where the model is an
 average, the weights that training continues with."""
+
+AUTO_FILE = "auto.json"
+"""In a model folder: the threshold of `--depth auto`, and the curve it was chosen from."""
 
 SEED_FILE = "seed.json"
 """How far each depth of a run was from its checkpoint before training."""
@@ -64,7 +81,12 @@ class ModelFolder:
 
     def file(self, name: str) -> str:
         """A file of the folder."""
-        return join(self.uri, name)
+        return inside(self.uri, name)
+
+    @property
+    def auto(self) -> str:
+        """The calibration of `--depth auto`."""
+        return self.file(AUTO_FILE)
 
     @property
     def fold(self) -> str:
@@ -205,7 +227,7 @@ class PreparedCorpus:
 
     def file(self, name: str) -> str:
         """A file of the corpus by its relative path, such as a shard's in the manifest."""
-        return join(self.uri, name)
+        return inside(self.uri, name)
 
     @property
     def corpus_id(self) -> str:
@@ -216,6 +238,11 @@ class PreparedCorpus:
     def manifest(self) -> str:
         """Written last, so a corpus folder that has one is whole."""
         return self.file(MANIFEST_FILE)
+
+    @property
+    def tokenizer(self) -> str:
+        """The tokenizer of a stock checkpoint, for the tasks that write shards."""
+        return self.file(STOCK_TOKENIZER_FILE)
 
     @property
     def index(self) -> str:
@@ -266,11 +293,58 @@ class SearchFolder:
 
     def trial(self, name: str) -> str:
         """The record of one trial."""
-        return join(self.trials, f"{name}.json")
+        return inside(self.trials, f"{name}.json")
 
     def claim(self, attempt: object, run_id: str) -> str:
         """The file by which one of several trials with the same run claims it."""
-        return join(self.uri, "claims", str(attempt), f"{run_id}.json")
+        return inside(self.uri, "claims", str(attempt), f"{run_id}.json")
+
+
+@dataclass(frozen=True)
+class TranscriptsFolder:
+    """The folder of a transcribed corpus."""
+
+    uri: str
+
+    @property
+    def plan(self) -> str:
+        """What is transcribed and how, decided before anything is: a row group for each shard."""
+        return join(self.uri, "plan.parquet")
+
+    @property
+    def manifest(self) -> str:
+        """Counts and checksums; written last."""
+        return join(self.uri, MANIFEST_FILE)
+
+    def shard(self, number: int) -> str:
+        """The transcripts of a shard of the plan; it is written once."""
+        return join(self.uri, "shards", f"part-{number:05d}.parquet")
+
+    def lines(self, number: int) -> str:
+        """The same as JSON lines."""
+        return join(self.uri, "shards", f"part-{number:05d}.jsonl")
+
+    def starts(self, number: int) -> str:
+        """The folder with a file for each start of a shard."""
+        return join(self.uri, "starts", f"part-{number:05d}")
+
+    @property
+    def corpus(self) -> str:
+        """The corpus of what is kept."""
+        return join(self.uri, "corpus")
+
+    @property
+    def corpus_rows(self) -> str:
+        """The manifest of that corpus."""
+        return join(self.corpus, "train.jsonl")
+
+    def clip(self, number: int, row: int) -> str:
+        """The audio of a row of a shard, where the source has it in a container; relative to the corpus."""
+        return f"audio/part-{number:05d}/{row:05d}.flac"
+
+
+STORE_FOLDERS = frozenset({"corpora", "runs", "searches", "transcripts", "results", "hypotheses"})
+"""Folders of a store; one of them tells a store from any other folder."""
 
 
 @dataclass(frozen=True)
@@ -289,11 +363,11 @@ class Store:
 
     def run(self, run_id: str) -> Run:
         """A run by its id."""
-        return Run(join(self.runs, run_id))
+        return Run(inside(self.runs, run_id))
 
     def corpus(self, corpus_id: str) -> PreparedCorpus:
         """A prepared corpus by its id."""
-        return PreparedCorpus(join(self.root, "corpora", corpus_id))
+        return PreparedCorpus(inside(join(self.root, "corpora"), corpus_id))
 
     @property
     def searches(self) -> str:
@@ -302,7 +376,11 @@ class Store:
 
     def search(self, search_id: str) -> SearchFolder:
         """A search by its id."""
-        return SearchFolder(join(self.searches, search_id))
+        return SearchFolder(inside(self.searches, search_id))
+
+    def transcripts(self, name: str) -> TranscriptsFolder:
+        """A transcribed corpus by its name."""
+        return TranscriptsFolder(inside(self.root, "transcripts", name))
 
     def tables(self, kind: str) -> str:
         """The folder of `results` or `hypotheses`: one Parquet file for each evaluation."""

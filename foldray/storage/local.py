@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from foldray.storage.disk import explain_disk
+
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{32}$")
 """Names of files that are still being written; listings leave them out."""
 
@@ -48,14 +50,17 @@ def files(
 
 
 def write(target: Path, data: bytes) -> None:
-    """Write or replace a file atomically."""
-    with _temporary_file(target, data) as part:
+    """Write or replace a file atomically. Raises UserError, and leaves the old file, if the disk refuses."""
+    with _explained(target), _temporary_file(target, data) as part:
         part.replace(target)
 
 
 def create(target: Path, data: bytes) -> bool:
-    """Create a file; return False if it already exists. Of concurrent writers, one succeeds."""
-    with _temporary_file(target, data) as part:
+    """Create a file; return False if it already exists. Of concurrent writers, one succeeds.
+
+    Raises UserError if the disk refuses.
+    """
+    with _explained(target), _temporary_file(target, data) as part:
         try:
             os.link(part, target)
         except FileExistsError:
@@ -79,6 +84,15 @@ def _create_without_links(target: Path, data: bytes) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Raise a UserError that names the file for errors of the disk, such as one that is full."""
+    try:
+        yield
+    except OSError as error:
+        raise explain_disk(error, str(target)) or error from error
 
 
 @contextlib.contextmanager

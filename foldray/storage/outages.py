@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from foldray.errors import UserError, one_line
-from foldray.storage.refusals import is_transient, readable, scrubbed
+from foldray.errors import UserError, one_line, scrubbed
+from foldray.storage.refusals import is_transient, readable
 from foldray.storage.s3 import CONNECT_SECONDS, store_of
 from foldray.storage.uri import is_local
 

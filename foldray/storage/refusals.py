@@ -4,12 +4,9 @@ import errno
 import os
 import re
 
-from foldray.errors import UserError, one_line
+from foldray.errors import UserError, one_line, scrubbed
 from foldray.storage.s3 import endpoint_of
 from foldray.storage.uri import bare, bucket_and_key
-
-SHORTEST_SECRET = 8
-"""Shorter values of AWS variables are not redacted: they would also match parts of words."""
 
 TRANSIENT = {
     "networkconnection", "internalerror", "internalfailure", "serviceunavailable", "slowdown", "requesttimeout",
@@ -134,12 +131,3 @@ def is_transient(error: BaseException) -> bool:
         return not re.search("WRONG_VERSION_NUMBER|CERTIFICATE", str(error))
     code, status = error_code(error)
     return code in TRANSIENT or status == 429 or (status >= 500 and status != 501)
-
-
-def scrubbed(text: str) -> str:
-    """Return the text without the values of AWS credential variables and without user:password in URLs."""
-    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
-        secret = os.environ.get(name, "")
-        if len(secret) >= SHORTEST_SECRET:
-            text = text.replace(secret, f"({name})")
-    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -51,6 +51,32 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([base.rstrip("/"), *(part.strip("/").replace("?", "%3F") for part in parts)]) + mark + options
 
 
+def is_plain(name: str) -> bool:
+    """Return whether a name is one component of a path: it can name nothing outside its folder."""
+    return bool(name) and name not in (".", "..") and not any(character in name for character in "/\\\0")
+
+
+def is_relative(path: object) -> bool:
+    """Return whether a value is a relative path of plain names."""
+    return isinstance(path, str) and all(map(is_plain, path.split("/")))
+
+
+def inside(uri: str, *names: str) -> str:
+    """Append names that were read from somewhere, so that the result is below the folder.
+
+    Args:
+        uri: The folder.
+        names: Each is a plain name or a relative path of them.
+
+    Raises:
+        UserError: A name is absolute, empty or not a string, or leaves the folder.
+    """
+    for name in names:
+        if not is_relative(name):
+            raise UserError(bare(uri), f"{str(name)[:80]!r} is not the name of anything in it")
+    return join(uri, *names)
+
+
 def split(uri: str) -> tuple[str, str]:
     """Return the parent folder of a URI and its name there; options after '?' stay with the folder."""
     base, mark, options = (uri, "", "") if is_local(uri) else uri.partition("?")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foldray import storage
-from foldray.errors import UserError
+from foldray.errors import UserError, one_line
 from foldray.folding.private import split_state
 from foldray.models.save_load import load_model
 from foldray.storage.layout import (
@@ -26,9 +26,11 @@ from foldray.storage.layout import (
     CheckpointFolder,
     Run,
 )
+from foldray.storage.records import check_as
 from foldray.training.cursor import Cursor
 from foldray.training.fencing import Attempt
 from foldray.training.parallel import is_sharded, like, whole
+from foldray.training.run_folder import listed_files
 
 # --- The state in memory ---------------------------------------------------------------------------
 
@@ -155,27 +157,39 @@ class LoadedCheckpoint:
 
 def read_checkpoint(uri: str) -> LoadedCheckpoint:
     """Load a checkpoint; nothing but its folder is needed. Raises UserError if a file is damaged."""
-    files = read_verified(uri)
+    try:
+        return _load_checkpoint(uri, read_verified(uri))
+    except UserError:
+        raise
+    except Exception as error:  # a file is missing, or its content is not of this run
+        raise UserError(uri, f"is damaged ({one_line(error)}); delete this checkpoint and resume") from error
+
+
+def _load_checkpoint(uri: str, files: dict[str, bytes]) -> LoadedCheckpoint:
     with tempfile.TemporaryDirectory() as copied:
         for name, data in files.items():
             if name not in (*TRAINING_FILES, STATE_FILE):
                 (Path(copied) / name).write_bytes(data)
-        model = load_model(copied)
+        try:
+            model = load_model(copied)
+        except UserError as error:  # names files of the copy
+            raise UserError(error.where.replace(copied, uri), error.problem.replace(copied, uri)) from None
     averaged: dict[str, Tensor] = {}
     if TRAINED_FILE in files:
         averaged = {name: each.clone() for name, each in model.state_dict().items() if each.is_floating_point()}
         model.load_state_dict(load(files[TRAINED_FILE]))
-    cursor = Cursor(**storage.parse_json(files[STATE_FILE], CheckpointFolder(uri).state))
+    state = CheckpointFolder(uri).state
+    cursor = check_as(Cursor, storage.parse_json(files[STATE_FILE], state), state)
     return LoadedCheckpoint(model, load(files[OPTIMIZER_FILE]), averaged, cursor)
 
 
 def read_verified(uri: str) -> dict[str, bytes]:
-    """Return every file of a checkpoint, by name. Raises UserError if a checksum is wrong."""
+    """Return every file of a checkpoint, by name. Raises UserError if a name or a checksum is wrong."""
     folder = CheckpointFolder(uri)
     files = {}
-    for name, expected in storage.read_json(folder.manifest).items():
+    for name, listed in listed_files(uri).items():
         files[name] = storage.read_bytes(folder.file(name))
-        if hashlib.sha256(files[name]).hexdigest() != expected["sha256"]:
+        if hashlib.sha256(files[name]).hexdigest() != listed.sha256:
             raise UserError(
                 folder.file(name),
                 "is damaged (its checksum is wrong); delete this checkpoint and resume",

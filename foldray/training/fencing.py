@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from foldray import storage
 from foldray.storage.layout import Run, parse_attempt
+from foldray.storage.records import read_as
 from foldray.training.job import RunStopped
 
 
@@ -76,9 +77,9 @@ def _create(run: str, attempt: Attempt) -> bool:
 
 
 def _superseded(run: str, newest: Attempt) -> RunStopped:
-    facts = storage.read_json(Run(run).attempt(newest))
+    facts = read_as(dict[str, str], Run(run).attempt(newest))
     return RunStopped(
         run,
-        f"was taken over by a newer attempt ({newest}, begun {facts['began']} on {facts['host']}); this one stops. "
-        "Run the command again to take it back",
+        f"was taken over by a newer attempt ({newest}, begun {facts.get('began')} on {facts.get('host')}); this one "
+        "stops. Run the command again to take it back",
     )

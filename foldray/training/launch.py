@@ -73,7 +73,7 @@ def run_uri(spec: RunSpec, run_id: str) -> str:
 
 def _initial_weights(spec: RunSpec, run: str) -> str:
     """Return where the stock checkpoint to start from is: the recipe's, or a random one that the workers write."""
-    checkpoint = spec.found_model().checkpoint
+    checkpoint = spec.planned_model().model.checkpoint
     if checkpoint is None:
         return Run(run).init.uri
     from foldray.models.stock_config import find_checkpoint

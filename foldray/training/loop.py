@@ -82,7 +82,7 @@ class _TrainingLoop:
         self.state = open_state(job, worker, manifest.tokenizer, self.index, checkpoint)
         model, optimizer, loader = self.state.model, self.state.optimizer, self.state.loader
         self.step = JointStep(job, worker, model, optimizer, loader, self.index, self.state.renorm)
-        if not manifest.rows_by_split.get("valid") or not family_of(model).ctc:
+        if not manifest.rows_by_split.get("valid"):
             hooks = replace(hooks, validate=None)
         if worker.rank == 0 and not self.state.start.step and family_of(model).ctc:
             _warn_unlearnable(self.index, model)

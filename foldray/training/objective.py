@@ -9,9 +9,24 @@ from torch import Tensor, nn
 
 from foldray.config.spec import RunSpec
 from foldray.data.stream import Batch
-from foldray.folding.loss import JointLoss, StepCounts, joint_attention_loss, joint_loss, matching_per_path
+from foldray.folding.loss import (
+    JointLoss,
+    StepCounts,
+    joint_attention_loss,
+    joint_loss,
+    matching_per_path,
+    taught_per_path,
+)
+from foldray.folding.plan import FoldPlan
 from foldray.models.families import family_of
-from foldray.models.fold import ctc_logits, stack_of
+from foldray.models.fold import ctc_logits, decoder_stack_of, stack_of
+from foldray.training.teacher import Teacher
+
+
+def _may_skip(plan: FoldPlan) -> bool:
+    """Whether private parts of a stack are used at some depths that a step may leave out."""
+    parts = bool(dataclasses.replace(plan.private, statistics=False))  # those are no parameters
+    return parts and plan.uses() != plan.uses(plan.depths[-1:])
 
 
 class Objective:
@@ -23,7 +38,8 @@ class Objective:
             drawn use them.
     """
 
-    def __init__(self, spec: RunSpec, model: nn.Module) -> None:
+    def __init__(self, spec: RunSpec, model: nn.Module, teacher: Teacher | None = None) -> None:
+        self._teacher = teacher
         self._seed, self._loss = spec.seed, spec.loss
         self._family = family_of(model)
         self._stack = stack_of(model)
@@ -34,11 +50,13 @@ class Objective:
             *(["ctc"] if self._family.ctc else []),
             *(["attention"] if self._family.attention else []),
             "kl",
+            *(["teacher"] if teacher else []),
             *(["hidden"] if spec.loss.hidden else []),
         ]
         drawn = spec.loss.sampled is not None
-        parts = bool(dataclasses.replace(plan.private, statistics=False))  # those are no parameters
-        self.may_skip_parts = drawn and parts and plan.uses() != plan.uses(plan.depths[-1:])
+        decoder = decoder_stack_of(model)
+        plans = [plan, *([decoder.plan] if decoder is not None else [])]
+        self.may_skip_parts = drawn and any(map(_may_skip, plans))
 
     def draw_depths(self, epoch: int, epoch_step: int) -> tuple[int, ...]:
         """Return the shallowest and deepest depth and random ones between (sandwich rule, arXiv 1903.05134).
@@ -72,6 +90,10 @@ class Objective:
         total = torch.stack([share.get(name, 1.0) * term.total for name, term in terms.items()]).sum()
         kl_P = torch.stack([share.get(name, 1.0) * term.kl_P for name, term in terms.items()]).sum(0)
         parts = [*(term.task_P for term in terms.values()), kl_P]
+        if self._teacher:
+            taught_P = self._taught(output, batch, counts)
+            total = total + self._loss.gamma * taught_P.sum()
+            parts.append(taught_P.detach())
         if self._loss.hidden:
             hidden_P = self._matching(batch, counts)
             total = total + ramp * self._loss.hidden * hidden_P.sum()
@@ -94,9 +116,22 @@ class Objective:
 
     def _attention(self, logits_PBUV: Tensor, batch: Batch, counts: StepCounts, ramp: float) -> JointLoss:
         assert batch.targets_BU is not None
+        logits_PBUV = logits_PBUV[:, :, -batch.targets_BU.shape[1] :]  # those of the prompt are not learned
         smoothing = self._loss.label_smoothing
         targets = (batch.targets_BU, batch.num_labels_B + 1, counts.targets)
         return joint_attention_loss(logits_PBUV, *targets, smoothing=smoothing, **self._weights(ramp))
+
+    def _taught(self, output: Any, batch: Batch, counts: StepCounts) -> Tensor:
+        assert self._teacher is not None
+        ran, seq2seq = len(self._stack.run_depths), self._family.seq2seq
+        logits_PBTV = (output.logits if seq2seq else ctc_logits(output)).unflatten(0, (ran, -1)).float()
+        teacher_BTV = self._teacher(batch).float()
+        if not seq2seq:
+            return taught_per_path(logits_PBTV, teacher_BTV, batch.frames_B, self._loss.temperature) / counts.frames
+        assert batch.targets_BU is not None
+        last = batch.targets_BU.shape[1]
+        pair = (logits_PBTV[:, :, -last:], teacher_BTV[:, -last:])
+        return taught_per_path(*pair, batch.num_labels_B + 1, self._loss.temperature) / counts.targets
 
     def _matching(self, batch: Batch, counts: StepCounts) -> Tensor:
         hidden_PBTD = self._stack.take_output().unflatten(0, (len(self._stack.run_depths), -1))

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from foldray.config.training import ScaleSpec
-from foldray.models.fold import stack_of
+from foldray.models.fold import decoder_stack_of, stack_of
 from foldray.training.context import WorkerContext
 
 
@@ -25,7 +25,8 @@ def shard(model: nn.Module, worker: WorkerContext, scale: ScaleSpec) -> None:
         stock: Any = model
         # The reentrant kind fails if a block runs twice (seen with two gloo ranks).
         stock.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    blocks = stack_of(model).physical_layers()
+    decoder = decoder_stack_of(model)
+    blocks = [*stack_of(model).physical_layers(), *(decoder.physical_layers() if decoder is not None else [])]
     if scale.compile:
         for block in blocks:
             block.compile(dynamic=True)

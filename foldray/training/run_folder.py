@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+from pydantic import BaseModel
+
 from foldray import storage
-from foldray.errors import DamagedFileError
+from foldray.errors import DamagedFileError, UserError
 from foldray.storage.layout import CheckpointFolder, Run, parse_checkpoint
+from foldray.storage.records import read_as
 from foldray.training.fencing import Attempt
 
 
@@ -47,15 +50,34 @@ def _has_its_files(uri: str) -> bool:
     An attempt that is cut off just before its manifest may write that much later, after a newer attempt has removed
     the files as those of an incomplete checkpoint.
     """
-    folder = CheckpointFolder(uri)
     try:
-        listed = storage.read_json(folder.manifest)
-        bytes_by_name = {name: described["bytes"] for name, described in listed.items()}
-    except FileNotFoundError:  # removed meanwhile by retention
+        listed = listed_files(uri)
+    except (FileNotFoundError, DamagedFileError):  # removed by retention, or without content after a power loss
         return False
-    except (DamagedFileError, AttributeError, LookupError, TypeError):  # a local file has no content after a power loss
-        return False
-    return storage.file_sizes(map(folder.file, bytes_by_name)) == [*bytes_by_name.values()]
+    sizes = storage.file_sizes(map(CheckpointFolder(uri).file, listed))
+    return sizes == [file.bytes for file in listed.values()]
+
+
+class ListedFile(BaseModel):
+    """A file in the manifest of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+def listed_files(uri: str) -> dict[str, ListedFile]:
+    """The files that a checkpoint's manifest lists, by name.
+
+    Raises:
+        FileNotFoundError: The checkpoint has no manifest.
+        DamagedFileError: The manifest is damaged.
+        UserError: It names a file outside the checkpoint's folder, which resuming would write.
+    """
+    file = CheckpointFolder(uri).manifest
+    listed = read_as(dict[str, ListedFile], file)
+    if unsafe := [name for name in listed if not storage.is_plain(name)]:
+        raise UserError(file, f"names {unsafe[0]!r}, which is not a file of this checkpoint; do not trust this run")
+    return listed
 
 
 def remove_checkpoint(uri: str) -> None:

@@ -74,7 +74,8 @@ def part_of(model: nn.Module, name: str) -> str:
     family = family_of(model)
     if is_private_key(name):
         return "private"
-    if name.startswith(f"{family.encoder}.layers."):
+    stacks = (f"{family.encoder}.layers.", *([f"{family.decoder}.layers."] if family.seq2seq else []))
+    if name.startswith(stacks):
         return "seed"
     return "front" if name.startswith(family.front) else "rest"
 

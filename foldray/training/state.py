@@ -4,11 +4,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from foldray import storage
+from foldray.config.corpus import SAMPLE_RATE
 from foldray.data.manifest import SplitIndex
 from foldray.data.stream import Batch, BatchLoader
 from foldray.errors import UserError
@@ -17,6 +19,7 @@ from foldray.models.from_checkpoint import initial_distances, load_folded
 from foldray.models.save_load import describe_model
 from foldray.models.stock import write_random_checkpoint
 from foldray.models.tokenizer import Tokenizer
+from foldray.models.windows import USUAL_SECONDS
 from foldray.storage.layout import CONFIG_FILE, ModelFolder, Run
 from foldray.training.checkpoint import read_checkpoint, restore_optimizer
 from foldray.training.context import WorkerContext
@@ -66,6 +69,7 @@ def open_state(
     nn.Module.to(model, worker.device)
     if spec.optim.freeze_front:
         freeze_front(model)
+    setattr(model.config, USUAL_SECONDS, round(float(np.percentile(index.num_samples, 95)) / SAMPLE_RATE, 1))
     model_files = describe_model(model, tokenizer)
     loader = BatchLoader(index, model, tokenizer, spec.augment, spec.seed, spec.scale.loader_threads)
     if sources and worker.rank == 0:
@@ -73,7 +77,7 @@ def open_state(
         _report_distances(job, worker, model, sources, batch)
     del sources  # as large as the model
     shard(model, worker, spec.scale)
-    renorm = _renorm(model, worker, begins=not saved) if spec.model.checkpoint is None else None
+    renorm = _renorm(model, worker) if spec.model.checkpoint is None else None
     optimizer = make_optimizer(model, spec.optim, worker)
     if saved:
         restore_optimizer(model, optimizer, saved.optimizer)
@@ -82,12 +86,10 @@ def open_state(
     return TrainState(model, optimizer, average, loader, start, model_files, renorm)
 
 
-def _renorm(model: PreTrainedModel, worker: WorkerContext, *, begins: bool) -> Renorm | None:
-    """Return what updates the norms' statistics; None for a resumed run whose statistics never changed."""
-    counts = [buffer for name, buffer in model.named_buffers() if name.endswith("num_batches_tracked")]
-    if not begins and not any(map(bool, counts)):
-        return None
-    if counts and getattr(model.config, "add_adapter", False):
+def _renorm(model: PreTrainedModel, worker: WorkerContext) -> Renorm:
+    """Return what updates the norms' statistics. Raises UserError for a model whose frames it can't count."""
+    has_norms = any(name.endswith("num_batches_tracked") for name, _ in model.named_buffers())
+    if has_norms and getattr(model.config, "add_adapter", False):
         # The batch has the lengths after the adapter; the norms are before it.
         raise UserError("model.config.add_adapter", "needs pretrained weights; leave it out from scratch")
     return Renorm(model, worker.device)
@@ -129,7 +131,8 @@ def _write_initial_weights(job: TrainJob, worker: WorkerContext, tokenizer: Toke
 def build_model(job: TrainJob, tokenizer: Tokenizer) -> tuple[PreTrainedModel, list[nn.Module]]:
     """Return the folded model with its initial weights, equal in every process, and a deeper checkpoint's layers."""
     spec = job.spec
-    model, sources, _ = load_folded(spec.model, job.init, spec.fold.plan(), tokenizer, spec.seed)
+    planned = spec.planned_model()
+    model, sources, _ = load_folded(spec.model, job.init, planned.plan, tokenizer, spec.seed, planned.decoder)
     return model, sources
 
 

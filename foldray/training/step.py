@@ -22,18 +22,20 @@ from foldray.config.training import OptimSpec
 from foldray.data.epoch import EpochPlan, MicroBatch, samples_at_speed
 from foldray.data.manifest import SplitIndex
 from foldray.data.stream import Batch, BatchLoader
-from foldray.errors import UserError
 from foldray.folding.batchnorm import Renorm
 from foldray.folding.loss import StepCounts
+from foldray.models.families import family_of
 from foldray.models.features import output_frames
 from foldray.models.fold import set_depths
 from foldray.results.metrics import Record
 from foldray.runtime.memory import peak_rss
 from foldray.training.context import WorkerContext
 from foldray.training.job import TrainJob
+from foldray.training.lengths import check_masks
 from foldray.training.objective import Objective
 from foldray.training.parallel import accumulating, gradient_norm, is_sharded, wrap
 from foldray.training.schedule import learning_rate, moving_share
+from foldray.training.teacher import Teacher, teacher_place
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,11 @@ class JointStep:
         self._dtype = autocast_dtype(job.spec, worker.device)
         self._unwrapped = model
         shortest = samples_at_speed(index.num_samples.min(keepdims=True), max(job.spec.augment.speeds))
-        _check_masks(model, int(self._frames(shortest)[0]))
-        self._objective = Objective(job.spec, model)
+        check_masks(model, int(self._frames(shortest)[0]))
+        place = teacher_place(job.spec)
+        teacher = Teacher(place, model, loader.tokenizer, worker.device, self._dtype) if place else None
+        self._objective = Objective(job.spec, model, teacher)
+        self._options = {"use_cache": False} if family_of(model).seq2seq else {}
         self._model = wrap(model, worker, find_unused=self._objective.may_skip_parts)
         self._renorm = renorm
         self.signals: Sequence[float] = ()
@@ -215,7 +220,7 @@ class JointStep:
         renormed = self._renorm.observing(batch.frames_B, weight) if self._renorm else nullcontext()
         with accumulating(self._model, last=last), renormed:
             with torch.autocast(self._worker.device.type, self._dtype, enabled=self._dtype is not None):
-                output = self._model(**batch.inputs)
+                output = self._model(**batch.inputs, **self._options)
             total, parts_LP = self._objective(output, batch, counts, progress)
             # Gradients are averaged over the workers; the loss is already the step's share.
             (total * weight * self._worker.world).backward()
@@ -234,18 +239,6 @@ def _audio(plan: EpochPlan, batches: list[MicroBatch]) -> Record:
     audio = sum(int(each.sum()) for each in samples)
     padded = sum(int(each.max()) * len(each) for each in samples)
     return {"audio_seconds": audio / SAMPLE_RATE, "padding": 1 - audio / padded}
-
-
-def _check_masks(model: nn.Module, fewest_frames: int) -> None:
-    """Raise UserError where transformers' SpecAugment would fail: on a batch shorter than one mask."""
-    config: Any = model.config
-    masks = getattr(config, "apply_spec_augment", False) and getattr(config, "mask_time_prob", 0.0) > 0
-    if masks and config.mask_time_length > fewest_frames:
-        raise UserError(
-            "model.config.mask_time_length",
-            f"{config.mask_time_length} frames are more than the shortest utterance has ({fewest_frames}); "
-            "lower it, or raise corpus.min_seconds",
-        )
 
 
 def autocast_dtype(spec: RunSpec, device: torch.device) -> torch.dtype | None:

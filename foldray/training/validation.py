@@ -7,17 +7,22 @@ from concurrent.futures import Future
 
 import jiwer
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from foldray import storage
 from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import read_index, read_manifest
-from foldray.data.stream import BatchLoader
+from foldray.data.stream import Batch, BatchLoader
 from foldray.evaluation.decode import greedy_texts
-from foldray.folding.loss import ctc_per_path
-from foldray.models.fold import ctc_logits, stack_of
+from foldray.evaluation.generate import generate_texts
+from foldray.folding.loss import attention_per_path, ctc_per_path
+from foldray.models.families import family_of
+from foldray.models.fold import ctc_logits, set_depths, stack_of
 from foldray.models.save_load import load_model
+from foldray.models.tokenizer import Tokenizer
 from foldray.results.metrics import VALIDATION, Record, read_metrics, write_metrics
 from foldray.storage.layout import CheckpointFolder
+from foldray.storage.records import read_as
 from foldray.training.context import LoopHooks, WorkerContext
 from foldray.training.cursor import Cursor, is_validated
 from foldray.training.job import TrainJob
@@ -45,8 +50,8 @@ def validate_checkpoint(run: str, step: int, uri: str, corpus: str, max_duration
         device: torch device.
 
     Returns:
-        `step`, `valid_ctc` (CTC loss per label by depth) and `valid_wer` (word error rate of greedy decoding by depth,
-        as a fraction).
+        `step`, `valid_ctc` or `valid_attention` (loss per label by depth), `valid_wer` and `valid_cer` (error rates
+        of words and characters of greedy decoding by depth, as fractions).
     """
     model = load_model(uri)
     torch.nn.Module.to(model, torch.device(device))
@@ -54,27 +59,53 @@ def validate_checkpoint(run: str, step: int, uri: str, corpus: str, max_duration
     index = read_index(corpus, manifest, "valid")
     loader = BatchLoader(index, model, manifest.tokenizer, None, seed=0)
     depths = stack_of(model).plan.depths
+    seq2seq = family_of(model).seq2seq
+    recognise = _recognise_by_decoder if seq2seq else _recognise_by_ctc
     loss_P = torch.zeros(len(depths), device=device)
     references: list[str] = []
     hypotheses: list[list[str]] = [[] for _ in depths]
     for batch in loader.ahead(plan_scoring(index, max_duration), epoch=0):
-        moved = batch.to(torch.device(device))
-        logits_PBTV = ctc_logits(model(**moved.encoder_inputs)).unflatten(0, (len(depths), -1))
-        log_probs = logits_PBTV.float().log_softmax(-1)
-        loss_P += ctc_per_path(log_probs, moved.frames_B, moved.labels_BU, moved.num_labels_B, blank=0)
+        losses_P, found = recognise(model, batch.to(torch.device(device)), manifest.tokenizer, depths)
+        loss_P += losses_P
         references += batch.texts
-        for texts, logits_BTV in zip(hypotheses, logits_PBTV, strict=True):
-            texts += greedy_texts(logits_BTV, moved.frames_B, manifest.tokenizer)
-    losses = (loss_P / int(index.num_labels.sum())).tolist()
+        for texts, more in zip(hypotheses, found, strict=True):
+            texts += more
+    labels = int(index.num_labels.sum()) + (len(index) if seq2seq else 0)  # a decoder also learns its end token
+    losses = (loss_P / labels).tolist()
     record: Record = {
         "step": step,
-        "valid_ctc": dict(zip(map(str, depths), losses, strict=True)),
-        "valid_wer": {
-            str(depth): jiwer.wer(references, texts) for depth, texts in zip(depths, hypotheses, strict=True)
-        },
+        "valid_attention" if seq2seq else "valid_ctc": dict(zip(map(str, depths), losses, strict=True)),
+        "valid_wer": {str(d): jiwer.wer(references, texts) for d, texts in zip(depths, hypotheses, strict=True)},
+        "valid_cer": {str(d): jiwer.cer(references, texts) for d, texts in zip(depths, hypotheses, strict=True)},
     }
     write_metrics(run, VALIDATION, [record])
     return record
+
+
+def _recognise_by_ctc(
+    model: PreTrainedModel, batch: Batch, tokenizer: Tokenizer, depths: tuple[int, ...]
+) -> tuple[Tensor, list[list[str]]]:
+    """Losses (P,), summed over utterances, and the texts of each depth."""
+    logits_PBTV = ctc_logits(model(**batch.encoder_inputs)).unflatten(0, (len(depths), -1))
+    log_probs = logits_PBTV.float().log_softmax(-1)
+    loss_P = ctc_per_path(log_probs, batch.frames_B, batch.labels_BU, batch.num_labels_B, blank=0)
+    return loss_P, [greedy_texts(logits_BTV, batch.frames_B, tokenizer) for logits_BTV in logits_PBTV]
+
+
+def _recognise_by_decoder(
+    model: PreTrainedModel, batch: Batch, tokenizer: Tokenizer, depths: tuple[int, ...]
+) -> tuple[Tensor, list[list[str]]]:
+    """Losses (P,), summed over utterances, and the texts of each depth, generated greedily."""
+    assert batch.targets_BU is not None
+    set_depths(model, depths)
+    logits_PBUV = model(**batch.inputs, use_cache=False).logits.unflatten(0, (len(depths), -1))
+    logits_PBUV = logits_PBUV[:, :, -batch.targets_BU.shape[1] :].float()
+    loss_P = attention_per_path(logits_PBUV, batch.targets_BU, batch.num_labels_B + 1, smoothing=0.0)
+    texts = []
+    for depth in depths:
+        set_depths(model, depth)
+        texts.append(generate_texts(model, batch.encoder_inputs, tokenizer, batch.longest, batch.languages))
+    return loss_P, texts
 
 
 class Validations:
@@ -94,6 +125,7 @@ class Validations:
         """
         self._job, self._worker, self._hooks, self._start = job, worker, hooks, start
         self._spec = job.spec
+        self._metric = f"valid_{job.spec.valid.metric}"
         self._depth = str(job.spec.valid.depth or job.spec.fold.depths[-1])
         self._scores = known_scores(read_metrics(job.run), start.step) if worker.rank == 0 else {}
         self._under_way: dict[int, tuple[Future[Record], float]] = {}
@@ -118,9 +150,9 @@ class Validations:
         """Start the validations that a killed attempt started and did not finish. Rank 0 only."""
         if not self._hooks.validate:
             return
-        scored = self.wers()
+        scored = self.error_rates()
         for found in whole_checkpoints(self._job.run):
-            cursor = Cursor(**storage.read_json(CheckpointFolder(found.uri).state))
+            cursor = read_as(Cursor, CheckpointFolder(found.uri).state)
             if found.step in scored or not self.is_due(cursor):
                 continue
             self.begin(cursor, found.uri)
@@ -149,22 +181,22 @@ class Validations:
         """Return whether training stops at this cursor: no better score in `valid.patience` validations. Collective."""
         if self._spec.valid.patience is None or not self.is_due(cursor):
             return False
-        wers = list(self.wers(before=cursor.step).values())
-        stops = self._worker.rank == 0 and has_no_progress(wers, self._spec.valid.patience)
+        rates = list(self.error_rates(before=cursor.step).values())
+        stops = self._worker.rank == 0 and has_no_progress(rates, self._spec.valid.patience)
         return bool(self._worker.broadcast([stops])[0])
 
-    def wers(self, before: int | None = None) -> dict[int, float]:
-        """Return the WER at the chosen depth by step, of all validations or of those before a step."""
+    def error_rates(self, before: int | None = None) -> dict[int, float]:
+        """Return `valid.metric` at the chosen depth by step, of all validations or of those before a step."""
         return {
-            step: float(record["valid_wer"][self._depth])
+            step: float(record[self._metric][self._depth])
             for step, record in sorted(self._scores.items())
             if before is None or step < before
         }
 
     def best_step(self, among: Container[int] | None = None) -> int | None:
         """Return the step of the best score (the first of equals); None without scores."""
-        wers = {step: wer for step, wer in self.wers().items() if among is None or step in among}
-        return min(wers, key=wers.__getitem__, default=None)
+        rates = {step: rate for step, rate in self.error_rates().items() if among is None or step in among}
+        return min(rates, key=rates.__getitem__, default=None)
 
     def kept_steps(self) -> set[int]:
         """Return the steps whose checkpoints must stay: the best one, and those that are being scored."""
@@ -193,9 +225,9 @@ class Validations:
             del self._under_way[step]
 
 
-def has_no_progress(wers: list[float], patience: int) -> bool:
-    """Return whether the last `patience` scores are no better than one before them."""
-    return bool(wers) and len(wers) - 1 - wers.index(min(wers)) >= patience
+def has_no_progress(rates: list[float], patience: int) -> bool:
+    """Return whether the last `patience` error rates are no better than one before them."""
+    return bool(rates) and len(rates) - 1 - rates.index(min(rates)) >= patience
 
 
 def known_scores(records: list[Record], up_to: int) -> dict[int, Record]:

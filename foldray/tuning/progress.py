@@ -5,10 +5,9 @@ from contextlib import contextmanager
 
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from foldray.results.searches import TrialRecord, figure
-from foldray.runtime.terminal import errors, print_status
+from foldray.runtime.terminal import as_text, errors, print_status
 
 
 class Progress:
@@ -39,7 +38,7 @@ class Progress:
             loss = "" if record.loss is None else f"{record.loss:.3f}"
             values = [figure(name, record.objectives.get(name)) for name in self._objectives]
             cells = [record.name, record.state, f"{record.progress:.0%}", loss, *values, " ".join(record.overrides)]
-            table.add_row(*map(Text, cells))
+            table.add_row(*map(as_text, cells))
         return table
 
 

@@ -11,6 +11,7 @@ from foldray.data.manifest import read_manifest
 from foldray.errors import UserError, one_line
 from foldray.results.searches import TrialRecord, read_records, write_record
 from foldray.storage.layout import SearchFolder
+from foldray.storage.records import read_as
 from foldray.training.fencing import Attempt, check_newest, newest_attempt
 from foldray.tuning.trials import TrialReport, run_trial
 
@@ -90,12 +91,14 @@ def ended_twin(started: SearchAttempt, record: TrialRecord) -> TrialRecord | Non
     claim = SearchFolder(started.search).claim(started.attempt, record.run_id)
     if storage.create_json(claim, {"trial": record.name, "number": uuid.uuid4().hex}):
         return None
-    return _wait_for(started.search, storage.read_json(claim)["trial"], record.name)
+    return _wait_for(started.search, read_as(dict[str, str], claim).get("trial", ""), record.name)
 
 
 def _wait_for(search: str, owner: str, waiting: str) -> TrialRecord:
     while True:
-        (twin,) = (each for each in read_records(search) if each.name == owner)
+        twin = next((each for each in read_records(search) if each.name == owner), None)
+        if twin is None:
+            raise UserError(search, f"has no record of the trial {owner!r} that claimed this run; move the claim away")
         if twin.state in ENDED:
             return twin
         if twin.state == "failed":

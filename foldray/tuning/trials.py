@@ -8,11 +8,12 @@ from foldray.config.spec import RunSpec
 from foldray.data.manifest import read_manifest
 from foldray.errors import UserError
 from foldray.models.costs import DepthCost, plan_costs
-from foldray.results.metrics import Record, read_metrics
+from foldray.results.metrics import Record, read_metrics, validation_loss
 from foldray.results.searches import TrialRecord, write_record
 from foldray.stages.evaluate import score_run
 from foldray.training.launch import describe, run_uri, train
 from foldray.training.run_folder import is_finished
+from foldray.training.tokens import check_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class TrialReport:
     ) -> "TrialReport":
         """Build a report from a metrics record. Raises UserError for an objective of a depth that the trial lacks."""
         values = {name: _objective(name, validated, costs) for name in objectives}
-        return cls(values, float(validated["valid_ctc"][str(costs[-1].depth)]), progress, validated["step"])
+        return cls(values, validation_loss(validated)[str(costs[-1].depth)], progress, validated["step"])
 
     @classmethod
     def of_result(cls, result: Mapping[str, Any]) -> "TrialReport | None":
@@ -107,7 +108,7 @@ def run_trial(
         UserError: The spec can't be trained or lacks a depth of an objective.
     """
     run = run_uri(spec, record.run_id)
-    costs = plan_costs(spec.found_model(), spec.fold.plan(), len(read_manifest(corpus).tokenizer))
+    costs = plan_costs(spec.planned_model(), len(read_manifest(corpus).tokenizer))
     for name in objectives:
         _cost_at(name, costs)
     reporter = _Reporter(objectives, costs, report)
@@ -117,6 +118,7 @@ def run_trial(
     if record.state == "stopped":
         return record
     if not is_finished(run):
+        check_tokens(spec, read_manifest(corpus))
         describe(spec, corpus, run)
     trained = train(spec, corpus, run, on_record=reporter)
     score_run(spec, run, trained.step)
@@ -148,7 +150,8 @@ def _objective(name: str, validated: Record, costs: list[DepthCost]) -> float:
     at = _cost_at(name, costs)
     values = {
         "wer": validated["valid_wer"].get(str(at.depth)),
-        "loss": validated["valid_ctc"].get(str(at.depth)),
+        "cer": validated.get("valid_cer", {}).get(str(at.depth)),
+        "loss": validation_loss(validated).get(str(at.depth)),
         "macs": at.macs_per_audio_second,
         "bytes": at.bytes_stored,
         "params": at.params_stored,

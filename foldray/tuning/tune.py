@@ -8,9 +8,12 @@ that restores the state of sampler and scheduler.
 import dataclasses
 from typing import TypedDict
 
+from pydantic import BaseModel, JsonValue
+
 from foldray import storage
 from foldray.config.load import build_spec, override_spec
-from foldray.config.spec import RUN, RunSpec
+from foldray.config.model import RUN
+from foldray.config.spec import RunSpec
 from foldray.errors import UserError
 from foldray.results.reader import read_rows
 from foldray.results.rows import ResultRow
@@ -20,6 +23,7 @@ from foldray.runtime.terminal import print_status
 from foldray.stages.prepare import prepare_stage
 from foldray.stages.train import train_prepared
 from foldray.storage.layout import SearchFolder
+from foldray.storage.records import read_as
 from foldray.training.fencing import check_newest, claim_submission
 from foldray.training.trackers import check_trackers
 from foldray.training.workers import cpus_needed
@@ -76,9 +80,16 @@ def resume_search(search: str) -> SearchResult:
     store = folder.store
     if store is None or not storage.exists(folder.description):
         raise UserError("RUN_URI", f"{folder.uri} is not a search (STORE/searches/SEARCH_ID with a search.json)")
-    described = storage.read_json(folder.description)
-    spec = build_spec(described["spec"], folder.description).in_store(store)
-    return _run_search(spec, store.corpus(described["corpus_id"]).uri, folder)
+    described = read_as(SearchFile, folder.description)
+    spec = build_spec(described.spec, folder.description).in_store(store)
+    return _run_search(spec, store.corpus(described.corpus_id).uri, folder)
+
+
+class SearchFile(BaseModel):
+    """The contents of `search.json`."""
+
+    corpus_id: str
+    spec: dict[str, JsonValue]
 
 
 def _run_search(spec: RunSpec, corpus: str, search: SearchFolder) -> SearchResult:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bare_loop import run_bare
-from benchmarks.one_cycle import bench_one_cycle, counted_macs, small_conformer
+from benchmarks.one_cycle import FOLDS, bench_one_cycle, counted_macs, small_conformer
 from foldray.config.load import override_spec
 from foldray.data.manifest import Manifest
 from foldray.folding.plan import FoldPlan
@@ -53,9 +53,9 @@ def test_what_a_cycle_costs_by_counting() -> None:
 
 @pytest.mark.soak
 def test_one_cycle_says_how_much_cheaper_a_fold_is() -> None:
-    told = bench_one_cycle(1)
-    served = {name: (9, 10, 11, 12) if "clustered" in name else (6, 8, 10, 12) for name in told["ours"]}
-    for name, depths in served.items():
+    folds = (FOLDS[0], ("in_place, 6 and 12 alone", "in_place", (6, 12), (6, 12)))
+    told = bench_one_cycle(1, folds)
+    for name, _, _, depths in folds:
         together = sum(told["peer"][f"depth {depth} by itself"] for depth in depths)
         assert told["ratio"][name] == pytest.approx(together / told["ours"][name])
         assert told["ratio"][f"{name}, by counting"] > 1

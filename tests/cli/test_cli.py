@@ -26,7 +26,7 @@ PIPELINES = PROJECT / "pipelines"
 WRONG = [
     (["train", "nosuch"], "nosuch", "no such recipe or file"),
     (["train", "an4", "optim.lrr=1"], "optim.lrr", "did you mean 'lr'?"),
-    (["train", "an4", "optim.lr=fast"], "optim.lr", "valid number"),
+    (["train", "an4", "optim.lr=fast"], "optim.lr", "must be a number"),
     (["train", "an4", "fold.depths=[3,2]"], "fold.depths", "ascend"),
     (["train", "an4", "corpus.path=/nowhere/at/all"], "corpus.path", "does not exist"),
     (["run", "quickstart", "storage.root=/proc/nowhere"], "storage.root", "cannot write"),
@@ -47,12 +47,21 @@ WRONG = [
     (["plan"], "foldray", "Missing argument"),
     (["resume", "/nowhere/at/all"], "RUN_URI", "is not a run (STORE/runs/RUN_ID with a spec.json)"),
     (["plan", "an4", "scale.workers=[3,1]"], "scale.workers", "must be a number or a range"),
-    (["plan", "an4", "scale.workers=0"], "scale.workers", "from 1 on"),
+    (["plan", "an4", "scale.workers=0"], "scale.workers", "from 1 to"),
     (["plan", "an4", "valid.depth=5"], "valid.depth", "set it to one of 3, 4, 6"),
     (["plan", "an4", "optim.ema=0.9", "optim.average=3"], "optim", "set one of them"),
     (["plan", "an4", "optim.warmup=0.7", "optim.hold=0.4"], "optim", "exceed the whole run"),
     (["plan", "an4", "valid.final=best", "optim.average=3"], "valid.final", "best selects one checkpoint"),
-    (["plan", "an4", "tracking=[tensorbord]"], "tracking.0", "'tensorboard'"),
+    (["plan", "an4", "tracking=[tensorbord]"], "tracking", "did you mean 'tensorboard'?"),
+    (["plan", "an4", "model.family=wav2vec2"], "model.family", "start from a recipe of that family"),
+    (["plan", "an44"], "an44", "did you mean 'an4'?"),
+    (["plan", "an4", "corpus.layout=jsnol"], "corpus.layout", "did you mean 'jsonl'?"),
+    (["plan", "an4", "fold.depths=[6,13.5]"], "fold.depths", "13.5 must be a whole number"),
+    (["plan", "an4", "optim.lr=.inf"], "optim.lr", "Infinity must be a finite number"),
+    (["plan", "an4", "augment.noise_snr_db=[.nan,3]"], "augment.noise_snr_db", "NaN must be a finite number"),
+    (["plan", "an4", "batch.max_duration=1e300"], "batch.max_duration", "is out of range"),
+    (["plan", "an4", "fold.depths=[3,99999999]"], "fold.depths", "99999999 must be less than or equal to 1000"),
+    (["plan", "an4", "scale.workers=[1,2,3]"], "scale.workers", "has too many values"),
     (["train", "quickstart", "corpus.splits=[train,test]", "valid.patience=3"], "valid.patience", "needs a validation"),
 ]
 
@@ -208,11 +217,14 @@ def test_transcribe_writes_what_evaluate_decoded(
     audio = sorted((spoken / "audio" / "test").glob("*.flac"))[0]
     options = ("--store", store, "--depth", "2", "--json")
     out = call(capsys, "transcribe", "run", str(audio), *options)[1]
-    assert json.loads(out)["texts"] == [{"file": str(audio), "text": decoded[audio.stem]}]
-    bad = str(spoken / "test.jsonl")
+    (entry,) = json.loads(out)["texts"]
+    assert (entry["file"], entry["text"], entry["depth"]) == (str(audio), decoded[audio.stem], 2)
+    assert [word["word"] for word in entry["words"]] == entry["text"].split()
+    bad = str(tmp_path / "bad.wav")
+    Path(bad).write_text('{"no": "audio"}')
     code, out, err = call(capsys, "transcribe", "run", bad, str(audio), *options)
     assert code == 2, err
-    assert [list(entry) for entry in json.loads(out)["texts"]] == [["file", "error"], ["file", "text"]]
+    assert [list(entry)[:2] for entry in json.loads(out)["texts"]] == [["file", "error"], ["file", "text"]]
     assert err == f"{bad}: can't be used (not_audio: the content is JSON, despite the file name)\n"
 
 
@@ -225,7 +237,19 @@ REFUSED = [
         ["evaluate", "run", "--decoding", "joint"],
         "--decoding: joint needs a decoder, which ParakeetForCTC lacks; use ctc",
     ),
-    (["evaluate", "run", "--decoding", "magic"], "--decoding: must be one of ctc, attention, joint (got 'magic')"),
+    (
+        ["evaluate", "run", "--decoding", "magic"],
+        "--decoding: must be one of ctc, attention, joint, beam (got 'magic')",
+    ),
+    (
+        ["evaluate", "run", "--decoding", "ctc", "--hotwords", "ANNA"],
+        "--decoding: ctc takes no n-gram, hotwords, words or beam; use --decoding beam",
+    ),
+    (["evaluate", "run", "--lm", "/nowhere.arpa"], "--lm: /nowhere.arpa does not exist"),
+    (
+        ["transcribe", "run", "AUDIO", "--hotword-weight", "3"],
+        "--hotword-weight: has no effect without --hotwords; give --hotwords too",
+    ),
 ]
 
 
@@ -291,7 +315,7 @@ def test_folds_that_cannot_be_get_one_line_before_anything_starts(
     assert not (tmp_path / "store" / "corpora").exists()
 
 
-def test_a_family_without_ctc_is_planned_but_not_trained(
+def test_a_family_without_ctc_is_trained_from_a_checkpoint_only(
     capsys: pytest.CaptureFixture[str], spoken: Path, tmp_path: Path
 ) -> None:
     code, out, err = call(capsys, "plan", "wav2vec2-base-8", "model={family: whisper}", "--json")
@@ -300,7 +324,7 @@ def test_a_family_without_ctc_is_planned_but_not_trained(
     place = [f"corpus.path={spoken}", f"storage.root={tmp_path / 'store'}"]
     code, _, err = call(capsys, "train", "wav2vec2-base-8", "model={family: whisper}", *place)
     assert code == 2, err
-    assert err.startswith("model.family: whisper has no CTC, which foldray trains")
+    assert err.startswith("corpus.units: set it to checkpoint: whisper has the tokens of its checkpoint")
 
 
 def test_the_readmes_six_lines_fold_a_stock_model(capsys: pytest.CaptureFixture[str]) -> None:

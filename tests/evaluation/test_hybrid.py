@@ -10,7 +10,7 @@ from foldray.config.corpus import CorpusSpec
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import BatchLoader
 from foldray.errors import UserError
-from foldray.evaluation.decode import DECODINGS, check_decoding, recognise, transcribe
+from foldray.evaluation.decode import DECODINGS, check_decoding, recognise
 from foldray.evaluation.score import score_depths
 from foldray.models.families import transformers_class
 from foldray.models.fold import set_depths
@@ -20,6 +20,7 @@ from foldray.training.final_model import finish_run
 from foldray.training.loop import train_model
 from tests.support.corpora import prepare_serially
 from tests.support.training import job_for
+from tests.support.transcripts import texts_of
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_a_hybrid_model_is_trained_saved_and_decoded_in_three_ways(
         assert [score.depth for score in scores] == [2, 4]
         said = {u.id: u.hypothesis for u in scores[1].utterances}
         audio = str(next((spoken / "audio").rglob(f"{batch.ids[0]}.*")))
-        assert transcribe(folder, [audio], 4, decoding)[0]["text"] == said[batch.ids[0]]  # type: ignore[arg-type]
+        assert texts_of(folder, [audio], 4, decoding) == [said[batch.ids[0]]]
 
 
 def test_ways_to_decode_that_a_model_lacks_are_refused(prepared: tuple[str, Manifest], tmp_path: Path) -> None:

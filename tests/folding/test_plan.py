@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from foldray import FoldPlan
-from foldray.folding.plan import Private
+from foldray.folding.plan import Private, check_pairs, decoder_depth
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,18 @@ def test_uses_are_counted_over_the_deepest_need() -> None:
     plan = FoldPlan(3, (3, 4, 6), paths=((0, 1, 2), (0, 0, 0, 1), (0, 1, 1, 2, 2, 2)))
     assert plan.uses() == (3, 2, 3)
     assert plan.uses([3]) == (1, 1, 1)
+
+
+def test_a_depth_of_the_decoder_belongs_to_one_of_the_encoder_by_position() -> None:
+    encoder, decoder, single = FoldPlan(3, (3, 4, 6)), FoldPlan(2, (2, 3, 5)), FoldPlan(4, (4,))
+    assert [decoder_depth(encoder, decoder, depth) for depth in encoder.depths] == [2, 3, 5]
+    assert [decoder_depth(encoder, single, depth) for depth in (3, 5, 6)] == [4, 4, 4]
+    with pytest.raises(KeyError, match=r"depth 5 has no decoder path; only \[3, 4, 6\] have one"):
+        decoder_depth(encoder, decoder, 5)
+    for fits in (decoder, single):
+        check_pairs(encoder, fits)
+    with pytest.raises(ValueError, match=r"^decoder\.depths: \[2, 4\] must have one depth for each of the encoder's"):
+        check_pairs(encoder, FoldPlan(2, (2, 4)))
 
 
 def test_private_parts_have_one_text_each() -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, ParakeetEncoderConfig
 
-from foldray.evaluation.beam_search import attention_decode, ctc_nbest, rescore
+from foldray.evaluation.beam_search import attention_decode, rescore
+from foldray.evaluation.prefix_search import ctc_nbest
 from foldray.folding.plan import FoldPlan
 from foldray.folding.stack import FoldedStack
 from foldray.models.conformer import ConformerConfig, ConformerForSpeech

@@ -16,7 +16,18 @@ from foldray.models.save_load import save_model
 from foldray.models.seed_layers import low_rank, seed_blocks, seed_layers, sources_of
 from foldray.models.stock import write_random_checkpoint
 from foldray.models.tokenizer import Tokenizer
-from tests.support.tiny import CONFIGS, TOKENIZER, families, frames_for, inputs_for, noise, run, tiny_model, tiny_spec
+from tests.support.tiny import (
+    CONFIGS,
+    TOKENIZER,
+    crossed,
+    families,
+    frames_for,
+    inputs_for,
+    noise,
+    run,
+    tiny_model,
+    tiny_spec,
+)
 
 
 def saved(name: str, folder: Path, num_layers: int = 6) -> tuple[torch.nn.Module, Path]:
@@ -53,8 +64,9 @@ def test_the_average_is_the_mean_of_the_layers_stood_for(name: str, tmp_path: Pa
             torch.testing.assert_close(parameter, torch.stack(pair).mean(0), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", families())
-@pytest.mark.parametrize("method", ["stepwise", "first", "average", "svd"])
+@pytest.mark.parametrize(
+    ("name", "method"), crossed({each: each for each in ("stepwise", "first", "average", "svd")}, "svd")
+)
 def test_a_seed_of_all_layers_is_the_checkpoint(name: str, method: str, tmp_path: Path) -> None:
     stock, folder = saved(name, tmp_path)
     model = fold_checkpoint(str(folder), FoldPlan(6, (6, 9), private=Private(lora_rank=2)), method)

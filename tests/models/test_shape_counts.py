@@ -10,21 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from foldray.config.model import ModelSpec
+from foldray.config.model import ModelSpec, PlannedModel
 from foldray.config.recipes import load_recipe, recipe_names
+from foldray.config.spec import RunSpec
 from foldray.folding.plan import FoldPlan, Private
 from foldray.models import shape_counts
 from foldray.models.costs import MACS_SECONDS, PLAN_VOCAB_SIZE, bytes_at_precisions, joint_cost, plan_costs, shape_key
-from foldray.models.count import (
-    _meta_inputs,
-    count_bytes,
-    count_kept_bytes,
-    count_macs,
-    count_parameters,
-    count_private,
-    count_spec,
-    fold_on_meta,
-)
+from foldray.models.count import _meta_inputs, count_spec, fold_on_meta
+from foldray.models.count_model import count_bytes, count_kept_bytes, count_macs, count_parameters, count_private
 from foldray.models.fold import set_depths, stack_of, unroll
 from foldray.models.shape_counts import PRECISIONS, find_counts
 from tests.support.tiny import CONFIGS, tiny_spec
@@ -33,8 +26,11 @@ from tests.support.tiny import CONFIGS, tiny_spec
 def shapes() -> dict[str, str]:
     """A recipe for each shape: several recipes fold the same model to other depths."""
     specs = {name: load_recipe(name) for name in recipe_names()}
-    keys = {name: json.dumps(shape_key(s.model, s.corpus.vocab_size or PLAN_VOCAB_SIZE)) for name, s in specs.items()}
-    return {key: name for name, key in keys.items()}
+    return {json.dumps(key_of(spec)): name for name, spec in specs.items()}
+
+
+def key_of(spec: RunSpec) -> dict[str, object]:
+    return shape_key(spec.model, spec.corpus.vocab_size or PLAN_VOCAB_SIZE, spec.planned_model().decoder)
 
 
 @pytest.mark.main
@@ -46,8 +42,8 @@ def test_what_is_shipped_is_what_is_counted(recipe: str) -> None:
     def count() -> Any:
         pytest.fail("run python -m foldray.models.count")
 
-    shipped = find_counts(shape_key(spec.model, vocab_size), count)
-    assert shipped == count_spec(spec.model, spec.fold.plan(), vocab_size)
+    shipped = find_counts(key_of(spec), count)
+    assert shipped == count_spec(spec.planned_model(), vocab_size)
 
 
 PLANS = [
@@ -62,7 +58,8 @@ USUAL = ("parakeet", "wav2vec2", "wavlm-stable", "whisper")
 
 
 def cases() -> list[Any]:
-    plans = [(name, plan) for name in CONFIGS for plan in PLANS]
+    """Every plan for the usual families; for the others one with all private parts, and one with paths of its own."""
+    plans = [(name, plan) for name in CONFIGS for plan in (PLANS if name in USUAL else (PLANS[0], PLANS[-1]))]
     plans += [(name, NORMED) for name in ("parakeet", "conformer", "wav2vec2-conformer")]
     tier = lambda name: pytest.mark.main if name in USUAL else pytest.mark.soak  # noqa: E731
     return [pytest.param(*case, marks=() if case[0] == "parakeet" else tier(case[0])) for case in plans]
@@ -74,15 +71,15 @@ def test_sums_are_what_torch_counts_in_the_folded_model(name: str, plan: FoldPla
     model = fold_on_meta(spec, plan, 9)
     torch.nn.Module.eval(model)
     inputs = _meta_inputs(model)
-    for cost in plan_costs(spec, plan, 9):
+    for cost in plan_costs(PlannedModel(spec, plan), 9):
         set_depths(model, cost.depth)
         assert cost.macs_per_audio_second == count_macs(model, inputs) / MACS_SECONDS
         assert cost.params_private == count_private(stack_of(model), cost.depth)
         assert cost.params_unrolled == count_parameters(unroll(model, cost.depth))
         assert (cost.params_stored, cost.bytes_stored) == (count_parameters(model), count_bytes(model))
-    assert bytes_at_precisions(spec, plan, 9) == {each: count_bytes(model, each) for each in PRECISIONS}
+    assert bytes_at_precisions(PlannedModel(spec, plan), 9) == {each: count_bytes(model, each) for each in PRECISIONS}
     set_depths(model, plan.depths)
-    joint = joint_cost(spec, plan, 9)
+    joint = joint_cost(PlannedModel(spec, plan), 9)
     assert joint.macs_per_audio_second == count_macs(model, inputs) / MACS_SECONDS
     assert joint.kept_bytes_per_audio_second == count_kept_bytes(model, inputs) / MACS_SECONDS
 
@@ -97,7 +94,7 @@ def test_a_step_that_draws_depths_is_summed_as_it_is_counted() -> None:
         set_depths(model, depths)
         macs.append(count_macs(model, _meta_inputs(model)) / MACS_SECONDS)
         kept.append(count_kept_bytes(model, _meta_inputs(model)) / MACS_SECONDS)
-    cost = joint_cost(spec, plan, 9, sampled=1)
+    cost = joint_cost(PlannedModel(spec, plan), 9, sampled=1)
     assert cost.macs_per_audio_second == pytest.approx(sum(macs) / 2, rel=1e-12)
     assert cost.kept_bytes_per_audio_second == max(kept)
 
@@ -108,7 +105,7 @@ def test_other_shapes_are_counted_once_and_a_damaged_cache_is_counted_again(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(shape_counts, "_COUNTED", {})
     spec: ModelSpec = tiny_spec("wav2vec2")
-    counts = count_spec(spec, FoldPlan(1, (1,)), 9)
+    counts = count_spec(PlannedModel(spec, FoldPlan(1, (1,))), 9)
     calls = []
 
     def count() -> Any:

@@ -16,8 +16,9 @@ from foldray.config.corpus import CorpusSpec
 from foldray.config.recipes import load_recipe
 from foldray.data import builtin
 from foldray.data import prepare as preparation
-from foldray.data.corpora import _identity
+from foldray.data.corpora import Corpus, _identity
 from foldray.data.manifest import Manifest, read_manifest
+from foldray.data.shard_plan import select_usable
 from foldray.data.text import normalise
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
@@ -176,8 +177,8 @@ def test_units_are_part_of_a_corpus() -> None:
             ["corpus.vocab_size=100"],
             r"^corpus\.vocab_size: applies only to sub-words; set corpus\.units=bpe or unigram",
         ),
-        (["corpus.units=words"], r"^corpus\.units: input should be 'characters', 'bpe' or 'unigram'"),
-        (["corpus.units=bpe", "corpus.vocab_size=0"], r"^corpus\.vocab_size: input should be greater than 0"),
+        (["corpus.units=words"], r"^corpus\.units: 'words' must be one of characters, bpe, unigram"),
+        (["corpus.units=bpe", "corpus.vocab_size=0"], r"^corpus\.vocab_size: 0 must be greater than 0"),
         (
             ["corpus.units=unigram", "corpus.vocab_size=100", "corpus.splits=[test]"],
             r"^corpus\.units: unigram tokens are learned from 'train'; add it to corpus\.splits",
@@ -220,3 +221,35 @@ def test_stock_code_reads_the_same_text_from_a_saved_model(kind: str, name: str,
             tokenizer.encode(line) for line in BUILTIN[:50]
         ]
         assert stock.batch_decode(ids_BT, skip_special_tokens=True) == ours
+
+
+def test_a_vocabulary_is_read_as_it_was_saved_whatever_its_texts_hold(tmp_path: Path) -> None:
+    """Words with the usual boundary, with special tokens and with characters that JSON escapes."""
+    model: Any = tiny_model("wav2vec2")
+    odd = [
+        "namaste |",
+        "a | b |",
+        "<pad> <unk> <s>",
+        "\u2581a|",
+        '"\\ \u0301\u200d \x01',
+        "\u2028x \U0001f600 <sos/eos>",
+    ]
+    for number, lines in enumerate([[line] for line in odd] + [odd]):
+        texts = [normalise(line, "as_is") for line in lines]
+        tokenizer = character_tokenizer(texts)
+        save_processor(model, tokenizer, tmp_path / str(number))
+        read = read_tokenizer(str(tmp_path / str(number)))
+        assert (read, read.digest) == (tokenizer, tokenizer.digest)
+        stock = transformers_class("AutoTokenizer").from_pretrained(tmp_path / str(number))
+        ids = [[i for label in tokenizer.encode(line) for i in (label, 0)] for line in texts]
+        assert stock.batch_decode(ids) == [line.replace("|", "||") for line in texts]
+
+
+@pytest.mark.parametrize("token", ["<pad>", "<unk>", "<sos/eos>", "\u2581"])
+def test_reserved_strings_in_sub_word_texts_are_set_aside(token: str) -> None:
+    row = Utterance("a", "train", "/c/a.flac", f"SAY {token}", "/c/train.jsonl:1", bytes=9)
+    for units, reasons in (("bpe", ["bad_text"]), ("characters", [])):
+        fields: dict[str, Any] = {"units": units, "vocab_size": 40 if units == "bpe" else None}
+        spec = CorpusSpec(path="/c", text="as_is", **fields)
+        _, quarantine, _ = select_usable(Corpus("c-1", "/c", "jsonl", [row]), spec)
+        assert [entry["reason"] for entry in quarantine] == reasons

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
-from foldray.results.metrics import read_metrics, write_metrics
+from foldray.results.metrics import Record, read_metrics, write_metrics
 
 
 def test_metrics_parts_merge_by_step_and_the_later_attempt_wins(tmp_path: Path) -> None:
     run = str(tmp_path)
-    write_metrics(run, "2026a", [{"step": 1, "by": "a"}, {"step": 2, "by": "a"}])
-    write_metrics(run, "2026a", [{"step": 3, "by": "a"}])
-    write_metrics(run, "2026b", [{"step": 3, "by": "b"}, {"step": 4, "by": "b"}])
-    assert [(r["step"], r["by"]) for r in read_metrics(run)] == [(1, "a"), (2, "a"), (3, "b"), (4, "b")]
+    write_metrics(run, "2026a", [step(1, loss=1.0), step(2, loss=1.0)])
+    write_metrics(run, "2026a", [step(3, loss=1.0)])
+    write_metrics(run, "2026b", [step(3, loss=2.0), step(4, loss=2.0)])
+    assert [(r["step"], r["loss"]) for r in read_metrics(run)] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+
+
+def step(number: int, loss: float) -> Record:
+    return {"step": number, "seconds": 0.5, "audio_seconds": 8.0, "loss": loss}

@@ -417,7 +417,7 @@ def test_options_of_another_query_are_refused(store: str, capsys: pytest.Capture
     assert "private" in shown
     code, _, err = call(capsys, "results", store, "ls", "--columns", "privat")
     assert code == 2, err
-    assert "did you mean private?" in err
+    assert "did you mean private" in err
 
 
 SENTENCES = 80
@@ -783,11 +783,9 @@ def test_the_command(store: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert len(err.strip().splitlines()) == 1, err
 
 
-def test_it_starts_at_once_and_without_ray(store: str) -> None:
+def test_it_starts_without_ray(store: str) -> None:
     program = (
         "import sys; from foldray.cli.main import main; main(['results', sys.argv[1], 'pareto']);"
         "assert not {'ray', 'torch', 'transformers', 'optuna'} & set(sys.modules)"
     )
-    began = time.monotonic()
     subprocess.run([sys.executable, "-c", program, store], check=True, capture_output=True)
-    print(f"{time.monotonic() - began:.2f} s")

@@ -1,7 +1,10 @@
 """The report in a browser: nothing overflows, nothing complains, and what is plotted are the store's numbers."""
 
+import base64
+import hashlib
 import json
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +130,17 @@ def test_it_is_one_file_that_needs_no_other(page: str) -> None:
     assert "<img src=q" not in text
 
 
+def test_its_policy_allows_no_script_but_its_own(page: str) -> None:
+    text = Path(page).read_text()
+    policy = text.split('http-equiv="Content-Security-Policy" content="', 1)[1].split('"', 1)[0].replace("&#39;", "'")
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert (rules["default-src"], rules["img-src"]) == ("'none'", "data: blob:")
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", text, re.DOTALL)
+    digests = [f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in scripts]
+    assert len(scripts) > 4
+    assert set(rules["script-src"].split(" ")) == set(digests)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
@@ -241,7 +255,8 @@ def test_the_text_says_the_same(opened: Any, store: str) -> None:
     assert opened.locator("h1").text_content() == "fold-a1", "the best fold comes first"
     headline = opened.locator("#headline").text_content()
     for depth in (3, 4, 6):
-        assert f"{rows['fold-a1', depth]['wer']:.1%} at depth {depth}" in headline
+        row = rows["fold-a1", depth]
+        assert f"{row['wer']:.1%} ({row['cer']:.1%}) at depth {depth}" in headline
     verdicts = opened.locator(".verdict").all_text_contents()
     (three,) = (p for p in compare_runs(store, "fold-a1", "alone-3") if p["depth_a"] == 3)
     (six,) = (p for p in compare_runs(store, "fold-a1", "alone-6") if p["depth_a"] == 6)
@@ -280,3 +295,16 @@ def test_errors_are_aligned_word_by_word(opened: Any, store: str) -> None:
     for step, name in (("S", "substitutions"), ("D", "deletions"), ("I", "insertions")):
         assert words.locator(f".{step}").count() == entry[name]
     assert sum(entry[name] for name in ("substitutions", "deletions", "insertions")) > 0
+
+
+def test_runs_that_have_a_decoder_only_are_reported(tmp_path: Path) -> None:
+    said = ["one two", "three four"]
+    made = [
+        evaluation("whisper-1", said, 0.5, depth=depth, num_layers=3, step=4, decoding="attention", created=at(1))
+        for depth in (3, 4)
+    ]
+    write_rows(str(tmp_path), [each[0] for each in made], [h for each in made for h in each[1]])
+    page = Path(write_report(str(tmp_path))).read_text()
+    assert "whisper-1" in page
+    for row, _ in made:
+        assert f"{row['wer']:.1%} ({row['cer']:.1%}) at depth {row['depth']}" in page

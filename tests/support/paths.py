@@ -3,4 +3,5 @@
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
-AN4 = PROJECT.parent / "shared" / "data" / "an4"
+SHARED = PROJECT.parent / "shared"
+AN4 = SHARED / "data" / "an4"

@@ -22,9 +22,17 @@ from tests.support.hosts import WITH_TESTS, wait_until
 from tests.support.ports import free_ports
 from tests.support.s3_server import S3Server
 
-__all__ = ["HASTE", "RAY", "RayHead", "ray_head", "start_node"]
+__all__ = ["HASTE", "LEAN", "RAY", "RayHead", "ray_head", "running_head", "start_node"]
 
+LEAN = {
+    # No workers before anybody asks for them; one that has imported torch serves one validation after the other.
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
+}
+"""A node of Ray that takes fewer CPU seconds to start: tests are bound by them."""
 HASTE = {
+    **LEAN,
+
     # A host that does not answer is dead after some 7 seconds, not 15.
     "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "2000", "RAY_health_check_failure_threshold": "3",
@@ -58,14 +66,14 @@ class RayHead:
         self.temporary = Path(tempfile.mkdtemp(prefix="head-", dir="/tmp"))  # short: it holds sockets
         port, dashboard, agent, client = free_ports(4)
         self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
-        self._environment = dict(environment)
+        self._environment = {**LEAN, **environment}
         self._command = [
             *WITH_TESTS, RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
             "--num-cpus=3", "--object-store-memory=200000000", f"--temp-dir={self.temporary}",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
             f"--ray-client-server-port={client}",
             # Any free ones: heads side by side would take the same from the range that is meant for firewalls.
-            "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats",
+            "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats", "--include-log-monitor=false",
         ]  # fmt: skip
 
     def start(self) -> None:
@@ -96,17 +104,22 @@ class RayHead:
 
 
 @pytest.fixture(scope="session")
-def ray_head(s3_server: S3Server) -> Iterator[dict[str, str]]:
-    """The session's head, as the environment of commands that join it. A Ray for each costs 25 s of a core. Its
-    workers have the keys of the session's S3 server.
-
-    Not for searches: beside another head one waited here for a CPU for 400 s. By its source, Ray Train frees a stopped
-    trial's CPUs only where it finds its cluster among all of the machine (ray.train.v2, placement_group_cleaner.py).
-    """
+def running_head(s3_server: S3Server) -> Iterator[RayHead]:
+    """The session's head. A Ray for each costs 25 s of a core. Its workers have the keys of the session's S3 server."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
     head = RayHead({**plain, **s3_server.environment, "RAY_AUTH_MODE": "disabled"})
     try:
         head.start()
-        yield {"RAY_ADDRESS": head.address, "RAY_AUTH_MODE": "disabled"}
+        yield head
     finally:
         head.close()
+
+
+@pytest.fixture(scope="session")
+def ray_head(running_head: RayHead) -> dict[str, str]:
+    """The session's head, as the environment of commands that join it.
+
+    Not for searches: beside another head one waited here for a CPU for 400 s. By its source, Ray Train frees a stopped
+    trial's CPUs only where it finds its cluster among all of the machine (ray.train.v2, placement_group_cleaner.py).
+    """
+    return {"RAY_ADDRESS": running_head.address, "RAY_AUTH_MODE": "disabled"}

@@ -66,7 +66,11 @@ def evaluation(
 ) -> tuple[ResultRow, list[Hypothesis]]:
     """A row and its hypotheses with errors at a rate."""
     rng = random.Random(f"{seed} {run_id} {fields.get('depth', 4)}")
-    shared = {key: value for key, value in fields.items() if key in ("depth", "corpus", "split", "created", "step")}
+    shared = {
+        key: value
+        for key, value in fields.items()
+        if key in ("depth", "corpus", "split", "decoding", "created", "step")
+    }
     heard = [
         hypothesis(text, misheard(text, rate, rng), run_id=run_id, id=f"u{i:04d}", **shared)
         for i, text in enumerate(references)

@@ -1,6 +1,6 @@
 """Tiny stock models with random weights, one for each family, and padded inputs for them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -23,11 +23,12 @@ _WAVEFORM = {
     "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
 }  # fmt: skip
 _STABLE = {**_WAVEFORM, "do_stable_layer_norm": True, "feat_extract_norm": "layer"}
+_FASTCONFORMER = {
+    "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "conv_kernel_size": 9,
+    "num_mel_bins": 40, "subsampling_factor": 4, "subsampling_conv_channels": 8,
+}  # fmt: skip
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "parakeet": ("parakeet", {
-        "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "conv_kernel_size": 9,
-        "num_mel_bins": 40, "subsampling_factor": 4, "subsampling_conv_channels": 8,
-    }),
+    "parakeet": ("parakeet", _FASTCONFORMER),
     "wav2vec2-bert": ("wav2vec2-bert", {
         "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "feature_projection_input_dim": 320,
         "conv_depthwise_kernel_size": 9, "apply_spec_augment": False,
@@ -44,6 +45,15 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     }),
     "unispeech-sat": ("unispeech-sat", _WAVEFORM),
     "unispeech-sat-stable": ("unispeech-sat", _STABLE),
+    "unispeech": ("unispeech", _WAVEFORM),
+    "unispeech-stable": ("unispeech", _STABLE),
+    "lasr": ("lasr", {
+        "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "conv_kernel_size": 8,
+        "num_mel_bins": 40, "subsampling_conv_channels": 8,
+    }),
+    "omniasr-ctc": ("omniasr-ctc", {
+        **{key: value for key, value in _WAVEFORM.items() if key != "num_feat_extract_layers"},
+    }),
     "wav2vec2-conformer": ("wav2vec2-conformer", {
         **_WAVEFORM, "feat_extract_norm": "layer", "conv_depthwise_kernel_size": 9,
     }),
@@ -62,6 +72,17 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "hidden_size": 32, "intermediate_size": 64, "decoder_num_hidden_layers": 2,
         "encoder_num_attention_heads": 2, "decoder_num_attention_heads": 2, "max_position_embeddings": 128,
     }),
+    "speech-to-text": ("speech-to-text", {
+        "d_model": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64, "decoder_layers": 2, "input_feat_per_channel": 40, "conv_channels": 16,
+        "max_source_positions": 400, "max_target_positions": 20,
+    }),
+    "cohere-asr": ("cohere-asr", {
+        **_FASTCONFORMER, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 200,
+    }),
+    "canary": ("canary", {
+        **_FASTCONFORMER, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 200,
+    }),
     "conformer": ("conformer", {
         "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "conv_kernel_size": 9,
         "num_mel_bins": 40, "subsampling_conv_channels": 8, "decoder_layers": 2, "decoder_ffn_dim": 64,
@@ -79,15 +100,34 @@ def families(names: Iterable[str] = CONFIGS) -> list[Any]:
     return [name if name in STRUCTURES else pytest.param(name, marks=pytest.mark.soak) for name in names]
 
 
-def tiny_spec(name: str) -> ModelSpec:
+def crossed(cases: Mapping[str, Any], own: str, names: Iterable[str] = CONFIGS) -> list[Any]:
+    """Pairs of a family and a case as test parameters: all cases for one family of each structure, `own` for the rest.
+
+    What differs between cases (orders, ranks) is code that knows no family.
+    """
+    pairs = [(name, case) for name in names for case in (cases if name in STRUCTURES else (own,))]
+    marks = {name: () if name in STRUCTURES else pytest.mark.soak for name, _ in pairs}
+    return [pytest.param(name, cases[case], marks=marks[name], id=f"{case}-{name}") for name, case in pairs]
+
+
+DECODERS = tuple(name for name, (family, _) in CONFIGS.items() if FAMILIES[family].decoder_depth_field)
+"""Those whose decoder can be folded."""
+
+
+def tiny_spec(name: str, decoder_layers: int | None = None) -> ModelSpec:
     family, config = CONFIGS[name]
-    return ModelSpec(family=family, config=config)
+    field = FAMILIES[family].decoder_depth_field
+    return ModelSpec(family=family, config={**config, **({field: decoder_layers} if field and decoder_layers else {})})
 
 
-def tiny_model(name: str, num_layers: int = 3) -> PreTrainedModel:
-    spec = tiny_spec(name)
+def tiny_model(
+    name: str, num_layers: int = 3, decoder_layers: int | None = None, vocabulary: int = len(TOKENIZER), **changes: Any
+) -> PreTrainedModel:
+    """A random model; changes are fields of its configuration, of which those that it has count."""
+    spec = tiny_spec(name, decoder_layers)
+    spec = spec.model_copy(update={"config": {key: changes.get(key, value) for key, value in spec.config.items()}})
     torch.manual_seed(0)
-    model = FAMILIES[spec.family].model_class(stock_config(spec, num_layers, len(TOKENIZER)))
+    model = FAMILIES[spec.family].model_class(stock_config(spec, num_layers, vocabulary))
     return model.eval()
 
 
@@ -116,9 +156,9 @@ def frames_for(model: PreTrainedModel, waveforms: list[torch.Tensor]) -> list[in
     return output_frames(model, [len(w) for w in waveforms])
 
 
-def folded(name: str, plan: FoldPlan) -> PreTrainedModel:
+def folded(name: str, plan: FoldPlan, decoder: FoldPlan | None = None) -> PreTrainedModel:
     """A tiny folded model whose private parts no longer have their initial values."""
-    model = fold(tiny_model(name, plan.num_layers), plan)
+    model = fold(tiny_model(name, plan.num_layers, decoder.num_layers if decoder else None), plan, decoder)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -135,7 +175,7 @@ def without_dropout(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_positions"):
+        for name in ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "dropout_positions"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     config = getattr(model.config, "encoder_config", model.config)

@@ -34,7 +34,8 @@ GRID = 24
 """Steps between the checkpoints of the run that is killed: one that a notice asks for lies between them."""
 # Training must last longer than Ray needs to see a node come; no other checkpoint but those that a test asks for.
 LONG = [
-    *RECIPE, "optim.epochs=null", "optim.steps=60", f"valid.every_steps={VALIDATED}", "checkpoint.every_steps=1000",
+    *RECIPE, "model.config.hidden_size=128", "model.config.intermediate_size=512",
+    "optim.epochs=null", "optim.steps=60", f"valid.every_steps={VALIDATED}", "checkpoint.every_steps=1000",
 ]  # fmt: skip
 
 

@@ -51,7 +51,8 @@ def start_ray(hosts: dict[str, Host], environment: dict[str, str]) -> str:
 
 
 def _ray(host: Host, environment: dict[str, str], *options: str) -> None:
-    command = [RAY, "start", "--block", f"--node-ip-address={host.address}", "--object-store-memory=100000000"]
+    command = [RAY, "start", "--block", f"--node-ip-address={host.address}", "--object-store-memory=100000000",
+               "--include-log-monitor=false"]  # fmt: skip
     start_node(partial(host.popen, [*command, *options], env=environment), host.folder / "log")
 
 

@@ -248,6 +248,7 @@ def test_validation_beside_training_says_what_scoring_says_and_changes_nothing(
     model = load_model(whole_checkpoints(job.run)[-1].uri)
     scores = score_depths(model, prepared[1].tokenizer, *prepared, "valid", (2, 3, 4))
     assert list(scored.values())[-1]["valid_wer"] == pytest.approx({str(s.depth): s.wer for s in scores})
+    assert list(scored.values())[-1]["valid_cer"] == pytest.approx({str(s.depth): s.cer for s in scores})
     killed = job_for("parakeet", prepared, tmp_path / "killed", epochs=3)
     killed_at(killed, ends[1], beside(killed))
     train_model(killed, WorkerContext(), beside(killed))

@@ -14,7 +14,7 @@ import torch
 from foldray.config.model import ModelSpec
 from foldray.config.recipes import load_recipe, recipe_names
 from foldray.evaluation.score import score_depths
-from foldray.models.fold import stack_of
+from foldray.models.fold import decoder_stack_of, stack_of
 from foldray.models.processor import read_tokenizer
 from foldray.models.save_load import load_model
 from foldray.models.stock import write_random_checkpoint
@@ -24,6 +24,7 @@ from foldray.training.loop import train_model
 from foldray.training.run_folder import whole_checkpoints
 from tests.support.corpora import prepare_serially
 from tests.support.corpus_writers import Item, write_kaldi, write_librispeech
+from tests.support.seq2seq import write_moonshine, write_whisper
 
 NARROW = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_conv_pos_embeddings": 16,
           "num_conv_pos_embedding_groups": 2}  # fmt: skip
@@ -67,12 +68,50 @@ MOVED = (("dev-clean", "dev-other", "51"), ("train-clean-100", "train-clean-360"
 """Speakers for the other parts of LibriSpeech."""
 
 
-SMALL = {"an4", "an4-fold-6-12", "hubert-tiny", "quickstart", "quickstart-search", "wav2vec2-tiny"}
+SMALL = {"an4", "an4-fold-6-12", "hubert-tiny", "quickstart", "quickstart-search", "wav2vec2-tiny", "whisper-tiny.en"}
 """Recipes that run as they are on two cores."""
 
 
+WHISPER = {"d_model": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64,
+           "decoder_ffn_dim": 64, "max_source_positions": 600, "max_target_positions": 64}  # fmt: skip
+MOONSHINE = {"hidden_size": 32, "intermediate_size": 64, "encoder_num_attention_heads": 2,
+             "decoder_num_attention_heads": 2, "max_position_embeddings": 128}  # fmt: skip
+WITH_DECODER = {
+    "whisper-tiny.en": (4, WHISPER),
+    "whisper-base": (6, WHISPER),
+    "whisper-small": (12, WHISPER),
+    "moonshine-tiny": (6, MOONSHINE),
+}
+"""Blocks of either stack of the checkpoint, and what is smaller here."""
+
+
 def test_every_large_recipe_has_a_stand_in() -> None:
-    assert {*recipe_names()} == {*STAND_INS} | SMALL
+    assert {*recipe_names()} == {*STAND_INS} | {*WITH_DECODER} | SMALL
+
+
+@pytest.mark.main
+@pytest.mark.parametrize("recipe", WITH_DECODER)
+def test_a_recipe_with_a_decoder_trains_with_a_stand_in(recipe: str, spoken: Path, tmp_path: Path) -> None:
+    layers, smaller = WITH_DECODER[recipe]
+    checkpoint = (write_whisper if "whisper" in recipe else write_moonshine)(tmp_path / "stock", layers)
+    sizes = [f"model.config.{name}={value}" for name, value in smaller.items()]
+    short = ["optim.epochs=null", "optim.steps=3", "batch.max_duration=12", "batch.per_step=2", "scale.workers=1"]
+    place = [f"corpus.path={spoken}", "corpus.max_seconds=12", f"model.checkpoint={checkpoint}"]
+    spec = load_recipe(recipe, [*place, *sizes, *short, f"storage.root={tmp_path}"])
+    corpus, manifest = prepare_serially(spec.corpus, tmp_path)
+    run = str(tmp_path / "run")
+    assert train_model(TrainJob(spec, run, corpus, str(checkpoint)), WorkerContext()).step == 3
+
+    saved = whole_checkpoints(run)[-1].uri
+    folded = load_model(saved)
+    decoder = decoder_stack_of(folded)
+    assert spec.fold.decoder is not None
+    assert decoder is not None
+    assert (stack_of(folded).plan, decoder.plan) == (spec.fold.plan(), spec.fold.decoder.plan())
+    scores = score_depths(
+        folded, read_tokenizer(saved), corpus, manifest, "test", spec.fold.depths, decoding="attention"
+    )
+    assert [score.depth for score in scores] == list(spec.fold.depths)
 
 
 @pytest.mark.main

@@ -131,7 +131,7 @@ def test_start_and_baselines() -> None:
             "search.start",
             "give both in epochs",
         ),
-        ({"space": SPACE, "sampler": "grid"}, "search.sampler", "'tpe', 'nsga2' or 'random'"),
+        ({"space": SPACE, "sampler": "grid"}, "search.sampler", "must be one of tpe, nsga2, random"),
         ({"space": SPACE, "asha": {"grace": 2}}, "search.asha.grace", "less than 1"),
         ({"space": SPACE, "trails": 3}, "search.trails", "did you mean 'trials'"),
     ],
@@ -167,7 +167,7 @@ def test_the_same_search_has_the_same_id() -> None:
 
 def test_a_checkpoint_of_the_same_store() -> None:
     spec = load_recipe("quickstart", ["model.checkpoint=run:quickstart-0123456789", "storage.root=s3://bucket/store"])
-    assert spec.found_model().checkpoint == "s3://bucket/store/runs/quickstart-0123456789/model"
+    assert spec.planned_model().model.checkpoint == "s3://bucket/store/runs/quickstart-0123456789/model"
     elsewhere = load_recipe("quickstart", ["model.checkpoint=run:quickstart-0123456789", "storage.root=/tmp/x"])
     assert elsewhere.run_id("c", "u") == spec.run_id("c", "u"), "wherever the store is"
 

@@ -1,5 +1,6 @@
 """Shipped recipes: specs by name, each a YAML file in this folder."""
 
+import difflib
 from importlib import resources
 from pathlib import Path
 
@@ -31,12 +32,14 @@ def load_recipe(recipe: str, overrides: list[str] | None = None) -> RunSpec:
 
 def _values(recipe: str, seen: tuple[Path, ...] = ()) -> Values:
     if recipe in recipe_names():
-        shipped = yaml.safe_load(resources.files(__name__).joinpath(f"{recipe}.yaml").read_text())
+        shipped = yaml.safe_load(resources.files(__name__).joinpath(f"{recipe}.yaml").read_text(encoding="utf-8"))
         base = shipped.pop("extends", None)
         return {**(_merge(_values(base), shipped) if base else shipped), "name": recipe}
     path = Path(recipe)
     if not path.is_file():
-        raise UserError(recipe, f"no such recipe or file; shipped recipes: {', '.join(recipe_names())}")
+        close = difflib.get_close_matches(recipe, recipe_names(), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UserError(recipe, f"no such recipe or file; {hint}shipped recipes: {', '.join(recipe_names())}")
     values = read_spec_file(path)
     base = values.pop("extends", None)
     if base is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from foldray.data.layouts.source_folder import SourceFolder, file_name, parent
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError, one_line
 from foldray.runtime.extras import check_extra
+from foldray.storage.parquet import MAX_ROWS
+from foldray.storage.text import MAX_LINE_BYTES
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
@@ -46,9 +49,10 @@ def read_lhotse(uri: str, split: str, source: SourceFolder) -> Iterator[Utteranc
     check_extra("lhotse", "lhotse", where="corpus.layout", what="lhotse")
     from lhotse.serialization import load_jsonl
 
-    with _local_copy(uri) as path:
+    with _local_copy(source.text_file(uri)) as path:
         number = 0
         try:
+            _check_lines(path, uri)
             for number, fields in enumerate(load_jsonl(path), start=1):
                 yield _parse_cut(fields, f"{uri}:{number}", uri, split, source)
         except ValueError as error:
@@ -57,6 +61,21 @@ def read_lhotse(uri: str, split: str, source: SourceFolder) -> Iterator[Utteranc
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             problem = ("unreadable", f"a damaged manifest after line {number}: {one_line(error)}")
             yield Utterance(file_name(uri), split, uri, None, f"{uri}:{number + 1}", problem=problem)
+
+
+def _check_lines(path: str, uri: str) -> None:
+    """Raise UserError for a line, or a number of lines, that only a hostile file has: gzip packs a thousandfold."""
+    with gzip.open(path) as file:
+        for number in itertools.count(1):
+            try:
+                size = len(file.readline(MAX_LINE_BYTES + 1))
+            except (EOFError, zlib.error, gzip.BadGzipFile):
+                return  # the lines before the damage are read
+            if size > MAX_LINE_BYTES or number > MAX_ROWS:
+                limit = f"a line of over {MAX_LINE_BYTES:,} bytes, or over {MAX_ROWS:,} lines"
+                raise UserError(f"{uri}:{number}", f"begins {limit}; remove it")
+            if not size:
+                return
 
 
 @contextlib.contextmanager

@@ -1,23 +1,25 @@
 """Layouts with one manifest for each split: JSON lines (NeMo's among them), and Common Voice's tables."""
 
 import math
-from collections.abc import Iterator
-
-from pydantic import JsonValue
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from foldray import storage
+from foldray.data.layouts.fields import FIELD_NAMES, first_value, has_field, name_of, text_of
 from foldray.data.layouts.source_folder import SourceFolder, file_name, parent, stem
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
-from foldray.storage.text import JsonObject, parse_object, read_lines
+from foldray.storage.text import (
+    JsonObject,
+    NotTextError,
+    check_object,
+    parse_array,
+    parse_object,
+    read_lines,
+    split_lines,
+)
 
-_FIELD_NAMES = {
-    "audio": ("audio", "audio_filepath", "path", "file"),
-    "text": ("text", "transcript", "sentence"),
-    "language": ("lang", "language"),
-    "speaker": ("speaker", "speaker_id", "spk"),
-}
-"""The names that each field is recognised by, best first."""
+_Given = TypeVar("_Given")
 
 
 def find_jsonl(source: SourceFolder, name: str) -> list[str]:
@@ -31,52 +33,90 @@ def find_jsonl(source: SourceFolder, name: str) -> list[str]:
 
 
 def read_jsonl(uri: str, split: str, source: SourceFolder) -> Iterator[Utterance]:
-    """Yield the utterances of one manifest: one object a line with `audio` and `text`.
+    """Yield the utterances of one manifest: one object a line with `audio` and `text`, or one array of such objects.
 
-    Optional: `id`, `speaker`, `lang`, `duration` and `offset` (seconds; both together name a segment of a longer
-    file). NeMo's `audio_filepath` is recognised too. Relative audio paths start at the folder of the manifest, and are
-    the ids of rows without one. An invalid row becomes an utterance with the problem bad_metadata.
+    Optional: `id`, `speaker`, `lang`, `channel`, `duration` and `offset` (seconds; both together name a segment of a
+    longer file). `FIELD_NAMES` lists other names. Relative audio paths start at the folder of the manifest, and are the
+    ids of rows without one. An invalid row becomes an utterance with the problem bad_metadata, not_utf8 or bad_text.
+
+    Raises:
+        UserError: The manifest is in no encoding that is read, or too long an array.
     """
     base = parent(uri)
-    for number, line in read_lines(uri):
+    for number, given in _objects(source.text_file(uri)):
         row = f"{uri}:{number}"
         try:
-            yield _parse_row(line, row, base, split, source)
+            if isinstance(given, Exception):
+                raise given
+            yield _parse_row(given, row, base, split, source)
         except ValueError as error:
-            problem = ("bad_metadata", str(error))
+            problem = ("not_utf8" if isinstance(error, NotTextError) else "bad_metadata", str(error))
             yield Utterance(f"{file_name(uri)}:{number}", split, "", None, row, problem=problem)
 
 
-def _parse_row(line: str, row: str, base: str, split: str, source: SourceFolder) -> Utterance:
-    """The utterance of a line. Raises ValueError with the detail for the quarantine."""
-    fields = parse_object(line)
-    audio = str(_field(fields, "audio") or "")
-    if not audio:
-        raise ValueError(f"has no audio file; set one of {', '.join(_FIELD_NAMES['audio'])}")
+def _objects(uri: str) -> Iterator[tuple[int, JsonObject | ValueError]]:
+    """The number of each row from 1, and its object or what is wrong with it."""
+    data = storage.read_bytes(uri)
+    array = parse_array(data, uri)
+    if array is not None:
+        yield from ((number, _tried(check_object, value)) for number, value in enumerate(array, start=1))
+        return
+    for line in split_lines(data, uri):
+        yield line.number, NotTextError(line.problem) if line.problem else _tried(parse_object, line.text)
+
+
+def _tried(parse: Callable[[_Given], JsonObject], given: _Given) -> JsonObject | ValueError:
+    try:
+        return parse(given)
+    except ValueError as error:
+        return error
+
+
+def _parse_row(fields: JsonObject, row: str, base: str, split: str, source: SourceFolder) -> Utterance:
+    """The utterance of an object. Raises ValueError with the detail for the quarantine."""
+    audio = _audio_path(fields)
     start, duration = (_seconds(fields, name) for name in ("offset", "duration"))
     if start is not None and duration is None:
         raise ValueError("has an offset but no duration; a segment needs both")
-    segment = "" if start is None else f"@{start!r}+{duration!r}"
+    channel = _channel(fields)
+    segment = ("" if start is None else f"@{start!r}+{duration!r}") + ("" if channel is None else f"#{channel}")
+    text, problem = text_of(first_value(fields, "text"))
     return Utterance(
-        id=str(fields.get("id") or stem(audio) + segment),
+        id=name_of(fields, "id") or stem(audio) + segment,
         split=split,
         audio=source.audio(audio, base),
-        text=_text(fields),
-        speaker=str(_field(fields, "speaker") or ""),
-        language=str(_field(fields, "language") or ""),
+        text="" if text is None and has_field(fields, "text") else text,
+        speaker=name_of(fields, "speaker"),
+        language=name_of(fields, "language"),
         duration=duration,
         start=start,
+        channel=channel,
         row=row,
+        problem=problem,
     )
 
 
-def _text(fields: JsonObject) -> str | None:
-    """The row's text, None where it has no such field at all."""
-    return str(_field(fields, "text") or "") if any(name in fields for name in _FIELD_NAMES["text"]) else None
+def _audio_path(fields: JsonObject) -> str:
+    """The path of a row's audio, also where `datasets` writes it as an object. Raises ValueError if there is none."""
+    audio = first_value(fields, "audio")
+    if isinstance(audio, dict):
+        if audio.get("bytes") not in (None, ""):
+            raise ValueError("has its audio as bytes, which JSON cannot hold; export with to_parquet() of datasets")
+        audio = audio.get("path")
+        if not audio:
+            raise ValueError("has an object without a path as audio; name a file, or use to_parquet() of datasets")
+    if audio is None:
+        raise ValueError(f"has no audio file; set one of {', '.join(FIELD_NAMES['audio'])}")
+    if not isinstance(audio, str):
+        raise ValueError(f"audio {str(audio)[:60]} is not the path of a file")
+    return audio
 
 
-def _field(fields: JsonObject, name: str) -> JsonValue:
-    return next((fields[key] for key in _FIELD_NAMES[name] if fields.get(key) not in (None, "")), None)
+def _channel(fields: JsonObject) -> int | None:
+    value = fields.get("channel")
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise ValueError(f"channel {value!r} is not the number of a channel, counted from 0")
 
 
 def _seconds(fields: JsonObject, name: str) -> float | None:
@@ -107,29 +147,30 @@ def find_commonvoice(source: SourceFolder, name: str) -> list[str]:
 
 
 def read_commonvoice(uri: str, split: str, source: SourceFolder) -> Iterator[Utterance]:
-    """Yield the utterances of one table with `path` and `sentence`.
+    """Yield the utterances of one table with `path` and `sentence`, or other names of `FIELD_NAMES`.
 
     Optional: `client_id`, `locale`, and clip_durations.tsv. There is no quoting: a quote is a letter of the sentence.
     A row with fewer or more cells than the header becomes an utterance with the problem bad_metadata.
     """
-    rows = ((number, line.split("\t")) for number, line in read_lines(uri))
-    header = next(rows, (0, []))[1]
-    if not {"path", "sentence"} <= set(header):
+    lines = read_lines(source.text_file(uri))
+    header = next((line.text.split("\t") for line in lines), [])
+    if not (has_field(header, "audio") and has_field(header, "text")):
         raise UserError(f"{uri}:1", "has no columns path and sentence, as Common Voice's tables have")
-    seconds = _clip_seconds(storage.join(parent(uri), _DURATIONS))
-    for number, cells in rows:
+    seconds = _clip_seconds(source.text_file(storage.join(parent(uri), _DURATIONS)))
+    for line in lines:
+        cells = line.text.split("\t")
         fields = dict(zip(header, cells, strict=False))
-        clip = fields.get("path", "")
+        clip = name_of(fields, "audio")
         yield Utterance(
-            id=stem(clip) or f"{stem(uri.rsplit('/', 1)[-1])}:{number}",
+            id=stem(clip) or f"{stem(uri.rsplit('/', 1)[-1])}:{line.number}",
             split=split,
             audio=source.audio(clip, storage.join(parent(uri), _CLIPS)),
-            text=fields.get("sentence", ""),
-            row=f"{uri}:{number}",
-            speaker=fields.get("client_id", ""),
-            language=fields.get("locale", ""),
+            text=name_of(fields, "text"),
+            row=f"{uri}:{line.number}",
+            speaker=name_of(fields, "speaker"),
+            language=name_of(fields, "language"),
             duration=seconds.get(clip),
-            problem=_row_problem(header, cells, clip),
+            problem=("not_utf8", line.problem) if line.problem else _row_problem(header, cells, clip),
         )
 
 
@@ -143,5 +184,5 @@ def _clip_seconds(uri: str) -> dict[str, float]:
     """Seconds of each clip; empty without the table, which only later releases have."""
     if not storage.exists(uri):
         return {}
-    cells = (line.split("\t") for _, line in read_lines(uri))
+    cells = (line.text.split("\t") for line in read_lines(uri))
     return {row[0]: int(row[1]) / 1000 for row in cells if len(row) > 1 and row[1].strip().isdigit() and int(row[1])}

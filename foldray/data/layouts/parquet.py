@@ -5,25 +5,17 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from foldray.data.layouts.fields import FIELD_NAMES, text_of
 from foldray.data.layouts.source_folder import SourceFolder, file_name, find_shards, stem
 from foldray.data.utterance import ContainerEntry, Utterance
 from foldray.errors import UserError, one_line
-from foldray.storage.parquet import open_parquet
+from foldray.storage.parquet import ParquetReader, check_plain, open_parquet
 
-_COLUMNS = {
-    "text": ("text", "sentence", "transcription", "transcript", "normalized_text"),
-    "id": ("id", "segment_id", "utterance_id"),
-    "speaker": ("speaker_id", "speaker", "client_id"),
-    "language": ("language", "lang", "locale"),
-    "duration": ("duration",),
-}
+_COLUMNS = {name: FIELD_NAMES[name] for name in ("text", "id", "speaker", "language", "duration")}
 """The names that each column is recognised by, best first."""
 
-_VALIDITY_ROWS = 64
-
-Fields: TypeAlias = dict[str, str | int | float | None]
+Fields: TypeAlias = dict[str, object]
 """Values of one row by the keys of `_COLUMNS`."""
 
 
@@ -39,7 +31,7 @@ def read_parquet(uri: str, split: str, source: SourceFolder) -> Iterator[Utteran
     damaged file, the rows before the damage are kept, and one utterance named after the file is unreadable.
 
     Raises:
-        UserError: The file has no audio column or no text column.
+        UserError: The file has no audio column or no text column, or one with an extension type.
     """
     try:
         with open_parquet(uri) as file:
@@ -49,28 +41,31 @@ def read_parquet(uri: str, split: str, source: SourceFolder) -> Iterator[Utteran
         yield Utterance(file_name(uri), split, uri, None, uri, problem=problem)
 
 
-def _utterances(file: pq.ParquetFile, uri: str, split: str, source: SourceFolder) -> Iterator[Utterance]:
-    leaf, has_path = _audio_column(file.schema_arrow, uri)
-    columns = {name: _first_present(file.schema_arrow, known) for name, known in _COLUMNS.items()}
-    if columns["text"] is None:
-        present = ", ".join(file.schema_arrow.names)
+def _utterances(file: ParquetReader, uri: str, split: str, source: SourceFolder) -> Iterator[Utterance]:
+    check_plain(file.schema, ["audio"], uri)
+    leaf, has_path = _audio_column(file.schema, uri)
+    columns = {name: _first_present(file.schema, known) for name, known in _COLUMNS.items()}
+    if columns["text"] is None and source.needs_text:
+        present = ", ".join(file.schema.names)
         raise UserError(uri, f"has no text: none of the columns {', '.join(_COLUMNS['text'])}, but {present}")
     small = [column for column in columns.values() if column] + (["audio.path"] if has_path else [])
     before = 0
-    for group in range(file.metadata.num_row_groups):
-        rows = file.read_row_group(group, columns=small).to_pylist()
+    seen: set[str] = set()
+    for group in range(file.footer.num_row_groups):
         stored, size = _stored_audio(file, group, leaf)
+        rows = (row for batch in file.batches(group, small) for row in batch.to_pylist())
         for number, row in enumerate(rows):
             fields = {name: row[column] if column else None for name, column in columns.items()}
             path = (row["audio"] or {}).get("path") if has_path else None
             described = f"{uri}:{before + number}"
+            fields["id"] = _id_of(fields["id"], path, described, split, seen)
             if stored is None or stored[number]:
                 entry = ContainerEntry("row", group, number)
                 yield _utterance(fields, path, described, split, audio=uri, entry=entry, size=size)
             else:
                 audio = source.audio(path, source.root) if path else ""
                 yield _utterance(fields, path, described, split, audio=audio)
-        before += len(rows)
+        before += file.footer.row_group(group).num_rows
 
 
 def _audio_column(schema: pa.Schema, uri: str) -> tuple[str | None, bool]:
@@ -88,9 +83,9 @@ def _first_present(schema: pa.Schema, known: tuple[str, ...]) -> str | None:
     return next((name for name in known if name in schema.names), None)
 
 
-def _stored_audio(file: pq.ParquetFile, group: int, leaf: str | None) -> tuple[list[bool] | None, int]:
+def _stored_audio(file: ParquetReader, group: int, leaf: str | None) -> tuple[list[bool] | None, int]:
     """Return which rows of a row group hold embedded audio (None: all), and the mean number of bytes of each."""
-    metadata = file.metadata.row_group(group)
+    metadata = file.footer.row_group(group)
     if leaf is None:
         return [False] * metadata.num_rows, 0
     chunks = (metadata.column(i) for i in range(metadata.num_columns))
@@ -101,15 +96,29 @@ def _stored_audio(file: pq.ParquetFile, group: int, leaf: str | None) -> tuple[l
     return stored, max(1, chunk.total_compressed_size // max(1, count))
 
 
-def _is_valid(file: pq.ParquetFile, group: int, leaf: str) -> list[bool]:
+def _is_valid(file: ParquetReader, group: int, leaf: str) -> list[bool]:
     """Whether each row has bytes. This reads the audio, so it is used only where statistics do not count nulls."""
     valid: list[bool] = []
-    for batch in file.iter_batches(_VALIDITY_ROWS, row_groups=[group], columns=[leaf]):
+    for batch in file.batches(group, [leaf]):
         column = batch.column(0)
         if leaf != "audio":
             column = column.flatten()[0]  # with the nulls of the struct itself
         valid += column.is_valid().to_pylist()
     return valid
+
+
+def _id_of(given: object, path: str | None, row: str, split: str, seen: set[str]) -> str:
+    """The id of a row: its own, or else the name of its file, or the row's number where names repeat."""
+    if isinstance(given, int):  # a counter, which restarts in each split
+        return f"{split}-{given}"
+    if given not in (None, ""):
+        return str(given)
+    name = stem((path or "").rpartition("/")[2])
+    file, _, number = row.rpartition(":")
+    if not name or name in seen:
+        return f"{stem(file_name(file))}-{number}"
+    seen.add(name)
+    return name
 
 
 def _utterance(
@@ -123,22 +132,23 @@ def _utterance(
     size: int | None = None,
 ) -> Utterance:
     """The utterance of a row whose audio is stored in it (`entry`, `size`) or in a file of its own."""
-    file, _, number = row.rpartition(":")
-    name = fields["id"] if fields["id"] not in (None, "") else stem((path or "").rpartition("/")[2])
-    if isinstance(name, int):  # a counter, which restarts in each split
-        name = f"{split}-{name}"
     duration = fields["duration"]
     known = isinstance(duration, int | float) and math.isfinite(duration) and duration > 0
+    text, problem = text_of(fields["text"])
     return Utterance(
-        id=str(name) or f"{stem(file_name(file))}-{number}",
+        id=str(fields["id"]),
         split=split,
         audio=audio,
-        text=None if fields["text"] is None else str(fields["text"]),
+        text=text,
         row=row,
         speaker="" if fields["speaker"] is None else str(fields["speaker"]),
         language="" if fields["language"] is None else str(fields["language"]),
-        duration=float(duration) if known and duration else None,
+        duration=float(duration) if known and isinstance(duration, int | float) else None,
         entry=entry,
         bytes=size,
-        problem=None if entry or path else ("missing_file", "the row has neither bytes nor a path"),
+        problem=problem or _place_problem(located=bool(entry or path)),
     )
+
+
+def _place_problem(*, located: bool) -> tuple[str, str] | None:
+    return None if located else ("missing_file", "the row has neither bytes nor a path")

@@ -1,14 +1,22 @@
 """The folder of a source corpus, and the queries that every layout makes of it."""
 
+import os
 import posixpath
+import unicodedata
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from foldray import storage
+from foldray.errors import UserError
 
 AUDIO_SUFFIXES = (
     ".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph", ".aif", ".aiff", ".au", ".caf", ".w64",
 )  # fmt: skip
 """Endings of the audio files that libsndfile reads."""
+UNREAD_SUFFIXES = (
+    ".m4a", ".mp4", ".aac", ".3gp", ".webm", ".weba", ".mka", ".mkv", ".mov", ".wma", ".amr", ".ape", ".wv", ".ac3",
+)  # fmt: skip
+"""Endings of audio (or film) that is not decoded."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +26,14 @@ class SourceFolder:
     Attributes:
         root: URI of the folder.
         audio_root: Where relative audio paths start; None for the folder of their manifest.
+        follow_links: Whether text files may be links out of the folder.
+        needs_text: Whether a table without a column of texts is refused.
     """
 
     root: str
     audio_root: str | None = None
+    follow_links: bool = False
+    needs_text: bool = True
     _files: dict[str, list[str]] = field(default_factory=dict, repr=False)
     _folders: dict[str, list[str]] = field(default_factory=dict, repr=False)
 
@@ -46,6 +58,25 @@ class SourceFolder:
         """The URI of a path below the folder."""
         given = [part for part in parts if part]
         return storage.join(self.root, *given) if given else self.root
+
+    def text_problem(self, uri: str) -> tuple[str, str] | None:
+        """Why a file must not be read as text, None if it may: a link could make any file of this machine a transcript.
+
+        Args:
+            uri: A manifest, table or transcript of the folder.
+        """
+        if self.follow_links or not storage.is_local(uri):
+            return None
+        real, home = os.path.realpath(storage.absolute(uri)), os.path.realpath(storage.absolute(self.root))
+        if posixpath.commonpath([real, home]) == home:
+            return None
+        return "unsafe_path", f"{file_name(uri)} is a link to {real}, outside the corpus; set corpus.follow_links=true"
+
+    def text_file(self, uri: str) -> str:
+        """The URI of a manifest or table that is read as text. Raises UserError for one with a `text_problem`."""
+        if problem := self.text_problem(uri):
+            raise UserError(uri, problem[1])
+        return uri
 
     def audio(self, path: str, base: str) -> str:
         """The URI of an audio path in a manifest. Relative paths start at `audio_root`, or else at `base`."""
@@ -83,9 +114,32 @@ def stem(path: str) -> str:
     return posixpath.splitext(path)[0]
 
 
+def composed(name: str) -> str:
+    """A name in the form NFC, by which it is compared: macOS writes names of files decomposed."""
+    return unicodedata.normalize("NFC", name)
+
+
 def is_audio(name: str) -> bool:
     """Whether a file's name has an ending that libsndfile reads."""
     return name.lower().endswith(AUDIO_SUFFIXES)
+
+
+def is_unread_audio(name: str) -> bool:
+    """Whether a file's name has an ending of audio that is not decoded."""
+    return name.lower().endswith(UNREAD_SUFFIXES)
+
+
+def audio_files(names: Iterable[str], texts: Container[str]) -> list[str]:
+    """The audio files of a tree, whose texts have paths without endings as keys, in the form NFC.
+
+    Those of formats that are not decoded are among them only where the stem has a text and no other audio: a film
+    beside a corpus is none of its utterances, but a recording with a text is set aside by its name.
+    """
+    given = list(names)
+    read = [name for name in given if is_audio(name)]
+    stems = {composed(stem(name)) for name in read}
+    unread = ((name, composed(stem(name))) for name in given if is_unread_audio(name))
+    return read + [name for name, key in unread if key in texts and key not in stems]
 
 
 def visible_tree(uri: str) -> dict[str, int]:

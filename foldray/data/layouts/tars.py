@@ -6,22 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BufferedReader
 
-from pydantic import JsonValue
-
 from foldray import storage
-from foldray.data.layouts.source_folder import SourceFolder, file_name, find_shards, is_audio
+from foldray.data.layouts.fields import Problem, first_value, name_of, text_of
+from foldray.data.layouts.source_folder import SourceFolder, composed, file_name, find_shards, is_audio, is_unread_audio
 from foldray.data.utterance import ContainerEntry, Utterance
 from foldray.errors import UserError, one_line
-from foldray.storage.text import parse_object
+from foldray.storage.text import MAX_TEXT_BYTES, NotTextError, decode_text, parse_object
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_MAX_TEXT_BYTES = 2**20
 _TEXTS = ("txt", "json")
-_FIELD_NAMES = {
-    "text": ("text", "transcript", "sentence"),
-    "speaker": ("speaker", "speaker_id"),
-    "language": ("lang", "language"),
-}
 
 
 def find_webdataset(source: SourceFolder, name: str) -> list[str]:
@@ -31,11 +24,14 @@ def find_webdataset(source: SourceFolder, name: str) -> list[str]:
 
 @dataclass
 class _Sample:
-    """The members of one key: the audio files and their byte ranges, the texts, and the problem if there is one."""
+    """The members of one key: the audio files and their byte ranges, those of formats that are not decoded, the texts,
+    the endings of all others, and the problem if there is one."""
 
     row: str
     audio: list[tuple[str, ContainerEntry]] = field(default_factory=list)
+    unread: list[tuple[str, ContainerEntry]] = field(default_factory=list)
     texts: dict[str, bytes] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
     problem: tuple[str, str] | None = None
 
 
@@ -64,15 +60,31 @@ def read_webdataset(uri: str, split: str, _source: SourceFolder) -> Iterator[Utt
         yield Utterance(file_name(uri), split, uri, None, uri, problem=("unreadable", f"a damaged tar: {damage}"))
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose name and attributes tarfile reads into memory only up to a size."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> "tarfile.TarInfo":
+        if self.type in _HEADERS and self.size > MAX_TEXT_BYTES:
+            raise tarfile.ReadError(f"a member header of {self.size:,} bytes, over {MAX_TEXT_BYTES:,}")
+        member: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
+        return member
+
+
+_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
+"""Types of the members that only describe the next one."""
+
+
 def _collect(uri: str, samples: dict[str, _Sample]) -> None:
     last = None
     with storage.open_file(uri) as file:
         size = file.seek(0, 2)
         file.seek(0)
         # A name that is not UTF-8 must still give an id that can be written.
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace", tarinfo=_Member) as tar:
             for member in _members(tar, file, size):
-                key, ending = _key_and_ending(member.name)
+                key, ending = _key_and_ending(composed(member.name))
                 if not key or member.isdir():
                     continue
                 again = key in samples
@@ -111,7 +123,7 @@ def _member_problem(member: tarfile.TarInfo, ending: str) -> tuple[str, str] | N
         return "unsafe_path", f"'{member.name}' points outside the tar"
     if not member.isreg() or member.issparse():
         return "not_a_file", f"'{member.name}' is a link, device or sparse file"
-    if ending in _TEXTS and member.size > _MAX_TEXT_BYTES:
+    if ending in _TEXTS and member.size > MAX_TEXT_BYTES:
         return "bad_metadata", f"'{member.name}' has {member.size} bytes, too many for a text file"
     return None
 
@@ -119,9 +131,13 @@ def _member_problem(member: tarfile.TarInfo, ending: str) -> tuple[str, str] | N
 def _add(sample: _Sample, member: tarfile.TarInfo, ending: str, tar: tarfile.TarFile) -> None:
     if is_audio(f".{ending}"):
         sample.audio.append((member.name, ContainerEntry("bytes", member.offset_data, member.size)))
+    elif is_unread_audio(f".{ending}"):
+        sample.unread.append((member.name, ContainerEntry("bytes", member.offset_data, member.size)))
     elif ending in _TEXTS:
         opened = tar.extractfile(member)
         sample.texts.setdefault(ending, opened.read() if opened else b"")
+    else:
+        sample.others.append(ending)
 
 
 def _utterances(key: str, sample: _Sample, uri: str, split: str) -> Iterator[Utterance]:
@@ -131,12 +147,16 @@ def _utterances(key: str, sample: _Sample, uri: str, split: str) -> Iterator[Utt
     try:
         fields = _parse_texts(sample.texts)
     except ValueError as error:
-        yield Utterance(key, split, uri, None, sample.row, problem=("bad_metadata", one_line(error)))
+        reason = "not_utf8" if isinstance(error, NotTextError) else "bad_metadata"
+        yield Utterance(key, split, uri, None, sample.row, problem=(reason, one_line(error)))
         return
-    if sample.texts and not sample.audio:
-        yield Utterance(key, split, uri, None, sample.row, problem=("missing_file", "a text without audio"))
-    first = sample.audio[0][0] if sample.audio else ""
-    for number, (name, entry) in enumerate(sample.audio):
+    audio = sample.audio or sample.unread
+    if not audio:
+        others = f"only members that end in {', '.join(sample.others[:5])}: none is an ending of audio"
+        problem = ("missing_file", "a text without audio" if sample.texts else others)
+        yield Utterance(key, split, uri, None, sample.row, problem=problem)
+    first = audio[0][0] if audio else ""
+    for number, (name, entry) in enumerate(audio):
         yield Utterance(
             id=key,
             split=split,
@@ -148,34 +168,26 @@ def _utterances(key: str, sample: _Sample, uri: str, split: str) -> Iterator[Utt
             duration=fields.duration,
             entry=entry,
             bytes=entry.second,
-            problem=None if number == 0 else ("duplicate_id", f"{first} has the same key"),
+            problem=fields.problem if number == 0 else ("duplicate_id", f"{first} has the same key"),
         )
 
 
 @dataclass(frozen=True)
 class _Fields:
     text: str | None
+    problem: Problem | None
     speaker: str
     language: str
     duration: float | None
 
 
 def _parse_texts(texts: dict[str, bytes]) -> _Fields:
-    """Text, speaker, language and duration of one sample. Raises ValueError for an invalid .json."""
-    values = parse_object(texts["json"]) if "json" in texts else {}
-    text, speaker, language = (_first_value(values, name) for name in ("text", "speaker", "language"))
+    """Text, speaker, language and duration of one sample. Raises ValueError for what is no JSON or no text."""
+    values = parse_object(decode_text(texts["json"])) if "json" in texts else {}
     duration = values.get("duration")
     if duration is not None and not (isinstance(duration, int | float) and math.isfinite(duration) and duration > 0):
         raise ValueError(f"duration {duration!r} is not a number of seconds")
+    text, problem = text_of(first_value(values, "text"))
     if "txt" in texts:
-        text = texts["txt"].decode("utf-8-sig", "replace").strip()
-    return _Fields(
-        text=None if text is None else str(text),
-        speaker="" if speaker is None else str(speaker),
-        language="" if language is None else str(language),
-        duration=duration,
-    )
-
-
-def _first_value(values: dict[str, JsonValue], name: str) -> JsonValue:
-    return next((values[key] for key in _FIELD_NAMES[name] if values.get(key) is not None), None)
+        text, problem = decode_text(texts["txt"]).strip(), None
+    return _Fields(text, problem, name_of(values, "speaker"), name_of(values, "language"), duration)

@@ -5,13 +5,23 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from foldray import storage
-from foldray.data.layouts.source_folder import SourceFolder, is_audio, stem, visible_tree
+from foldray.data.layouts.fields import Problem
+from foldray.data.layouts.source_folder import (
+    SourceFolder,
+    audio_files,
+    composed,
+    is_audio,
+    is_unread_audio,
+    stem,
+    visible_tree,
+)
 from foldray.data.utterance import Utterance
-from foldray.storage.text import read_texts
+from foldray.storage.text import MAX_TEXT_BYTES, NotTextError, decode_text, read_files, split_lines
 
 _TRANSCRIPTS = ".trans.txt"
 _SIDECARS = (".txt", ".lab")
 _LIBRISPEECH = "LibriSpeech"
+_AUDIOFOLDER_TABLES = ("metadata.csv", "metadata.parquet")
 
 
 def find_librispeech(source: SourceFolder, name: str) -> list[str]:
@@ -35,7 +45,7 @@ def holds_transcripts(uri: str) -> bool:
 
 def holds_audio(uri: str) -> bool:
     """Whether there are audio files in the folder or in the first of its sub-folders, three levels deep."""
-    return _first_holds(uri, 3, is_audio)
+    return _first_holds(uri, 3, lambda name: is_audio(name) or is_unread_audio(name))
 
 
 def _first_holds(uri: str, deeper: int, matches: Callable[[str], bool]) -> bool:
@@ -45,27 +55,39 @@ def _first_holds(uri: str, deeper: int, matches: Callable[[str], bool]) -> bool:
     return bool(folders) and _first_holds(storage.join(uri, folders[0]), deeper - 1, matches)
 
 
-def read_librispeech(uri: str, split: str, _source: SourceFolder) -> Iterator[Utterance]:
+def read_librispeech(uri: str, split: str, source: SourceFolder) -> Iterator[Utterance]:
     """Yield the utterances of `SPEAKER/CHAPTER/*.flac`, with texts from `SPEAKER-CHAPTER.trans.txt`."""
     tree = visible_tree(uri)
-    texts = _transcripts(uri, [name for name in tree if name.endswith(_TRANSCRIPTS)])
-    for name in filter(is_audio, tree):
+    transcripts = [name for name in tree if name.endswith(_TRANSCRIPTS)]
+    for name in transcripts:
+        source.text_file(storage.join(uri, name))
+    texts = _transcripts(uri, transcripts)
+    audio = audio_files(tree, frozenset(texts))
+    # LibriSpeech's names contain speaker and chapter; where they begin anew in each chapter, ids are paths.
+    is_unique = len({posixpath.basename(stem(name)) for name in audio}) == len({stem(name) for name in audio})
+    id_of = posixpath.basename if is_unique else str
+    for name in audio:
         file = storage.join(uri, name)
-        text, row = texts.pop(stem(name), (None, file))
-        yield Utterance(posixpath.basename(stem(name)), split, file, text, row, _speaker(name), bytes=tree[name])
-    for key, (text, row) in texts.items():
+        text, row, problem = texts.pop(composed(stem(name)), (None, file, None))
+        yield Utterance(id_of(stem(name)), split, file, text, row, _speaker(name), bytes=tree[name], problem=problem)
+    for key, (text, row, _) in texts.items():
         problem = ("missing_file", "a transcript without an audio file next to it")
-        yield Utterance(posixpath.basename(key), split, "", text, row, _speaker(key), problem=problem)
+        yield Utterance(id_of(key), split, "", text, row, _speaker(key), problem=problem)
 
 
-def _transcripts(uri: str, files: list[str]) -> dict[str, tuple[str | None, str]]:
-    """Text and `file:line` of each utterance by its path without ending."""
-    texts: dict[str, tuple[str | None, str]] = {}
-    for name, content in zip(files, read_texts(storage.join(uri, name) for name in files), strict=True):
-        for number, line in enumerate(content.split("\n"), start=1):
-            key, _, text = line.strip().partition(" ")
-            if key:
-                texts[posixpath.join(posixpath.dirname(name), key)] = text, f"{storage.join(uri, name)}:{number}"
+_Transcript = tuple[str | None, str, Problem | None]
+"""A text, the `file:line` it is from, and what is wrong with it."""
+
+
+def _transcripts(uri: str, files: list[str]) -> dict[str, _Transcript]:
+    """The transcript of each utterance by its path without ending."""
+    texts: dict[str, _Transcript] = {}
+    for name, content in zip(files, read_files(storage.join(uri, name) for name in files), strict=True):
+        file = storage.join(uri, name)
+        for line in split_lines(content, file):
+            key, _, text = line.text.strip().partition(" ")
+            problem = ("not_utf8", line.problem) if line.problem else None
+            texts[composed(posixpath.join(posixpath.dirname(name), key))] = text, f"{file}:{line.number}", problem
     return texts
 
 
@@ -85,25 +107,52 @@ def find_folder(source: SourceFolder, name: str) -> list[str]:
     return [source.uri(name)] if own in source.folders(above) else []
 
 
-def read_folder(uri: str, split: str, _source: SourceFolder) -> Iterator[Utterance]:
+def read_folder(uri: str, split: str, source: SourceFolder) -> Iterator[Utterance]:
     """Yield the utterances of the audio files at any depth; the text is in a .txt or else .lab file of the same stem.
 
     Ids are paths without endings, speakers the names of the first folders. Audio without a text file has no text, a
     text file without audio is a missing file, and of two audio files of one stem the second is a duplicate.
     """
     tree = visible_tree(uri)
+    sidecars = {
+        composed(stem(name)): name for ending in reversed(_SIDECARS) for name in tree if name.lower().endswith(ending)
+    }
+    without = ("no_text", f"no {' or '.join(_SIDECARS)} file of the same name next to it{_metadata_hint(tree)}")
+    unread = {key: _unread(storage.join(uri, name), tree[name], source) for key, name in sidecars.items()}
+    read = {key: name for key, name in sidecars.items() if not unread[key]}
+    contents = read_files(storage.join(uri, name) for name in read.values())
+    texts = {key: _sidecar_text(data, read[key]) for key, data in zip(read, contents, strict=True)}
     audio: dict[str, list[str]] = defaultdict(list)
-    for name in filter(is_audio, tree):
-        audio[stem(name)].append(name)
-    sidecars = {stem(name): name for ending in reversed(_SIDECARS) for name in tree if name.lower().endswith(ending)}
-    texts = dict(zip(sidecars, read_texts(storage.join(uri, name) for name in sidecars.values()), strict=True))
+    for name in audio_files(tree, sidecars):
+        audio[composed(stem(name))].append(name)
     for key in sorted(audio.keys() | sidecars.keys()):
-        text = texts[key].strip() if key in texts else None
+        text, bad_text = texts.get(key, (None, unread.get(key) or without))
         for name in audio[key]:
             file = storage.join(uri, name)
-            problem = None if name == audio[key][0] else ("duplicate_id", f"{audio[key][0]} has the same stem")
+            problem = bad_text if name == audio[key][0] else ("duplicate_id", f"{audio[key][0]} has the same stem")
             yield Utterance(key, split, file, text, file, _speaker(key), bytes=tree[name], problem=problem)
         if not audio[key]:
             row = storage.join(uri, sidecars[key])
             problem = ("missing_file", "a text file without an audio file of the same name next to it")
             yield Utterance(key, split, "", text, row, _speaker(key), problem=problem)
+
+
+def _metadata_hint(tree: dict[str, int]) -> str:
+    """Where the texts are instead, for audiofolder's other table; its metadata.jsonl has a layout."""
+    found = next((name for name in tree if posixpath.basename(name) in _AUDIOFOLDER_TABLES), None)
+    return f"; write {found} as metadata.jsonl in the folder of its split" if found else ""
+
+
+def _unread(uri: str, size: int, source: SourceFolder) -> Problem | None:
+    """Why the text file beside audio is not read."""
+    if size > MAX_TEXT_BYTES:
+        return "bad_metadata", f"{storage.relative(uri, source.root)} has {size:,} bytes, over {MAX_TEXT_BYTES:,}"
+    return source.text_problem(uri)
+
+
+def _sidecar_text(data: bytes, name: str) -> tuple[str | None, Problem | None]:
+    """The text of a file beside audio, or None and what is wrong with it."""
+    try:
+        return decode_text(data).strip(), None
+    except NotTextError as error:
+        return None, ("not_utf8", f"{name}: {error}")

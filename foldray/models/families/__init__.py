@@ -10,6 +10,7 @@ from typing import Any
 
 from foldray.errors import UserError
 from foldray.models.families._family import Family, load_class
+from foldray.models.families._refused import REFUSED
 
 __all__ = ["FAMILIES", "REFUSED", "Family", "family_of", "family_of_config", "transformers_class"]
 
@@ -26,15 +27,6 @@ def _discover() -> dict[str, Family]:
 
 FAMILIES = _discover()
 """Every family by name."""
-
-REFUSED = {
-    "SEWDForCTC": "its blocks take query states from the block before and a convolution after the first one only",
-    "MoonshineStreamingForConditionalGeneration": "each of its blocks has an attention window of its own",
-    "ParakeetForRNNT": "foldray trains CTC and attention, not transducers; ParakeetForCTC folds",
-    "ParakeetForTDT": "foldray trains CTC and attention, not transducers; ParakeetForCTC folds",
-    "SpeechT5ForSpeechToText": "its blocks share one relative-position encoder with the text model",
-}
-"""Speech models whose blocks can't be repeated as they are, and why."""
 
 
 def family_of(model: object) -> Family:

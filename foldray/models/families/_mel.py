@@ -1,6 +1,6 @@
 """Log-mel windows of 10 ms, subsampled by convolutions inside the encoder, as in Parakeet."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from foldray.models.folded_model import FoldedModel
 
@@ -8,10 +8,18 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
 
+Count = TypeVar("Count", int, "Tensor")
 HOP = 160
 """Samples between two log-mel windows (10 ms)."""
+WINDOW = 400
+"""Samples of one log-mel window (25 ms)."""
 MEL_BINS = 80
 """Mel bins where the configuration has no field for them."""
+
+
+def kaldi_windows(samples: Count) -> Count:
+    """Count windows that lie inside the audio, as Kaldi's and LASR's extractors make them; others pad its ends."""
+    return (samples - WINDOW) // HOP + 1
 
 
 def subsampled_frames(model: FoldedModel, samples: "Tensor") -> "Tensor":

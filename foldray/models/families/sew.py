@@ -26,4 +26,7 @@ def _whole_samples(model: FoldedModel, samples: int) -> int:
     return length
 
 
-FAMILY = wav2vec2_like("sew", "SEW", "sew", frames=_frames, whole_samples=_whole_samples)
+FAMILY = wav2vec2_like(
+    "sew", "SEW", "sew", frames=_frames, whole_samples=_whole_samples,
+    ends_early=False,  # after the blocks it pads the states to the frames that the batch had before them
+)  # fmt: skip

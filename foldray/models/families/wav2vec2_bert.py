@@ -1,40 +1,32 @@
 """Wav2Vec2-BERT: Conformer blocks on log-mel windows, several of which are stacked into one frame."""
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from foldray.models.families._family import Family
-from foldray.models.families._mel import HOP, MEL_BINS
+from foldray.models.families._mel import HOP, MEL_BINS, WINDOW, kaldi_windows
 from foldray.models.folded_model import FoldedModel
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
 
-Count = TypeVar("Count", int, "Tensor")
-WINDOW = 400
-"""Samples of one log-mel window (25 ms)."""
-
 
 def _stacked(config: "PreTrainedConfig") -> int:
     return int(config.feature_projection_input_dim) // MEL_BINS
 
 
-def _windows(samples: Count) -> Count:
-    return (samples - WINDOW) // HOP + 1
-
-
 def _frames(model: FoldedModel, samples: "Tensor") -> "Tensor":
-    return _windows(samples) // _stacked(model.config)
+    return kaldi_windows(samples) // _stacked(model.config)
 
 
 def _input_shape(model: FoldedModel, samples: int) -> tuple[int, ...]:
-    return (1, _windows(samples) // _stacked(model.config), model.config.feature_projection_input_dim)
+    return (1, kaldi_windows(samples) // _stacked(model.config), model.config.feature_projection_input_dim)
 
 
 def _whole_samples(model: FoldedModel, samples: int) -> int:
     # An unfinished group of windows is cut from the batch's longest utterance only; padding would change the others.
     stacked = _stacked(model.config)
-    windows: int = _windows(samples) // stacked * stacked
+    windows: int = kaldi_windows(samples) // stacked * stacked
     return WINDOW + HOP * (windows - 1)
 
 

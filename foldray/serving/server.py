@@ -1,0 +1,154 @@
+"""`foldray serve`: replicas on Ray Serve, HTTP in this process, and an end that loses no request.
+
+HTTP runs here and not in Serve's proxies: an upload is copied once less, two processes fewer share a small machine, and
+SIGTERM reaches the process that knows which requests are in progress.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from foldray.errors import UserError
+from foldray.runtime.extras import check_extra
+from foldray.runtime.ray import owns_ray, start_ray
+from foldray.serving.keys import KEY, api_key
+from foldray.serving.names import check_name
+
+LARGEST_DRAIN = 600
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What the command line asks for.
+
+    Attributes:
+        uri: The model folder.
+        name: The model's name in requests.
+        host, port: Where to listen; port 0 takes a free one.
+        depth: The depth of the bare name; the deepest by default.
+        depths: The depths that are served; empty for all planned ones.
+        latency: Budget in seconds for requests that name no depth.
+        replicas: Copies of the model.
+        threads: Threads of each; None shares the cores.
+        gpu: Whether each replica has a GPU.
+    """
+
+    uri: str
+    name: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    depth: int | None = None
+    depths: tuple[int, ...] = ()
+    latency: float | None = None
+    replicas: int = 1
+    threads: int | None = None
+    gpu: bool = False
+
+
+def serve_model(options: ServeOptions, on_ready: Callable[[str, tuple[int, ...]], None]) -> None:
+    """Serve a model until SIGTERM or Ctrl-C; requests that were accepted are answered first.
+
+    Args:
+        options: What to serve.
+        on_ready: Called with the URL and the depths when requests are answered.
+
+    Raises:
+        UserError: An option is wrong, the address can't be had, or the model does not load.
+    """
+    check_extra("serve", "grpc_reflection", "python_multipart", "uvicorn", where="serve", what="serving")
+    key = _checked_key(options)
+    check_name(options.name)
+    if options.depth is not None and options.latency is not None:
+        raise UserError("--latency", "chooses the depth itself; leave out --depth, or --latency")
+    with _listen(options.host, options.port) as listener:
+        threads = options.threads or max(1, (os.cpu_count() or 1) // options.replicas)
+        ray = start_ray(min_cpus=options.replicas * threads)
+        try:
+            _run(options, threads, key, listener, on_ready)
+        finally:
+            ray.shutdown()
+
+
+def _checked_key(options: ServeOptions) -> str | None:
+    key = api_key()
+    if key is None and not _is_loopback(options.host):
+        raise UserError("--host", f"{options.host} is reached from the network; set {KEY}, or use 127.0.0.1")
+    return key
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket, before anything slow is started."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError("--port", f"{host}:{port} can't be listened on ({reason}); choose another") from None
+    return listener
+
+
+def _run(
+    options: ServeOptions,
+    threads: int,
+    key: str | None,
+    listener: socket.socket,
+    on_ready: Callable[[str, tuple[int, ...]], None],
+) -> None:
+    from ray import serve
+
+    from foldray.serving.app import build_app
+    from foldray.serving.deploy import APPLICATION, ReplicaOptions, ServeBackend, api_options, replicas
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    device = "cuda" if options.gpu else "cpu"
+    replica = ReplicaOptions(options.uri, options.depths, options.latency, threads, device)
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
+    application = f"{APPLICATION}-{options.name}"
+    try:
+        bound = replicas(replica, options.replicas, 1.0 if options.gpu else 0.0)
+        handle = serve.run(bound, name=application, route_prefix=None)
+        backend = ServeBackend(handle)
+        facts = asyncio.run(backend.facts())
+        api = api_options(facts, options.name, options.depth, options.latency, key)
+        address = listener.getsockname()
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        _serve_http(build_app(backend, api), listener, lambda: on_ready(f"http://{host}:{address[1]}", facts.depths))
+    finally:
+        if not owns_ray():  # a Ray of our own ends with this process; a cluster may serve others
+            serve.delete(application)
+
+
+def _serve_http(app: object, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT. uvicorn then stops to accept, answers what it accepted, and raises it again."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=LARGEST_DRAIN,  # type: ignore[arg-type]
+        server_header=False, date_header=False,
+    )  # fmt: skip
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            on_ready()
+
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        Server(config).run([listener])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Text for audio of any length: chunks, words with times, subtitles."""

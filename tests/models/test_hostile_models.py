@@ -1,0 +1,169 @@
+"""Model folders of anybody: no pickle is opened, damage names its file, and nothing wrong loads in silence."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from foldray import FoldPlan, fold_checkpoint, load_model, save_model
+from foldray.errors import UserError
+from foldray.folding.plan import Private
+from tests.support.tiny import TOKENIZER, folded, tiny_model
+
+PLAN = FoldPlan(2, (2, 3), private=Private(norms=True))
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folded("wav2vec2", PLAN), folder, TOKENIZER)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stock")
+    tiny_model("wav2vec2", 2).save_pretrained(folder)
+    return folder
+
+
+def _edit(folder: Path, name: str, **fields: Any) -> None:
+    file = folder / name
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def _weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, {"format": "pt"})
+
+
+def _key(tensors: dict[str, torch.Tensor]) -> str:
+    return next(name for name in tensors if name.endswith("layers.1.attention.q_proj.weight"))
+
+
+class _Exploit:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+def _index(folder: Path, shard: str) -> None:
+    names = list(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    content = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, shard)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("shard", ["shard.bin", "pytorch_model.bin", "../shard.safetensors", "/shard.safetensors"])
+def test_an_index_names_only_safetensors_in_its_folder(shard: str, stock: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(stock, tmp_path / "model"))
+    _index(folder, shard)
+    if shard.endswith(".bin"):
+        (folder / shard).write_bytes(pickle.dumps(_Exploit(tmp_path / "ran")))
+    with pytest.raises(UserError, match=r"index\.json names .+, which is not a \.safetensors file beside it"):
+        fold_checkpoint(str(folder), FoldPlan(2, (2,)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_shards_of_safetensors_load(stock: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(stock, tmp_path / "model"))
+    shutil.copy(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")
+    _index(folder, "model-00001-of-00001.safetensors")
+    shards, whole = (fold_checkpoint(str(place), FoldPlan(2, (2,))).state_dict() for place in (folder, stock))
+    assert all(torch.equal(shards[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt"])
+def test_pickled_weights_are_named_with_the_mend(name: str, stock: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(stock, tmp_path / "model"))
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(_Exploit(tmp_path / "ran")))
+    with pytest.raises(UserError, match=rf"has weights in {name} only, not model\.safetensors; .*save_pretrained"):
+        fold_checkpoint(str(folder), FoldPlan(2, (2,)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_configuration_cannot_name_a_weight_file(stock: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(stock, tmp_path / "model"))
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(_Exploit(tmp_path / "ran")))
+    _edit(folder, "config.json", transformers_weights="adapter_model.bin")
+    with pytest.raises(UserError, match="names a weight file"):
+        fold_checkpoint(str(folder), FoldPlan(2, (2,)))
+    assert not (tmp_path / "ran").exists()
+
+
+def _pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def _nan(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**tensors, _key(tensors): torch.full_like(tensors[_key(tensors)], float("nan"))}
+
+
+def _integers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**tensors, _key(tensors): tensors[_key(tensors)].to(torch.int8)}
+
+
+def _truncate(folder: Path, name: str) -> None:
+    (folder / name).write_bytes((folder / name).read_bytes()[:200])
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "pointer": (_pointer, "is a pointer of Git LFS, not the weights; run `git lfs pull`"),
+    "nan": (lambda f: _weights(f, _nan), r"the weights \S+q_proj\.weight hold NaN or infinity"),
+    "integers": (lambda f: _weights(f, _integers), r"has I8 in \S+q_proj\.weight"),
+    "module": (lambda f: _weights(f, lambda t: {f"module.{k}": v for k, v in t.items()}), "wrapped by DDP"),
+    "compiled": (lambda f: _weights(f, lambda t: {f"_orig_mod.{k}": v for k, v in t.items()}), "or torch.compile"),
+    "cut": (lambda f: _truncate(f, "model.safetensors"), r"model\.safetensors is damaged"),
+    "missing": (lambda f: (f / "model.safetensors").unlink(), r"has no model\.safetensors"),
+    "private cut": (lambda f: _truncate(f, "private.safetensors"), r"private\.safetensors: is damaged"),
+    "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "is an adapter"),
+    "huge": (lambda f: _edit(f, "config.json", intermediate_size=10**9), "describes a model of [0-9,]+ parameters"),
+    "layers": (lambda f: _edit(f, "config.json", num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
+    "no layers": (lambda f: _edit(f, "config.json", num_hidden_layers="x"), r"config\.json"),
+    "config": (lambda f: (f / "config.json").write_text("{"), r"config\.json: does not load"),
+    "config list": (lambda f: (f / "config.json").write_text("[]"), r"config\.json: does not load"),
+    "config deep": (lambda f: (f / "config.json").write_text("[" * 10**5), r"config\.json: does not load"),
+    "config type": (lambda f: _edit(f, "config.json", hidden_size="wide"), r"config\.json|does not load"),
+    "extractor": (lambda f: (f / "preprocessor_config.json").write_text("{"), r"preprocessor_config\.json"),
+    "extractor list": (lambda f: (f / "preprocessor_config.json").write_text("[]"), r"preprocessor_config\.json"),
+    "extractor huge": (lambda f: _edit(f, "preprocessor_config.json", feature_size=10**9), "feature_size is over"),
+    "vocabulary": (lambda f: (f / "vocab.json").write_text('{"<pad>": 0, "A": 1}'), "has 2 tokens, its head 9 outputs"),
+    "vocabulary list": (lambda f: (f / "vocab.json").write_text("[]"), r"vocab\.json: is damaged"),
+    "plan list": (lambda f: (f / "fold.json").write_text("[]"), r"fold\.json: is damaged"),
+    "plan deep": (lambda f: (f / "fold.json").write_text("[" * 10**5), r"fold\.json: is damaged"),
+    "plan field": (lambda f: _edit(f, "fold.json", ornament=1), "it has the unknown field ornament"),
+    "plan private": (lambda f: _edit(f, "fold.json", private="all"), r"fold\.json: is not a fold plan"),
+    "plan depth": (lambda f: _edit(f, "fold.json", depths=[2, 10**9]), r"depths: use at most 1000"),
+    "plan rank": (lambda f: _edit(f, "fold.json", private={"lora_rank": 10**9}), r"lora_rank: use 0 for none, or 1 to"),
+    "plan types": (lambda f: _edit(f, "fold.json", depths=["two"]), r"fold\.json: is not a fold plan"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_model_is_one_line_that_names_the_file(kind: str, good: Path, tmp_path: Path) -> None:
+    damage, problem = DAMAGE[kind]
+    folder = Path(shutil.copytree(good, tmp_path / "model"))
+    damage(folder)
+    with pytest.raises(UserError, match=problem) as failed:
+        load_model(folder)
+    assert "\n" not in str(failed.value)
+
+
+def test_the_undamaged_model_loads(good: Path) -> None:
+    loaded = load_model(good).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in folded("wav2vec2", PLAN).state_dict().items())
+
+
+def test_no_path_is_deeper_than_the_limit() -> None:
+    with pytest.raises(KeyError, match="use at most 1000"):
+        FoldPlan(2, (2,)).path(10**9)
