@@ -30,7 +30,7 @@ def write_onnx(stock: FoldedModel, file: Path) -> None:
     """
     family = family_of(stock)
     if not family.ctc:
-        fix = "use onnx-asr, sherpa-onnx or unrolled" if family.name == "whisper" else "use unrolled"
+        fix = "use onnx-asr, sherpa-onnx or unrolled" if family.in_runtimes else "use unrolled"
         raise UserError("--format", f"onnx exports CTC logits, which {family.name} does not have; {fix}")
     # Two utterances of two lengths; otherwise torch treats sizes as constants.
     noises = [0.1 * np.random.default_rng(0).standard_normal(length) for length in (SAMPLE_RATE, SAMPLE_RATE * 2 // 3)]

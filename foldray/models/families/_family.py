@@ -67,6 +67,7 @@ class Family:
         surplus: Prefixes of keys that a checkpoint may hold and recognition does not need.
         unused: Prefixes of parameters that no forward pass reaches.
         front: Prefixes of what turns audio into frames, before the blocks.
+        in_runtimes: Whether onnx-asr and sherpa-onnx read its decoder; of CTC models they read all.
         untrained: Why the training pipeline can't train the family, which folds in Python only; None if it can.
         module: The module with the model's and the configuration's class.
     """
@@ -100,6 +101,7 @@ class Family:
     surplus: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     front: tuple[str, ...] = ("encoder.subsampling.",)
+    in_runtimes: bool = False
     untrained: str | None = None
     module: str = "transformers"
 

@@ -49,4 +49,5 @@ FAMILY = Family(
     depth_field="encoder_layers",
     decoder_depth_field="decoder_layers",
     front=("model.encoder.conv",),
+    in_runtimes=True,
 )

@@ -37,7 +37,7 @@ def write_layout(stock: FoldedModel, tokenizer: Tokenizer, folder: Path, runtime
         UserError: The runtime has no layout for the family or its features.
     """
     family = family_of(stock)
-    if not family.ctc and family.name != "whisper":
+    if not family.ctc and not family.in_runtimes:
         raise UserError("--format", f"{runtime} reads CTC models and Whisper, not {family.name}; use unrolled")
     ending = ".onnx" if precision == "float32" else f".{precision}.onnx"
     write = {
