@@ -1,11 +1,14 @@
 """The verb `push`: a model as a page on the Hugging Face hub."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foldray.cli.options import DEFAULT_STORE, Json, Model, Store
 from foldray.runtime.terminal import print_json, print_line, print_status, print_table
+
+if TYPE_CHECKING:
+    from foldray.stages.push import PushedModel
 
 
 def push(
@@ -54,7 +57,11 @@ def push(
     )  # fmt: skip
     if as_json:
         print_json(pushed)
-        return
+    else:
+        _print_pushed(pushed)
+
+
+def _print_pushed(pushed: "PushedModel") -> None:
     if not pushed["changed"]:
         print_line(f"{pushed['where']}: up to date at commit {pushed['commit'][:10]}, nothing was pushed")
         return

@@ -46,18 +46,8 @@ def serve(
 
     found = find_model(model, store)
     chosen = name or re.sub(r"[^A-Za-z0-9._-]+", "-", found.name).strip("-._") or "foldray"
-    options = ServeOptions(
-        found.uri,
-        chosen,
-        host,
-        port,
-        depth,
-        parse_depths(depths, "--depths"),
-        parse_latency(latency),
-        replicas,
-        threads,
-        gpu,
-    )
+    limits = (depth, parse_depths(depths, "--depths"), parse_latency(latency))
+    options = ServeOptions(found.uri, chosen, host, port, *limits, replicas, threads, gpu)
 
     def ready(url: str, served: tuple[int, ...]) -> None:
         print_line(f"{url}/v1 serves {chosen} at depth {', '.join(map(str, served))}")

@@ -77,24 +77,13 @@ def transcribe(
     from foldray.stages.transcribe import transcribe_stage
     from foldray.transcription.formats import TIMED, parse_format
 
-    search = beam_options(
-        beam,
-        lm=lm,
-        lm_weight=lm_weight,
-        word_bonus=word_bonus,
-        hotwords=hotwords,
-        hotword_weight=hotword_weight,
-        words=words,
-    )
+    search = beam_options(beam, lm, lm_weight, word_bonus, hotwords, hotword_weight, words)
     if kind == "parquet":
         corpus = {"splits": split.split(",") if split else (), "chunk_seconds": chunk, "agree": agree}
         job = {"agree_depths": parse_depths(agree_depths, "--agree-depths"), "resources": (workers, use_gpu)}
         _as_job((model, store, files, out, parse_depth(depth), decoding, language, search), {**corpus, **job}, as_json)
         return
-    job_only = {"--split": split, "--workers": workers, "--use-gpu": use_gpu or None, "--agree": agree}
-    for name, value in {**job_only, "--agree-depths": agree_depths}.items():
-        if value is not None:
-            raise UserError(name, "is for jobs; add --format parquet")
+    _check_unset(split=split, workers=workers, use_gpu=use_gpu or None, agree=agree, agree_depths=agree_depths)
     written_as = parse_format(kind)
     times = True if written_as in TIMED else None if as_json else False
     with option("--depth"):
@@ -102,6 +91,13 @@ def transcribe(
             model, store, files, parse_depth(depth), decoding, language, search, words=times, chunk_seconds=chunk
         )
     _print_all(recordings, results, written_as, out, as_json)
+
+
+def _check_unset(**options: object) -> None:
+    """Raise UserError for an option of jobs."""
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"--{name.replace('_', '-')}", "is for jobs; add --format parquet")
 
 
 def _as_job(place: tuple[Any, ...], options: dict[str, Any], as_json: bool) -> None:

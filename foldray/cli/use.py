@@ -60,15 +60,7 @@ def evaluate(
     from foldray.evaluation.beam_options import beam_options
     from foldray.stages.evaluate import evaluate_stage
 
-    search = beam_options(
-        beam,
-        lm=lm,
-        lm_weight=lm_weight,
-        word_bonus=word_bonus,
-        hotwords=hotwords,
-        hotword_weight=hotword_weight,
-        words=words,
-    )
+    search = beam_options(beam, lm, lm_weight, word_bonus, hotwords, hotword_weight, words)
     with option("--depths"):
         chosen = parse_depths(depths, "--depths")
         scored = evaluate_stage(model, store, data, chosen, split, decoding, search, leaderboard)

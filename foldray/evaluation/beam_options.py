@@ -3,7 +3,7 @@
 import hashlib
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from foldray import storage
 from foldray.errors import UserError
@@ -58,10 +58,13 @@ def _check_range(option: str, value: float | None, least: float, most: float) ->
         raise UserError(option, f"must be between {least} and {most} (got {value:g})")
 
 
-def beam_options(beam: int | None, **given: float | str | None) -> BeamOptions | None:
-    """The options as given on the command line; None if none was. Raises UserError as BeamOptions does."""
-    named = {"beam": beam, **given}
-    chosen = {name: value for name, value in named.items() if value is not None}
+def beam_options(*given: float | str | None) -> BeamOptions | None:
+    """Make options of what the command line has for each field of BeamOptions, in their order.
+
+    None if none was given. Raises UserError as BeamOptions does.
+    """
+    named = zip(fields(BeamOptions), given, strict=True)
+    chosen = {field.name: value for field, value in named if value is not None}
     return BeamOptions(**chosen) if chosen else None  # type: ignore[arg-type]
 
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 from foldray.config.model import ModelSpec, PlannedModel
@@ -121,8 +122,7 @@ def counts_of(planned: PlannedModel, vocab_size: int) -> ShapeCounts:
 
     with _fold_errors("fold"):
         FAMILIES[spec.family].check_plan(plan, decoder)
-    in_reach = spec.checkpoint and ("://" in spec.checkpoint or spec.checkpoint.startswith(("/", ".", "~")))
-    if in_reach or (spec.checkpoint and _is_folder(spec.checkpoint)):
+    if spec.checkpoint and ("://" in spec.checkpoint or spec.checkpoint[0] in "/.~" or _is_folder(spec.checkpoint)):
         counts = count()  # its configuration is read, and the plan checked against its number of layers
     else:
         counts = find_counts(shape_key(spec, vocab_size, decoder), count)
@@ -145,8 +145,6 @@ def _fold_errors(section: str) -> Iterator[None]:
 
 
 def _is_folder(checkpoint: str) -> bool:
-    from pathlib import Path
-
     return Path(checkpoint).is_dir()
 
 

@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from transformers import PreTrainedModel
+
 from foldray import __version__, storage
 from foldray.errors import UserError
-from foldray.evaluation.provenance import find_model, run_id_of
+from foldray.evaluation.provenance import FoundModel, find_model, run_id_of
 from foldray.models.hub import is_page
 from foldray.models.hub_license import License, page_license, parse_license
 from foldray.models.hub_upload import CARD_FILE, Pushed, check_login, page_url, push_folder
 from foldray.models.save_load import load_model
 from foldray.results.hub_results import EVAL_FOLDER, EVAL_PREFIX, eval_files, parse_benchmarks
 from foldray.results.model_card import model_card
+from foldray.results.rows import ResultRow
 from foldray.runtime.terminal import print_status, printable
 from foldray.stages.card_facts import base_model, model_facts, rows_of
 from foldray.stages.export import write_export
@@ -75,13 +78,10 @@ def push_model(
         private: Whether a new page is private.
         force: Whether to write over a page that foldray did not write.
 
-    Raises:
-        UserError: The page's name, the licence or a benchmark is wrong, or the hub refuses.
+    Raises UserError for a wrong page, licence or benchmark, and where the hub refuses.
     """
-    _check(page, out, kind, private, force)
     wanted, named = parse_license(license_id) if license_id else None, parse_benchmarks(benchmarks)
-    if out is None:
-        check_login(page)
+    _check(page, out, kind, private, force)
     found = find_model(model, store)
     base = base_model(found)
     license_ = wanted or _license_of(base, model)
@@ -89,31 +89,29 @@ def push_model(
         folder = Path(temporary)
         depths = write_export(found, folder, kind)
         exported = load_model(folder)
-        rows = rows_of(found, exported, kind)
-        if not rows:
-            problem = f"{model} has no result rows in {found.store}, so the card has costs only"
-            print_status(f"note      {problem}; score it with `foldray evaluate` and push again")
+        rows = _rows(model, found, exported, kind)
         facts = model_facts(page, found, exported, rows, kind, base, license_)
         _write_texts(folder, eval_files(rows, page_url(page), named) | {CARD_FILE: model_card(facts, rows)})
         sizes = storage.list_tree(str(folder))
-        message = printable(f"{run_id_of(found)}: depths {', '.join(map(str, depths))} (foldray {__version__})")
         if out is not None:
             storage.upload(folder, storage.absolute(out), last=FOLD_FILE)
             pushed = Pushed(storage.absolute(out), "", changed=True, deleted=[])
         else:
+            message = printable(f"{run_id_of(found)}: depths {', '.join(map(str, depths))} (foldray {__version__})")
             pushed = push_folder(page, folder, message, is_ours=_is_ours, private=private, force=force)
-    return {
-        "page": page,
-        "where": pushed.url,
-        "commit": pushed.commit,
-        "changed": pushed.changed,
-        "format": kind,
-        "license": license_.id,
-        "depths": depths,
-        "rows": len(rows),
-        "files": sizes,
-        "deleted": pushed.deleted,
-    }
+    return PushedModel(
+        page=page, where=pushed.url, commit=pushed.commit, changed=pushed.changed, deleted=pushed.deleted, format=kind,
+        license=license_.id, depths=depths, rows=len(rows), files=sizes,
+    )  # fmt: skip
+
+
+def _rows(model: str, found: FoundModel, exported: PreTrainedModel, kind: str) -> list[ResultRow]:
+    """The result rows of the card; says so if there are none."""
+    rows = rows_of(found, exported, kind)
+    if not rows:
+        problem = f"{model} has no result rows in {found.store}, so the card has costs only"
+        print_status(f"note      {problem}; score it with `foldray evaluate` and push again")
+    return rows
 
 
 def _write_texts(folder: Path, files: dict[str, str]) -> None:
@@ -128,13 +126,14 @@ def _is_ours(file: str) -> bool:
 
 
 def _check(page: str, out: str | None, kind: str, private: bool, force: bool) -> None:
-    """Raise UserError for arguments that can't be right, before anything is read or sent."""
+    """Raise UserError for arguments that can't be right, and without a login, before anything is read or sent."""
     if not is_page(page):
         problem = "is not OWNER/NAME, such as my-org/an4-fold: letters, digits, '-', '_' and '.', at most 96"
         raise UserError("OWNER/NAME", f"'{page[:120]}' {problem}")
     if kind not in KINDS:
         raise UserError("--format", f"must be one of {', '.join(KINDS)} (got '{kind}'); the page has every depth")
     if out is None:
+        check_login(page)
         return
     for option, given in (("--private", private), ("--force", force)):
         if given:

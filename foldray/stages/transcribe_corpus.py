@@ -43,6 +43,11 @@ class HowMany:
     workers: int | None = None
     use_gpu: bool = False
 
+    def __post_init__(self) -> None:
+        """Raise UserError for less than one process."""
+        if self.workers is not None and self.workers < 1:
+            raise UserError("--workers", f"must be at least 1 (got {self.workers})")
+
 
 def transcribe_corpus(
     model: str,
@@ -71,17 +76,17 @@ def transcribe_corpus(
         decoding: How to decode; by default CTC where the model has it.
         language: Language code of utterances that have none.
         beam: Options of the beam search.
-        splits: Splits of the corpora; all by default.
+        splits: Splits of the corpora; by default all.
         chunk_seconds: Longest part that the model runs on at once; by default as long as its training utterances.
-        agree: Keep what two depths agree on as a corpus: the largest WER of one against the other.
-        agree_depths: These depths; by default the shallowest and `depth`.
+        agree, agree_depths: Keep what two depths (by default the shallowest and `depth`) agree on as a corpus: the
+            largest WER of one against the other.
         resources: What it runs on.
 
     Returns:
         The folder, and what it holds.
 
     Raises:
-        UserError: An argument is wrong, or the folder belongs to other settings; nothing is transcribed then.
+        UserError: An argument is wrong, or the folder belongs to other settings; nothing is transcribed.
 
     Example:
         >>> out, manifest = transcribe_corpus("an4-1a2b3c4d5e", "./foldray-store", ["s3://calls/2026"], agree=0.1)
@@ -89,25 +94,36 @@ def transcribe_corpus(
         (10000, 7310)
     """
     check_chunk(chunk_seconds)
-    if resources.workers is not None and resources.workers < 1:
-        raise UserError("--workers", f"must be at least 1 (got {resources.workers})")
     found = find_model(model, store)
-    chosen, agreement = _depths(found, depth, agree, agree_depths)
+    depths = _depths(found, depth, agree, agree_depths)
     source = find_source(given, store, splits)
-    settings = Settings(
+    settings = _settings(found, source, splits, depths, parse_decoding(decoding, beam), beam, language, chunk_seconds)
+    return _transcribe(_out(out, store, settings, source), settings, source, found.uri, resources)
+
+
+def _settings(
+    found: FoundModel,
+    source: Source,
+    splits: Sequence[str],
+    depths: tuple[int | Literal["auto"], Agreement | None],
+    decoding: str | None,
+    beam: BeamOptions | None,
+    language: str,
+    chunk_seconds: float | None,
+) -> Settings:
+    """What the texts depend on, which the folder's plan keeps."""
+    return Settings(
         source=source.names,
         splits=list(splits),
         model=found.name,
         model_digest=folder_digest(found.uri),
-        depth=chosen,
-        decoding=parse_decoding(decoding, beam) or _usual_decoding(found.uri),
+        depth=depths[0],
+        decoding=decoding or _usual_decoding(found.uri),
         beam={name: value for name, value in asdict(beam).items() if value is not None} if beam else {},
         language=language,
         chunk_seconds=chunk_seconds,
-        agree=agreement,
+        agree=depths[1],
     )
-    folder = _out(out, store, settings, source)
-    return folder, _transcribe(folder, settings, source, found.uri, resources)
 
 
 def _depths(
@@ -177,7 +193,7 @@ def _out(out: str | None, store: str, settings: Settings, source: Source) -> Tra
 
 def _transcribe(
     folder: TranscriptsFolder, settings: Settings, source: Source, model: str, resources: HowMany
-) -> TranscriptsManifest:
+) -> tuple[TranscriptsFolder, TranscriptsManifest]:
     for note in source.notes:
         print_status(f"corpus    {note}")
     plan = store_plan(folder, settings, source.utterances)
@@ -185,7 +201,7 @@ def _transcribe(
         fix = "this folder keeps its plan; name another one for the corpus of today"
         print_status(f"note      the corpus has changed since {folder.uri} was begun; {fix}")
     if storage.exists(folder.manifest):
-        return _told(folder, read_as(TranscriptsManifest, folder.manifest), "(done before)")
+        return folder, _told(folder, read_as(TranscriptsManifest, folder.manifest), "(done before)")
     began = time.monotonic()
     with counting("shards") as show:
 
@@ -196,7 +212,7 @@ def _transcribe(
         manifest = transcribe_plan(
             plan, model, folder, workers=resources.workers, use_gpu=resources.use_gpu, on_progress=on_progress
         )
-    return _told(folder, manifest, f"in {time.monotonic() - began:.0f} s")
+    return folder, _told(folder, manifest, f"in {time.monotonic() - began:.0f} s")
 
 
 def describe(progress: Progress, seconds: float) -> str:

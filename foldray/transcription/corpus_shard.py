@@ -59,19 +59,7 @@ def transcribe_shard(
     Raises:
         UserError: The model can't be loaded or can't decode so, or a store is unreachable.
     """
-    file = out.shard(number)
-    data = storage.read_bytes(file) if storage.exists(file) else None
-    rows = None if data is None else _parse(data, file)
-    if rows is None:
-        data = encode(transcribed(load(), utterances, settings))
-        if not storage.create(file, data):
-            data = storage.read_bytes(file)
-        rows = _parse(data, file)
-        if rows is None:
-            raise UserError(file, "was damaged while it was written; start the job again")
-    if [row["id"] for row in rows] != [each.id for each in utterances]:
-        raise UserError(file, "has not the utterances of the plan; remove it")
-    assert data is not None
+    data, rows = _created(load, out.shard(number), utterances, settings)
     if not storage.exists(out.lines(number)):
         storage.write_bytes(out.lines(number), as_lines(rows))
     kept, missing = _kept(out, number, utterances, rows, settings)
@@ -87,6 +75,24 @@ def transcribe_shard(
         notes=sum(bool(row["notes"]) for row in rows),
     )
     return summary, "".join(kept)
+
+
+def _created(
+    load: Callable[[], Recogniser], file: str, utterances: Sequence[Utterance], settings: Settings
+) -> tuple[bytes, list[TranscriptRow]]:
+    """The bytes and rows of a shard's file, which is created if no intact one is there."""
+    data = storage.read_bytes(file) if storage.exists(file) else b""
+    rows = _parse(data, file) if data else None
+    if rows is None:
+        data = encode(transcribed(load(), utterances, settings))
+        if not storage.create(file, data):
+            data = storage.read_bytes(file)
+        rows = _parse(data, file)
+        if rows is None:
+            raise UserError(file, "was damaged while it was written; start the job again")
+    if [row["id"] for row in rows] != [each.id for each in utterances]:
+        raise UserError(file, "has not the utterances of the plan; remove it")
+    return data, rows
 
 
 def _parse(data: bytes, where: str) -> list[TranscriptRow] | None:

@@ -70,7 +70,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
             for depth in (3, 4, 6)
         ]
         write_rows(store, [each[0] for each in early], [h for each in early for h in each[1]])
-    search = f"{store}/searches/fold-0123456789"
+    _write_search(f"{store}/searches/fold-0123456789")
+    return store
+
+
+def _write_search(search: str) -> None:
     Path(search).mkdir(parents=True)
     asked = {
         "objectives": ["wer", "bytes"],
@@ -85,7 +89,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
         write_record(
             search, TrialRecord(number, "trial", "fold-a1", config, overrides, state, 40, 1.0, objectives, 0.5)
         )  # type: ignore[arg-type]
-    return store
 
 
 @pytest.fixture(scope="module")

@@ -65,8 +65,7 @@ class FaultyProxy:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def log_message(self, *_: object) -> None:
-                """No log."""
+            log_message = lambda self, *_: None  # noqa: E731
 
             def _forward(self) -> None:
                 kind = proxy._choose(self.command, self.path)
@@ -87,8 +86,7 @@ class FaultyProxy:
                         proxy._count(kind)
                         self.close_connection = True
                         return
-                    response = upstream.getresponse()
-                    content = response.read()
+                    content = (response := upstream.getresponse()).read()
                 finally:
                     upstream.close()
                 if kind == "lost" or (kind == "lost_win" and response.status == 200):
