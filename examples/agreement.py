@@ -1,6 +1,6 @@
 """Does agreement of two depths predict errors? Keep share and WER of what is kept, at several thresholds.
 
-    python examples/agreement.py ./labels --data ../shared/data/an4 --split test
+    python examples/agreement.py ./labels --data PATH/an4 --split test
 
 LABELS is the folder of `foldray transcribe MODEL CORPUS --format parquet --agree 1`, and the corpus has the true texts.
 """
