@@ -160,7 +160,7 @@ def _writer(names: list[str], kind: "Format", out: str | None, *, quiet: bool) -
         folder = storage.absolute(out)
         storage.check_writable(folder, "--out")
         return lambda name, found: storage.write_bytes(
-            storage.join(folder, *files[name].split("/")), written(name, found, kind).encode()
+            storage.join(folder, *files[name].split("/")), written(name, found, kind).encode(errors="backslashreplace")
         )
     if quiet:
         return lambda name, found: None
@@ -175,5 +175,5 @@ def _print(name: str, found: "Transcript", kind: "Format") -> None:
     if kind == "text":
         print_line(f"{name}: {found.text or '(nothing)'}")
         return
-    for line in written(name, found, kind).splitlines():
+    for line in written(name, found, kind).removesuffix("\n").split("\n"):
         print_line(line)

@@ -3,6 +3,7 @@
 import importlib
 import io
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -20,11 +21,13 @@ from foldray.runtime.extras import is_installed
 Samples = npt.NDArray[np.float32]
 
 MAX_BYTES = 2**31
-"""Largest file that is read: 6 hours of CD quality, or 18 of 16 kHz WAV. A film is read in parts and has no limit."""
+"""Largest file that is read: 3 hours of CD quality, or 18 of 16 kHz WAV. A film is read in parts and has no limit."""
 MAX_HOURS = 48
 """Longest recording: a file of some megabytes may state a rate of 1 Hz, or hold years of silence."""
 PIECE_SECONDS, MARGIN_SECONDS = 30, 1
 """Samples are resampled in pieces; the filter reaches 10 ms over their ends."""
+FILM_SLACK_SECONDS = 1.0
+"""How much shorter than stated the sound of a film may be: encoders pad, and cuts fall between their frames."""
 FILM_FIX = "write it as FLAC with ffmpeg, or install PyAV: pip install 'foldray[video]'"
 
 
@@ -119,14 +122,45 @@ def _film_pieces(file: BinaryIO) -> Iterator[Samples]:
         with av.open(file, "r", metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise BadAudioError("unreadable", "has no audio track")
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-            held: list[Samples] = []
-            for frame in itertools.chain(container.decode(audio=0), [None]):
-                held += [out.to_ndarray().reshape(-1) for out in resampler.resample(frame)]
-                if sum(map(len, held)) >= PIECE_SECONDS * SAMPLE_RATE:
-                    yield np.concatenate(held)
-                    held = []
-            if held:
-                yield np.concatenate(held)
-    except av.error.FFmpegError as error:
+            stated, heard = _stated_seconds(container), 0
+            for piece_T in _resampled_frames(av, container.decode(audio=0)):
+                heard += len(piece_T)
+                yield piece_T
+    except (av.error.FFmpegError, ValueError) as error:
         raise BadAudioError("unreadable", one_line(error)) from None
+    if heard / SAMPLE_RATE < stated - FILM_SLACK_SECONDS:
+        raise BadAudioError("truncated", f"{heard / SAMPLE_RATE:.1f} of {stated:.1f} s of sound; copy it again")
+
+
+def _stated_seconds(container: Any) -> float:
+    """Length of the audio track as the film's header states it; 0 where that is a guess or missing."""
+    track = container.streams.audio[0]
+    if not container.format.name.startswith(("mov", "matroska")):
+        return 0.0
+    if track.duration is not None:
+        return float(track.duration * track.time_base)
+    if clock := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", track.metadata.get("DURATION", "")):
+        return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
+    return 0.0
+
+
+def _resampled_frames(av: Any, frames: Iterable[Any]) -> Iterator[Samples]:
+    """Mono samples at 16 kHz in pieces. A broadcast may change from stereo to 5.1: each has a resampler of its own."""
+    held: list[Samples] = []
+    layout: object = None
+    resampler: Any = None
+    for frame in itertools.chain(frames, [None]):
+        now = frame and (frame.format.name, frame.layout.name, frame.sample_rate)
+        if resampler is None or (frame and now != layout):
+            held += _mono_frames(resampler, None) if resampler else []
+            resampler, layout = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE), now
+        held += _mono_frames(resampler, frame)
+        if sum(map(len, held)) >= PIECE_SECONDS * SAMPLE_RATE:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
+
+
+def _mono_frames(resampler: Any, frame: Any) -> list[Samples]:
+    return [out.to_ndarray().reshape(-1) for out in resampler.resample(frame)]

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from foldray.transcription.formats import cut_cues, written
+from foldray.transcription.formats import cut_cues, rounded, written
 from foldray.transcription.transcript import Transcript, Word, join_words
 
 ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
@@ -41,7 +41,7 @@ def as_object(
         >>> as_object(transcript, "json")
         {'text': 'hello world', 'depth': 12, 'confidence': 0.97}
     """
-    own = {"depth": found.depth, "confidence": round(found.confidence, 4)}
+    own = {"depth": found.depth, "confidence": rounded(found.confidence)}
     notes = {name: list(values) for name, values in (("notes", found.notes), ("ignored", ignored)) if values}
     if kind == "json":
         return {"text": found.text, **own, **notes}

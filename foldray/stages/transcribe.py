@@ -49,6 +49,7 @@ def transcribe_stage(
     check_chunk(chunk_seconds)
     recordings = list(find_recordings(given, language))
     recogniser = Recogniser(find_model(model, store).uri, parse_decoding(decoding, beam), beam)
+    recogniser.check_language(language)
     if words and not recogniser.has_times:
         raise UserError("--format", f"{recogniser.decoding} decoding gives no times of words; use text, or ctc")
     recogniser.choice(depth)

@@ -140,8 +140,9 @@ def _depths(
         if agree is not None:
             raise UserError("--depth", "auto has no second depth to agree with; leave it out, or name a depth")
         return "auto", None
-    pair = sorted(agree_depths) or [plan.depths[0], depth or plan.depths[-1]]
-    chosen = depth or (pair[-1] if agree is not None else plan.depths[-1])
+    deepest = plan.depths[-1] if depth is None else depth
+    pair = sorted(agree_depths) or [plan.depths[0], deepest]
+    chosen = pair[-1] if depth is None and agree is not None else deepest
     for each, option in [(chosen, "--depth"), *((each, "--agree-depths") for each in pair if agree is not None)]:
         try:
             plan.path(each)
@@ -219,13 +220,13 @@ def describe(progress: Progress, seconds: float) -> str:
     """How fast a job is, and how long it will still take.
 
     Example:
-        >>> describe(Progress(done=30, total=90, fresh_hours=5.0), 120.0)
+        >>> describe(Progress(done=30, total=90, fresh=30, fresh_hours=5.0), 120.0)
         '150 audio hours an hour, 4:00 left'
     """
-    if not progress.fresh_hours:
+    if not progress.fresh:
         return ""
-    left = seconds * (progress.total - progress.done) / progress.done
-    return f"{progress.fresh_hours * 3600 / seconds:.0f} audio hours an hour, {left // 60:.0f}:{left % 60:02.0f} left"
+    left = round(seconds * (progress.total - progress.done) / progress.fresh)
+    return f"{progress.fresh_hours * 3600 / seconds:.0f} audio hours an hour, {left // 60}:{left % 60:02d} left"
 
 
 def _told(folder: TranscriptsFolder, manifest: TranscriptsManifest, when: str) -> TranscriptsManifest:

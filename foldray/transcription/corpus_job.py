@@ -1,8 +1,9 @@
 """Transcribing a corpus with Ray Data: actors that hold the model take shards of a plan, and a manifest comes last.
 
 A shard is transcribed by one task and its file is created once, so a job that is killed anywhere is simply started
-again: finished shards are read, not repeated. Tasks pass numbers of shards and counts; audio and texts never go through
-Ray. An actor holds the audio of some ten minutes, however large the corpus is.
+again: finished shards are read, not repeated. Tasks pass numbers of shards, counts, and the lines
+that `--agree` keeps; audio never goes through Ray. An actor holds the audio of some ten minutes, however large the
+corpus is.
 """
 
 import functools
@@ -59,10 +60,11 @@ class TranscriptsManifest(BaseModel):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is: shards, and hours of audio of this start alone."""
+    """How far a job is: shards in all, and shards and hours of audio that this start transcribed."""
 
     done: int
     total: int
+    fresh: int
     fresh_hours: float
 
 
@@ -89,12 +91,13 @@ def transcribe_plan(
         UserError: There are no GPUs, the model can't be loaded, or a store is unreachable.
     """
     shards: dict[int, tuple[ShardSummary, str]] = {}
-    fresh = 0.0
+    fresh, hours = 0, 0.0
     for row in _run(plan, model, out, workers, use_gpu):
         summary = ShardSummary.model_validate_json(row["summary"])
         shards[summary.number] = summary, row["kept"]
-        fresh += summary.seconds / 3600 if row["fresh"] else 0.0
-        on_progress(Progress(len(shards), plan.shards, fresh))
+        if row["fresh"]:
+            fresh, hours = fresh + 1, hours + summary.seconds / 3600
+        on_progress(Progress(len(shards), plan.shards, fresh, hours))
     manifest = _manifest(plan, [shards[number][0] for number in range(plan.shards)])
     if plan.settings.agree:
         lines = "".join(shards[number][1] for number in range(plan.shards))
@@ -172,9 +175,11 @@ def count_start(out: TranscriptsFolder, number: int) -> None:
 
 
 def load_recogniser(model: str, settings: Settings, device: str = "cpu") -> Recogniser:
-    """Load the model that a plan names. Raises UserError if it can't decode so."""
+    """Load the model that a plan names. Raises UserError if it can't decode so, or lacks the language."""
     beam = BeamOptions(**settings.beam) if settings.beam else None  # type: ignore[arg-type]
-    return Recogniser(model, parse_decoding(settings.decoding), beam, device)
+    recogniser = Recogniser(model, parse_decoding(settings.decoding), beam, device)
+    recogniser.check_language(settings.language)
+    return recogniser
 
 
 def _run(plan: Plan, model: str, out: TranscriptsFolder, workers: int | None, use_gpu: bool) -> Iterator[_Done]:

@@ -125,7 +125,7 @@ def plan_shards(utterances: Sequence[Utterance]) -> list[list[Utterance]]:
 
     Example:
         >>> [len(shard) for shard in plan_shards(three_hours_in_clips_of_10_s)[:2]]
-        [16, 17]
+        [16, 16]
     """
     unique = list(_unique(utterances))
     total = sum(map(seconds_of, unique))

@@ -16,6 +16,7 @@ from foldray.storage.parquet import open_parquet
 from foldray.transcription.agreement import disagreement, without_options
 from foldray.transcription.corpus_plan import Settings, seconds_of
 from foldray.transcription.files import Recording, transcribe, transcribe_at
+from foldray.transcription.formats import rounded
 from foldray.transcription.inputs import read_input
 from foldray.transcription.recogniser import Recogniser
 from foldray.transcription.transcript import Transcript
@@ -142,9 +143,9 @@ def _row(utterance: Utterance, found: list[Transcript] | UserError, settings: Se
         "text": deep.text,
         "depth": deep.depth,
         "seconds": round(deep.seconds, 3),
-        "confidence": round(deep.confidence, 4),
+        "confidence": rounded(deep.confidence),
         "words": words,
-        "others": [{"depth": o.depth, "text": o.text, "confidence": round(o.confidence, 4)} for o in others],
+        "others": [{"depth": o.depth, "text": o.text, "confidence": rounded(o.confidence)} for o in others],
         "disagreement": disagreement(others[0].text, deep.text) if others else None,
         "notes": list(deep.notes),
     }

@@ -21,11 +21,15 @@ from foldray.transcription.words import FramePath
 Samples = npt.NDArray[np.float32]
 
 CTC_CONTEXT = 1.6
-"""Seconds that a chunk sees of its neighbours at every cut, for CTC."""
+"""Seconds that a chunk sees of its neighbours where a cut is not in a pause, for CTC."""
 BATCH_SECONDS = 60.0
 """Padded audio in one batch."""
 READ_AHEAD = 32
 """Chunks that are read ahead and sorted by length, so that batches hold little padding: ten minutes of audio."""
+
+
+NO_SAMPLES = np.zeros(0, np.float32)
+"""What a chunk with results holds: a slice of its samples would keep the whole buffer."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class OpenRecording:
 
     def add(self, number: int, chunk: Chunk, found: Sequence[Found], depth: int = 0) -> None:
         """Keep the results of a chunk, and the depth if there is one; its samples are let go."""
-        self.results[number] = (replace(chunk, samples=chunk.samples[:0]), found)
+        self.results[number] = (replace(chunk, samples=NO_SAMPLES), found)
         self.depth = max(self.depth, depth)
 
 

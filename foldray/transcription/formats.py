@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from foldray import storage
 from foldray.data.layouts.source_folder import is_audio, is_unread_audio
 from foldray.errors import UserError
+from foldray.runtime.terminal import HIDDEN
 from foldray.transcription.transcript import Transcript, Word, join_words
 
 Format = Literal["text", "jsonl", "srt", "vtt", "ctm"]
@@ -45,10 +46,16 @@ def written(name: str, found: Transcript, kind: Format) -> str:
     if kind == "text":
         return f"{found.text}\n"
     if kind == "jsonl":
-        return json.dumps(as_json(name, found), ensure_ascii=False) + "\n"
+        return _json_line(as_json(name, found))
     if kind == "ctm":
         return "".join(_ctm_line(name, word) for word in found.words)
     return _subtitles(found.words, kind)
+
+
+def _json_line(values: dict[str, object]) -> str:
+    """One line of JSON, in which what a terminal or an encoding would change is escaped."""
+    line = json.dumps(values, ensure_ascii=False)
+    return HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], line) + "\n"
 
 
 ENDINGS: dict[Format, str] = {"text": "txt", "jsonl": "jsonl", "srt": "srt", "vtt": "vtt", "ctm": "ctm"}
@@ -102,10 +109,15 @@ def as_json(name: str, found: Transcript) -> dict[str, object]:
         "text": found.text,
         "seconds": round(found.seconds, 3),
         "depth": found.depth,
-        "confidence": round(found.confidence, 4),
+        "confidence": rounded(found.confidence),
         "words": words,
     }
     return values | ({"notes": list(found.notes)} if found.notes else {})
+
+
+def rounded(confidence: float | None) -> float | None:
+    """A confidence with four digits, if there is one."""
+    return None if confidence is None else round(confidence, 4)
 
 
 def _ctm_line(name: str, word: Word) -> str:
@@ -117,7 +129,8 @@ def _ctm_line(name: str, word: Word) -> str:
 def _subtitles(words: Sequence[Word], kind: Format) -> str:
     cues = []
     for number, cue in enumerate(cut_cues(words), start=1):
-        start, end = (clock(second, "," if kind == "srt" else ".") for second in (cue[0].start, cue[-1].end))
+        last = min(cue[-1].end, cue[0].start + CUE_SECONDS)  # a decoder's word lasts until the next one
+        start, end = (clock(second, "," if kind == "srt" else ".") for second in (cue[0].start, last))
         text = "\n".join(_lines(cue))
         if kind == "vtt":
             text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -93,10 +93,16 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _fits(name: str, pattern: str) -> bool:
-    if "**" in pattern:
-        return fnmatch.fnmatchcase(name, pattern.replace("**/", "*"))
-    parts, wanted = name.split("/"), pattern.split("/")
-    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
+    return _fit(name.split("/"), pattern.split("/"))
+
+
+def _fit(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether folders and file match their patterns; `**` stands for any number of folders, as for `glob`."""
+    if not wanted or not parts:
+        return not wanted and not parts
+    if wanted[0] == "**" and wanted[1:]:
+        return _fit(parts, wanted[1:]) or _fit(parts[1:], wanted)
+    return fnmatch.fnmatchcase(parts[0], wanted[0]) and _fit(parts[1:], wanted[1:])
 
 
 def _of_manifest(uri: str) -> Iterator[Utterance]:
@@ -105,8 +111,12 @@ def _of_manifest(uri: str) -> Iterator[Utterance]:
         raise UserError(uri, "does not exist")
     folder = parent(storage.absolute(uri))
     places = AudioPlaces((folder,), ())
+    empty = True
     for row in read_jsonl(storage.absolute(uri), "", SourceFolder(folder)):
+        empty = False
         yield places.checked(without_text(row))
+    if empty:
+        raise UserError(uri, "has no rows; write a JSON object with an audio field on each line")
 
 
 def read_input(row: Utterance) -> Iterator[Samples]:
@@ -117,10 +127,10 @@ def read_input(row: Utterance) -> Iterator[Samples]:
     """
     if row.problem:
         raise UserError(row.row, f"can't be used ({row.problem[0]}: {row.problem[1]})")
-    if row.start is None and row.channel is None and row.entry is None:
-        yield from read_recording(row.audio)
-        return
     try:
+        if row.start is None and row.channel is None and row.entry is None:
+            yield from read_recording(row.audio)
+            return
         yield read_audio(row, MAX_SEGMENT)
     except BadAudioError as bad:
         raise UserError(row.row, f"can't be used ({bad.reason}: {bad.detail})") from None

@@ -11,7 +11,7 @@ from foldray.transcription.chunks import Chunk
 from foldray.transcription.recogniser import Piece, Recogniser
 from foldray.transcription.seams import join_at_seam
 from foldray.transcription.transcript import Transcript, Word, join_words
-from foldray.transcription.words import FramePath, ctc_tokens, geometric_mean, join_paths, to_words
+from foldray.transcription.words import BLANK, FramePath, TimedToken, ctc_tokens, geometric_mean, join_paths, to_words
 
 DECODER_CONTEXT = 3.0
 """Seconds that a chunk sees of its neighbours where a cut is not in a pause, for a decoder."""
@@ -36,24 +36,50 @@ def join_chunks(recogniser: Recogniser, results: Results, transcript: Transcript
 
 
 def _from_frames(recogniser: Recogniser, results: Results, transcript: Transcript, words: bool) -> Transcript:
-    """The transcript of CTC's frames: of each chunk those of its own part."""
-    hop = recogniser.samples_per_frame
-    paths = []
+    """The transcript of CTC's frames: of each chunk those of its own part.
+
+    A pause ends a word. A model of characters, which has seen no space at the end of an utterance, need not write one
+    there, so what lies between two cuts in pauses is a text of its own.
+    """
+    hop, tokenizer = recogniser.samples_per_frame, recogniser.tokenizer
+    runs: list[list[TimedToken]] = []
+    run: list[FramePath] = []
+    begin = 0
     for number, (chunk, path) in enumerate(results):
-        last = number == len(results) - 1
-        own = -(-(chunk.end - chunk.begin) // hop)
-        if isinstance(path, FramePath):
-            first = (chunk.begin - chunk.start) // hop
-            paths.append(path.part(first, None if last else first + own))
-        else:
-            paths.append(FramePath(np.zeros(own, np.int64), np.ones(own, np.float32)))
-    tokens = ctc_tokens(join_paths(paths), hop / SAMPLE_RATE)
+        if run and not chunk.overlaps[0] and not tokenizer.subwords:
+            runs.append(_tokens(run, begin, hop))
+            run, begin = [], chunk.begin
+        run.append(_own_frames(chunk, path, hop, last=number == len(results) - 1))
+    runs.append(_tokens(run, begin, hop))
+    texts = [tokenizer.decode([token.id for token in tokens]) for tokens in runs]
     return replace(
         transcript,
-        text=recogniser.tokenizer.decode([token.id for token in tokens]),
-        confidence=geometric_mean([token.probability for token in tokens]),
-        words=tuple(to_words(tokens, recogniser.tokenizer)) if words else (),
+        text=join_words(list(filter(None, texts))),
+        confidence=geometric_mean([token.probability for tokens in runs for token in tokens]),
+        words=tuple(word for tokens in runs for word in to_words(tokens, tokenizer)) if words else (),
     )
+
+
+def _tokens(run: Sequence[FramePath], begin: int, hop: int) -> list[TimedToken]:
+    """The tokens of consecutive chunks, timed from the start of the recording."""
+    offset = begin / SAMPLE_RATE
+    tokens = ctc_tokens(join_paths(run), hop / SAMPLE_RATE)
+    return [replace(token, start=token.start + offset, end=token.end + offset) for token in tokens]
+
+
+def _own_frames(chunk: Chunk, path: Found, hop: int, *, last: bool) -> FramePath:
+    """The frames of a chunk's own part, as many as its samples are worth, so that no later time shifts."""
+    own = -(-(chunk.end - chunk.begin) // hop)
+    if not isinstance(path, FramePath):
+        return _blanks(own)
+    first = (chunk.begin - chunk.start) // hop
+    part = path.part(first, None if last else first + own)
+    # A convolutional front end makes no frame of the last samples before a cut in a pause.
+    return part if last else join_paths([part, _blanks(own - len(part.ids_T))])
+
+
+def _blanks(count: int) -> FramePath:
+    return FramePath(np.full(count, BLANK, np.int64), np.ones(count, np.float32))
 
 
 def _from_pieces(recogniser: Recogniser, results: Results, transcript: Transcript, words: bool) -> Transcript:
@@ -61,12 +87,13 @@ def _from_pieces(recogniser: Recogniser, results: Results, transcript: Transcrip
     joined: list[Word] = []
     texts: list[str] = []
     probabilities: list[float] = []
-    unended = False
+    unended = untimed = False
     seams = any(any(chunk.overlaps) for chunk, _ in results)
     for chunk, piece in results:
         if not isinstance(piece, Piece):
             continue
         unended |= not piece.ended
+        untimed |= bool(piece.text) and piece.tokens is None
         texts.append(piece.text)
         own = _words_at(recogniser, piece, chunk.start / SAMPLE_RATE)
         probabilities += [token.probability for token in piece.tokens or ()]
@@ -77,7 +104,7 @@ def _from_pieces(recogniser: Recogniser, results: Results, transcript: Transcrip
     return replace(
         transcript,
         text=join_words([word.text for word in joined]) if seams else join_words(list(filter(None, texts))),
-        confidence=geometric_mean(probabilities),
+        confidence=None if untimed else geometric_mean(probabilities),
         words=tuple(joined) if words else (),
         notes=(UNENDED,) if unended else (),
     )

@@ -133,6 +133,13 @@ class Recogniser:
         set_depths(self.model, [chosen])
         return DepthChoice((chosen,), 0.0)
 
+    def check_language(self, language: str) -> None:
+        """Raise UserError for a language that a multilingual model has no token for; "" is none."""
+        special = self.tokenizer.special
+        if language and special and special.lacks(language):
+            known = ", ".join(sorted(filter(None, special.prompts)))
+            raise UserError("--language", f"the model has no '{language}'; use one of {known}")
+
     def takes(self, samples: int) -> bool:
         """Whether a clip of so many samples gives the model a frame."""
         return output_frames(self.model, [samples])[0] >= 1

@@ -31,7 +31,7 @@ class Transcript:
         text: All words.
         seconds: Length of the recording.
         depth: The depth that wrote it; the deepest of them, if `auto` chose several.
-        confidence: Geometric mean of the probabilities of its tokens; 1 for no text.
+        confidence: Geometric mean of the probabilities of its tokens; 1 for no text, None where they were not computed.
         words: Words with times; empty unless they were asked for.
         notes: What may be wrong with the text.
     """
@@ -39,7 +39,7 @@ class Transcript:
     text: str
     seconds: float
     depth: int
-    confidence: float = 1.0
+    confidence: float | None = 1.0
     words: tuple[Word, ...] = ()
     notes: tuple[str, ...] = field(default=())
 

@@ -73,3 +73,12 @@ def test_other_ways_of_decoding_are_refused(folded: str, recording: str, tmp_pat
     for decoding in ("ctc", "joint"):
         with pytest.raises(UserError, match=f"--decoding: {decoding} needs CTC, which WhisperFor"):
             transcribe_stage(folded, str(tmp_path), [recording], None, decoding)
+
+
+def test_a_language_that_the_model_lacks_is_not_taken_for_english(recording: str, tmp_path: Path) -> None:
+    stock = write_whisper(tmp_path / "stock", layers=2, multilingual=True)
+    model = fold_checkpoint(stock, FoldPlan(2, (2, 3)))
+    save_model(model, tmp_path / "folded", read_stock_tokenizer(str(stock)))
+    with pytest.raises(UserError, match=r"^--language: the model has no 'german'; use one of de, en"):
+        texts_of(str(tmp_path / "folded"), [recording], language="german")
+    assert isinstance(texts_of(str(tmp_path / "folded"), [recording], language="de-AT")[0], str)

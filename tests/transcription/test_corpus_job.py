@@ -12,9 +12,11 @@ from foldray.data.manifest import Manifest, read_index
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 from foldray.models.save_load import save_model
+from foldray.stages.transcribe_corpus import describe
 from foldray.storage.layout import TranscriptsFolder
 from foldray.transcription import corpus_job, corpus_plan
 from foldray.transcription.agreement import disagreement
+from foldray.transcription.corpus_job import Progress
 from foldray.transcription.corpus_plan import plan_shards
 from foldray.transcription.corpus_rows import reason_of
 from tests.support.corpora import damage, encode_wav, ids_in, ids_out, prepare_serially
@@ -145,6 +147,7 @@ def test_a_folder_keeps_to_its_settings(model: str, spoken: Path, tmp_path: Path
         ({"agree": 0.1, "agree_depths": [4]}, "--agree-depths: name a shallow and a deep depth"),
         ({"agree": 0.1, "agree_depths": [1, 4]}, "--agree-depths: .*trained: 2, 4"),
         ({"depth": 1}, "--depth: .*trained: 2, 4"),
+        ({"depth": 0}, "--depth: .*trained: 2, 4"),
         ({"splits": ["nowhere"]}, "--split: .* has no nowhere"),
         ({"chunk_seconds": 1.0}, "--chunk: use 2 to 120 seconds"),
     ],
@@ -155,6 +158,12 @@ def test_wrong_options_are_one_line(
     with pytest.raises(UserError, match=message):
         transcribe_serially(model, [str(spoken)], tmp_path / "out", **options)
     assert not (tmp_path / "out/plan.parquet").exists()
+
+
+def test_the_time_left_counts_what_this_start_has_done() -> None:
+    assert describe(Progress(80, 90, 0, 0.0), 5.0) == ""
+    assert describe(Progress(81, 90, 1, 0.5), 120.0) == "15 audio hours an hour, 18:00 left"
+    assert describe(Progress(30, 31, 30, 1.0), 7_191.0) == "1 audio hours an hour, 4:00 left"
 
 
 def test_a_plan_is_a_function_of_the_listing() -> None:

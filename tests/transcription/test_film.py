@@ -48,3 +48,29 @@ def test_a_damaged_film_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + b"\0" * 5_000)
     with pytest.raises(UserError, match=r"film.mp4: can't be used \(unreadable: "):
         list(read_recording(str(tmp_path / "film.mp4")))
+
+
+@pytest.mark.main
+@pytest.mark.skipif("ffmpeg" in MISSING, reason="ffmpeg is not installed")
+@pytest.mark.parametrize("ending", ["mkv", "webm"])
+def test_half_a_film_is_not_taken_for_a_whole_one(ending: str, tone: Path, tmp_path: Path) -> None:
+    film = tmp_path / f"film.{ending}"
+    subprocess.run(["ffmpeg", "-loglevel", "error", "-i", str(tone), *CODECS[ending], str(film)], check=True)
+    data = film.read_bytes()
+    film.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"can't be used \(truncated: 1\d\.\d of 33\.\d s of sound; copy it again"):
+        list(read_recording(str(film)))
+
+
+@pytest.mark.main
+@pytest.mark.skipif("ffmpeg" in MISSING, reason="ffmpeg is not installed")
+def test_a_broadcast_may_change_its_channels(tone: Path, tmp_path: Path) -> None:
+    for channels in ("2", "1"):
+        part = str(tmp_path / f"{channels}.ts")
+        subprocess.run(
+            ["ffmpeg", "-loglevel", "error", "-i", str(tone), "-ac", channels, "-c:a", "aac", part], check=True
+        )
+    both = tmp_path / "both.aac"
+    parts = "concat:" + "|".join(str(tmp_path / f"{channels}.ts") for channels in ("2", "1"))
+    subprocess.run(["ffmpeg", "-loglevel", "error", "-i", parts, "-c:a", "copy", str(both)], check=True)
+    assert abs(sum(map(len, read_recording(str(both)))) - 66 * 16_000) <= 0.2 * 16_000

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from foldray.models.tokenizer import Tokenizer, bpe_tokenizer, character_tokenizer, unigram_tokenizer
+from foldray.runtime.terminal import printable
 from foldray.transcription.decoder_times import _warp
 from foldray.transcription.formats import cut_cues, output_files, written
 from foldray.transcription.seams import join_at_seam
@@ -59,6 +60,19 @@ def test_no_word_is_lost_or_doubled_at_a_seam(jitter: float) -> None:
         assert [word.text for word in join_at_seam(before, after, seam, 3)] == spoken
 
 
+def timed(text: str) -> list[Word]:
+    """Words with the second at which each is spoken, such as `one@1.5`."""
+    pairs = [word.split("@") for word in text.split()]
+    return [Word(word, float(second), float(second), 1.0) for word, second in pairs]
+
+
+def test_a_word_that_is_said_twice_ties_no_seam() -> None:
+    lost = join_at_seam(timed("the@7.2 cat@8 sat@9 down@9.6"), timed("kat@8 sad@9 dawn@9.6 the@12.5 end@13"), 10.0, 3)
+    assert [word.text for word in lost] == ["the", "cat", "sat", "down", "the", "end"]
+    doubled = join_at_seam(timed("go@9 on@9.8 the@12.5"), timed("the@7.2 go@9 on@9.8 x@10.5 y@11"), 10.0, 3)
+    assert [word.text for word in doubled] == ["go", "on", "x", "y"]
+
+
 def test_without_a_common_word_each_side_of_a_seam_counts() -> None:
     joined = join_at_seam(words_of("a b c d"), words_of("x y z", 2), 3.0, 2)
     assert [word.text for word in joined] == ["a", "b", "c", "y", "z"]
@@ -103,6 +117,23 @@ def test_formats_hold_every_word() -> None:
         "&",
     ]
     assert written("a", SPOKEN, "text") == "one two <three> & four\n"
+
+
+def test_names_of_files_break_no_line() -> None:
+    name = "a\x7f\u2028\udcff\n.wav"
+    line = written(name, SPOKEN, "jsonl")
+    assert line.encode().count(b"\n") == 1
+    assert line == f"{printable_line(line)}\n"
+    assert json.loads(line)["file"] == name
+
+
+def printable_line(line: str) -> str:
+    return printable(line.removesuffix("\n"))
+
+
+def test_a_word_that_lasts_until_the_next_one_makes_no_long_cue() -> None:
+    words = (Word("hello", 1, 12, 1.0), Word("there", 12, 12.5, 1.0))
+    assert "00:00:01,000 --> 00:00:07,000\nhello" in written("a", Transcript("", 13, 1, 1, words), "srt")
 
 
 def test_cues_are_short_and_lose_no_word() -> None:
