@@ -40,7 +40,11 @@ def by_row(model: Any, given: dict[str, Tensor], depths: Sequence[int], shortest
 @pytest.mark.parametrize("plan", list(PLANS.values()), ids=list(PLANS))
 @pytest.mark.parametrize("name", families(CTC))
 def test_every_row_equals_the_batch_at_its_depth(name: str, plan: FoldPlan) -> None:
-    """No difference at all, in a batch of five (the family's masks, carried values) and of two."""
+    """In a batch of five (the family's masks, carried values) and of two.
+
+    Most CPUs give the same bits. On some, kernels are chosen by the batch's size, and rows leave the batch on the way:
+    wav2vec2-bert then differs in the last bit.
+    """
     model = folded(name, plan)
     shallow, deep = plan.depths[0], plan.depths[-1]
     untrained = deep if plan.paths else deep + 1
@@ -52,7 +56,8 @@ def test_every_row_equals_the_batch_at_its_depth(name: str, plan: FoldPlan) -> N
         for row, logits_TV in found:
             set_depths(model, depths[row])
             with torch.no_grad():
-                assert torch.equal(logits_TV, ctc_logits(model(**given))[row]), f"row {row}"
+                wanted_TV = ctc_logits(model(**given))[row]
+            torch.testing.assert_close(logits_TV, wanted_TV, rtol=1e-5, atol=1e-6, msg=f"row {row}")
 
 
 def test_shallow_rows_are_handed_out_while_deep_ones_still_run() -> None:

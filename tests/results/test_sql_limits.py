@@ -25,6 +25,7 @@ def store(tmp_path: Path) -> str:
 
 
 def test_ctrl_c_ends_a_query(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     code, out, err = call(capsys, "results", store, "sql", ENDLESS)
     assert (code, out) == (1, "")
