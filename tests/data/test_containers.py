@@ -2,12 +2,16 @@
 
 import io
 import struct
+import time
 
 import numpy as np
 import pytest
 import soundfile
 
 from foldray.data.audio import decode
+from foldray.data.containers import Contents, read_contents
+from foldray.data.containers.contents import MOST_PARTS, TOO_MANY_PARTS
+from foldray.data.containers.formats import FIX
 from foldray.data.samples import BadAudioError, read_samples
 from tests.support.encoders import voice_like
 
@@ -16,6 +20,7 @@ KINDS = {
     "WAV": "PCM_16", "RF64": "PCM_16", "W64": "PCM_16", "AIFF": "PCM_16", "AU": "PCM_16", "CAF": "PCM_16",
     "NIST": "PCM_16", "FLAC": "PCM_16", "OGG": "VORBIS", "OPUS": "OPUS", "MP3": "MPEG_LAYER_III",
 }  # fmt: skip
+FRAME = b"\xff\xfb\x10\x00".ljust(104, b"\x55")  # of MPEG-1 layer III, 32 kbit/s at 44.1 kHz
 JOINABLE = ("WAV", "AIFF", "AU", "FLAC", "OGG", "OPUS", "MP3")
 
 
@@ -222,3 +227,43 @@ def test_a_file_far_longer_than_declared_is_set_aside() -> None:
     with pytest.raises(BadAudioError, match=r"1\.50 s, 1\.00 s declared; correct the duration, or .* the offset 0"):
         decode(data, declared_seconds=1.0)
     assert len(decode(data, declared_seconds=1.0, start=0.0)) == 16_000
+
+
+@pytest.mark.parametrize("field", ["sample_count", "channel_count", "sample_n_bytes"])
+def test_a_negative_number_in_a_sphere_header_ends(field: str) -> None:
+    """A negative size put the end of the file at its start: splitting it never ended."""
+    fields = {"sample_count": 512, "channel_count": 1, "sample_n_bytes": 2, "sample_rate": 16_000, field: -512}
+    lines = "".join(f"{name} -i {value}\n" for name, value in fields.items())
+    data = f"NIST_1A\n   1024\n{lines}end_head\n".encode().ljust(1024) + bytes(1024)
+    assert read_contents(data) == Contents([data])
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_a_thousand_joined_files_are_split_and_more_are_refused(kind: str) -> None:
+    part = audio(kind, VOICE[:600])
+    assert len(read_contents(MOST_PARTS * part).parts) == MOST_PARTS
+    assert read_contents((MOST_PARTS + 1) * part).problem == TOO_MANY_PARTS
+
+
+@pytest.mark.parametrize("between", [None, bytes(8), b"LYRICSBE"])
+def test_no_part_and_no_tag_costs_a_look_at_all_that_follows(between: bytes | None) -> None:
+    part = audio("WAV", VOICE[:1]) if between is None else FRAME + between
+    data = FRAME * 3 * (between is not None) + 900 * part + bytes([1]) * 2**25
+    started = time.process_time()
+    read_contents(data)
+    assert time.process_time() - started < 2, "seconds; each of 900 parts copied 32 MB before"
+
+
+def test_a_joined_mp3_that_ends_in_a_tag_before_frames_is_cut() -> None:
+    mp3, id3 = audio("MP3"), b"ID3\x03\0\0\0\0\x02\0" + bytes([70] * 256)
+    assert {reason(mp3 + id3[:end]) for end in (3, 9, 10, 265)} == {"truncated"}
+    assert len(decode(mp3 + id3 + mp3)) == 2 * len(VOICE)
+
+
+def test_pages_that_are_out_of_order_are_not_called_missing() -> None:
+    pages = ogg_pages(audio("OGG", voice_like(9, 16_000, 1)))
+    swapped = [*pages[:3], pages[4], pages[3], *pages[5:]]
+    problem = read_contents(b"".join(swapped)).problem
+    assert problem == ("damaged", f"pages are missing, 1 in one place; {FIX}")
+    problem = read_contents(b"".join([*pages[:4], pages[3], *pages[4:]])).problem
+    assert problem == ("damaged", f"pages are out of order; {FIX}")

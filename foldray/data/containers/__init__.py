@@ -8,7 +8,8 @@ whose headers state their true length.
 from foldray.data.containers.chunks import read_chunks
 from foldray.data.containers.contents import Contents
 from foldray.data.containers.flac import read_flac
-from foldray.data.containers.mpeg import find_frames, id3_bytes, read_mpeg
+from foldray.data.containers.mpeg import read_mpeg
+from foldray.data.containers.mpeg_frames import find_frames, id3_bytes
 from foldray.data.containers.ogg import read_ogg
 
 __all__ = ["Contents", "read_contents"]

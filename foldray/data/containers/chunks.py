@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from foldray.data.containers.contents import Contents
+from foldray.data.containers.contents import MOST_PARTS, TOO_MANY_PARTS, Contents
 from foldray.data.containers.formats import FIX
 
 _PIPED = 0x7F000000  # sizes from here on stand for an unknown one, where so much does not follow
@@ -32,7 +32,7 @@ class _Samples:
     size: int | None
     sizes: tuple[tuple[int, str, int], ...] = ()
     order: str = "<"
-    follows: Callable[[bytes, int], int | None] = lambda data, start: None
+    follows: Callable[[memoryview, int], int | None] = lambda data, start: None
 
 
 def read_chunks(data: bytes) -> Contents | None:
@@ -41,30 +41,38 @@ def read_chunks(data: bytes) -> Contents | None:
     Files that were joined are split, where each states its size.
     """
     parts: list[bytes] = []
-    while True:
-        find = next((find for magic, find in _FORMATS.items() if data.startswith(magic)), None)
-        samples = find(data) if find else None
+    rest = memoryview(data)  # the files that are left: a slice of it copies nothing
+    while len(parts) < MOST_PARTS:
+        find = next((find for magic, find in _FORMATS.items() if _begins(rest, magic)), None)
+        samples = find(rest) if find else None
         if find is None or samples is None:
-            return Contents([*parts, data]) if find or parts else None
-        rest = max(0, len(data) - samples.start)  # a header may point behind the end
+            return Contents([*parts, bytes(rest) if parts else data]) if find or parts else None
+        present = max(0, len(rest) - samples.start)  # a header may point behind the end
         stated = samples.size
-        if stated is None or (stated >= _PIPED and stated > rest) or _is_open(data, samples):
-            return Contents([*parts, _with_size(data, samples, rest)])
-        if stated > rest:
-            return Contents([*parts, data], ("truncated", f"{rest} of {stated} bytes of samples"))
-        end = _end(data, samples, stated)
-        if not any(data.startswith(magic, end) for magic in _FORMATS):
-            return Contents([*parts, data], _trailing(data, end, stated))
-        parts.append(data[:end])
-        data = data[end:]
+        if stated is None or (stated >= _PIPED and stated > present) or _is_open(rest, samples):
+            return Contents([*parts, _with_size(rest, samples, present)])
+        if stated > present:
+            return Contents(
+                [*parts, bytes(rest) if parts else data], ("truncated", f"{present} of {stated} bytes of samples")
+            )
+        end = _end(rest, samples, stated)
+        if end <= 0 or not any(_begins(rest, magic, end) for magic in _FORMATS):
+            return Contents([*parts, bytes(rest) if parts else data], _trailing(rest, end, stated))
+        parts.append(bytes(rest[:end]))
+        rest = rest[end:]
+    return Contents(parts, TOO_MANY_PARTS)
 
 
-def _is_open(data: bytes, samples: _Samples) -> bool:
+def _begins(data: memoryview, magic: bytes, start: int = 0) -> bool:
+    return data[start : start + len(magic)] == magic
+
+
+def _is_open(data: memoryview, samples: _Samples) -> bool:
     """Whether a stated size of 0 means that the file was never closed: no chunk follows, but something does."""
     return samples.size == 0 and samples.start < len(data) and _end(data, samples, 0) < len(data)
 
 
-def _with_size(data: bytes, samples: _Samples, size: int) -> bytes:
+def _with_size(data: memoryview, samples: _Samples, size: int) -> bytes:
     """The file with the size of its samples in its header. Sizes that do not fit stay: libsndfile knows them."""
     patched = bytearray(data)
     for position, code, more in samples.sizes:
@@ -73,7 +81,7 @@ def _with_size(data: bytes, samples: _Samples, size: int) -> bytes:
     return bytes(patched)
 
 
-def _end(data: bytes, samples: _Samples, size: int) -> int:
+def _end(data: memoryview, samples: _Samples, size: int) -> int:
     """Where the chunks behind the samples end; some writers leave out the byte after an odd size."""
     ends = []
     for position in (samples.start + size, samples.start + size + size % 2):
@@ -83,9 +91,9 @@ def _end(data: bytes, samples: _Samples, size: int) -> int:
     return max(ends) if max(ends) > samples.start + size + size % 2 else samples.start + size
 
 
-def _trailing(data: bytes, end: int, stated: int) -> tuple[str, str] | None:
+def _trailing(data: memoryview, end: int, stated: int) -> tuple[str, str] | None:
     """Reason and detail if far more follows than the header states, other than zeros: it may be samples."""
-    if len(data) - end <= max(_TRAILING_BYTES, _TRAILING_SHARE * stated) or not data[end:].strip(b"\0"):
+    if len(data) - end <= max(_TRAILING_BYTES, _TRAILING_SHARE * stated) or not bytes(data[end:]).strip(b"\0"):
         return None
     return (
         "damaged",
@@ -96,22 +104,22 @@ def _trailing(data: bytes, end: int, stated: int) -> tuple[str, str] | None:
 # --- Formats ---------------------------------------------------------------------------------------
 
 
-def _riff_chunk(data: bytes, start: int) -> int | None:
+def _riff_chunk(data: memoryview, start: int) -> int | None:
     return _chunk_end(data, start, "<I")
 
 
-def _riff_chunk_reversed(data: bytes, start: int) -> int | None:
+def _riff_chunk_reversed(data: memoryview, start: int) -> int | None:
     return _chunk_end(data, start, ">I")
 
 
-def _caf_chunk(data: bytes, start: int) -> int | None:
+def _caf_chunk(data: memoryview, start: int) -> int | None:
     return _chunk_end(data, start, ">q")
 
 
-def _chunk_end(data: bytes, start: int, code: str) -> int | None:
+def _chunk_end(data: memoryview, start: int, code: str) -> int | None:
     """The end of a chunk that is wholly in the data and does not begin another file, else None."""
     head = 4 + struct.calcsize(code)
-    name = data[start : start + 4]
+    name = bytes(data[start : start + 4])
     if start + head > len(data) or not re.fullmatch(rb"[ -~]{4}", name) or name in _FORMATS:
         return None
     size = int(struct.unpack_from(code, data, start + 4)[0])
@@ -119,26 +127,26 @@ def _chunk_end(data: bytes, start: int, code: str) -> int | None:
     return min(end, len(data)) if size >= 0 and start + head + size <= len(data) else None
 
 
-def _w64_chunk(data: bytes, start: int) -> int | None:
+def _w64_chunk(data: memoryview, start: int) -> int | None:
     """As above. Sizes include the header, and chunks begin at multiples of 8 bytes."""
     start = (start + 7) // 8 * 8
-    if start + 24 > len(data) or data.startswith(_W64_RIFF, start):
+    if start + 24 > len(data) or _begins(data, _W64_RIFF, start):
         return None
     size = int(struct.unpack_from("<Q", data, start + 16)[0])
     return start + size if size >= 24 and start + size <= len(data) else None
 
 
-def _walk(data: bytes, start: int, code: str, order: str) -> Iterator[tuple[bytes, int, int]]:
+def _walk(data: memoryview, start: int, code: str, order: str) -> Iterator[tuple[bytes, int, int]]:
     """Name, first byte and size of each chunk, whose name has 4 bytes."""
     head = 4 + struct.calcsize(code)
     while start + head <= len(data):
         size = int(struct.unpack_from(order + code, data, start + 4)[0])
-        yield data[start : start + 4], start + head, size
+        yield bytes(data[start : start + 4]), start + head, size
         start += head + size + (size % 2 if code == "I" else 0)
 
 
-def _wav(data: bytes) -> _Samples | None:
-    order = ">" if data.startswith(b"RIFX") else "<"
+def _wav(data: memoryview) -> _Samples | None:
+    order = ">" if _begins(data, b"RIFX") else "<"
     follows = _riff_chunk_reversed if order == ">" else _riff_chunk
     size64 = None
     for name, start, size in _walk(data, 12, "I", order):
@@ -153,7 +161,7 @@ def _wav(data: bytes) -> _Samples | None:
     return None
 
 
-def _aiff(data: bytes) -> _Samples | None:
+def _aiff(data: memoryview) -> _Samples | None:
     for name, start, size in _walk(data, 12, "I", ">"):
         if name == b"SSND" and start + 8 <= len(data):
             offset = int(struct.unpack_from(">I", data, start)[0])
@@ -164,7 +172,7 @@ def _aiff(data: bytes) -> _Samples | None:
     return None
 
 
-def _caf(data: bytes) -> _Samples | None:
+def _caf(data: memoryview) -> _Samples | None:
     for name, start, size in _walk(data, 8, "q", ">"):
         if name == b"data":  # it begins with a number of edits
             return _Samples(start + 4, None if size < 4 else size - 4, ((start - 8, "q", 4),), ">", _caf_chunk)
@@ -177,7 +185,7 @@ _W64_RIFF = b"riff\x2e\x91\xcf\x11"
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 
 
-def _w64(data: bytes) -> _Samples | None:
+def _w64(data: memoryview) -> _Samples | None:
     start = 40
     while start + 24 <= len(data):
         size = int(struct.unpack_from("<Q", data, start + 16)[0])
@@ -188,18 +196,18 @@ def _w64(data: bytes) -> _Samples | None:
     return None
 
 
-def _au(data: bytes) -> _Samples | None:
+def _au(data: memoryview) -> _Samples | None:
     if len(data) < 24:
         return None
-    order = ">" if data.startswith(b".snd") else "<"
+    order = ">" if _begins(data, b".snd") else "<"
     start, size = struct.unpack_from(order + "II", data, 4)
     return _Samples(start, None if size == 0xFFFFFFFF else size, ((8, "I", 0),), order)
 
 
-def _sphere(data: bytes) -> _Samples | None:
-    lines = data[:64].split(b"\n")
+def _sphere(data: memoryview) -> _Samples | None:
+    lines = bytes(data[:64]).split(b"\n")
     start = int(lines[1]) if len(lines) > 1 and lines[1].strip().isdigit() else 1024
-    fields = dict(re.findall(rb"(?m)^(\w+) -\w+ (.+)$", data[:start]))
+    fields = dict(re.findall(rb"(?m)^(\w+) -\w+ (.+)$", bytes(data[:start])))
     try:
         count, channels, width = (
             int(fields.get(name, default))
@@ -207,12 +215,12 @@ def _sphere(data: bytes) -> _Samples | None:
         )
     except ValueError:
         return None
-    if b"," in fields.get(b"sample_coding", b""):  # compressed
+    if min(count, channels, width) < 0 or b"," in fields.get(b"sample_coding", b""):  # damaged, or compressed
         return None
     return _Samples(start, count * channels * width or None)
 
 
-_FORMATS: dict[bytes, Callable[[bytes], _Samples | None]] = {
+_FORMATS: dict[bytes, Callable[[memoryview], _Samples | None]] = {
     b"RIFF": _wav,
     b"RIFX": _wav,
     b"RF64": _wav,

@@ -2,6 +2,12 @@
 
 from dataclasses import dataclass
 
+from foldray.data.containers.formats import FIX
+
+MOST_PARTS = 1000
+"""Most files in one: recordings of a day in segments of some minutes have hundreds."""
+TOO_MANY_PARTS = ("damaged", f"it is more than {MOST_PARTS:,} files joined to one; {FIX}")
+
 
 @dataclass(frozen=True)
 class Contents:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from foldray.data.containers.contents import Contents
+from foldray.data.containers.contents import MOST_PARTS, TOO_MANY_PARTS, Contents
 
 _STREAM_INFO = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")
 _SEARCHED = 2**20  # bytes at the end in which the last frame is searched for; frames are some 10 kB
@@ -41,6 +41,8 @@ class _Frame:
 def read_flac(data: bytes) -> Contents:
     """Split joined FLAC files, and state the number of samples in headers that state none, or too few."""
     starts = sorted({0, *(at for magic in _STREAM_INFO for at in _occurrences(data, magic))})
+    if len(starts) > MOST_PARTS:
+        return Contents([data], TOO_MANY_PARTS)
     parts, problem = [], None
     for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
         part, cut = _with_total(data[start:end] if len(starts) > 1 else data)

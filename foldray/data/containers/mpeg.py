@@ -4,116 +4,23 @@ Xing's frame may count the frames, but is missing in streams, and counts only th
 frames are counted, and every track gets a Xing frame with its own number (ISO 11172-3, 2.4.1.3; LAME's mp3 info tag).
 """
 
-import functools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from foldray.data.containers.contents import Contents
+from foldray.data.containers.contents import MOST_PARTS, TOO_MANY_PARTS, Contents
 from foldray.data.containers.formats import FIX
+from foldray.data.containers.mpeg_frames import Frame, find_frames, frame_at, header_of, tag_bytes
 
-_BITRATES = {  # kbit/s by (is MPEG-1, layer)
-    (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
-    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-    (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
-_BITRATES[(False, 3)] = _BITRATES[(False, 2)]
-_RATES = (44_100, 48_000, 32_000)
-_SEARCHED = 2**16  # bytes in which the first frame is searched for
 _INFO_MAGICS = (b"Xing", b"Info", b"VBRI")
 _INFO_BYTES = 64  # a frame that holds a Xing tag with the number of frames
-
-
-@dataclass(frozen=True)
-class _Header:
-    size: int  # bytes of the frame
-    samples: int
-    kind: tuple[int, int, int]  # version, layer, rate: equal in all frames of a track
-
-
-@functools.lru_cache(maxsize=4096)
-def _header(second: int, third: int) -> _Header | None:
-    """The meaning of a frame's second and third byte; None if they are not of a frame (or of one of 'free' size)."""
-    version, layer, bitrate, rate = second >> 3 & 3, 4 - (second >> 1 & 3), third >> 4, third >> 2 & 3
-    if second < 0xE0 or version == 1 or layer == 4 or bitrate in (0, 15) or rate == 3:
-        return None
-    hertz = _RATES[rate] >> (0 if version == 3 else 1 if version == 2 else 2)
-    bits = 1000 * _BITRATES[(version == 3, layer)][bitrate - 1]
-    samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
-    padding = third >> 1 & 1
-    size = (12 * bits // hertz + padding) * 4 if layer == 1 else samples // 8 * bits // hertz + padding
-    return _Header(size, samples, (version, layer, hertz))
-
-
-@dataclass(slots=True)
-class _Frame:
-    start: int
-    header: _Header
-    channels: int
-
-
-def _frame(data: bytes, start: int) -> _Frame | None:
-    if start + 4 > len(data) or data[start] != 0xFF:
-        return None
-    header = _header(data[start + 1], data[start + 2])
-    return _Frame(start, header, 1 if data[start + 3] >> 6 == 3 else 2) if header else None
-
-
-def find_frames(data: bytes, start: int = 0, end: int | None = None) -> int | None:
-    """Position of the first of three frames in a row (or of one or two, up to the end of the data), or None."""
-    limit = start + _SEARCHED if end is None else end
-    while (start := data.find(b"\xff", start, limit)) >= 0:
-        position = start
-        first = frame = _frame(data, start)
-        for count in range(3):
-            if frame is None or first is None or frame.header.kind != first.header.kind:
-                break
-            position += frame.header.size
-            if count == 2 or position == len(data) or _tag_bytes(data, position):
-                return start
-            frame = _frame(data, position)
-        start += 1
-    return None
-
-
-# --- Tags ------------------------------------------------------------------------------------------
-
-
-def id3_bytes(data: bytes, start: int) -> int:
-    """Bytes of the ID3v2 tag at a position, 0 if there is none."""
-    if data[start : start + 3] != b"ID3" or start + 10 > len(data):
-        return 0
-    a, b, c, d = (byte & 0x7F for byte in data[start + 6 : start + 10])
-    return 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if data[start + 5] & 0x10 else 0)
-
-
-def _tag_bytes(data: bytes, start: int) -> int:
-    """Bytes of the tag at a position between frames, 0 if there is none."""
-    magic = data[start : start + 8]
-    if magic.startswith(b"ID3"):
-        return id3_bytes(data, start)
-    if magic.startswith(b"TAG"):
-        return 227 if magic.startswith(b"TAG+") else 128
-    if magic == b"APETAGEX" and start + 32 <= len(data):
-        return 32 + int.from_bytes(data[start + 12 : start + 16], "little")
-    if magic == b"LYRICSBE":
-        found = [end for end in (data.find(mark, start) for mark in (b"LYRICSEND", b"LYRICS200")) if end > 0]
-        return min(found) + 9 - start if found else 0
-    if magic and not any(magic):  # zeros
-        return len(data) - start - len(data[start:].lstrip(b"\0"))
-    return 0
-
-
-# --- Tracks ----------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Track:
     """Frames that were encoded in one go."""
 
-    frames: list[_Frame] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
     info: bytes = b""  # its frame with a Xing tag
     claimed: int | None = None  # frames, by that tag
 
@@ -124,13 +31,15 @@ class _Scan:
 
     tracks: list[_Track] = field(default_factory=list)
     junk: int = 0  # bytes that are neither frames nor tags
-    cut: bool = False  # the last frame is not complete
+    cut: bool = False  # the last frame, or a tag before one, is not complete
 
 
 def read_mpeg(data: bytes) -> Contents:
     """Split MPEG audio into its tracks, each with a Xing frame that counts its frames."""
     scan = _scan(data)
     tracks = [track for track in scan.tracks if track.frames]
+    if len(tracks) > MOST_PARTS:
+        return Contents([data], TOO_MANY_PARTS)
     problem = _problem(data, scan, tracks)
     if len(tracks) == 1 and not scan.junk and tracks[0].info and tracks[0].claimed == len(tracks[0].frames):
         return Contents([data], problem)
@@ -142,10 +51,14 @@ def _scan(data: bytes) -> _Scan:
     position = find_frames(data) or 0
     scan.junk += position
     while position < len(data):
-        if tag := _tag_bytes(data, position):
+        tag = tag_bytes(data, position)
+        if data.startswith(b"ID3", position) and position + max(tag, 10) > len(data):  # it precedes frames
+            scan.cut = True
+            break
+        if tag:
             position += tag
             continue
-        frame = _frame(data, position)
+        frame = frame_at(data, position)
         if frame is None:
             found = find_frames(data, position, len(data))
             scan.junk += (len(data) if found is None else found) - position
@@ -159,7 +72,7 @@ def _scan(data: bytes) -> _Scan:
     return scan
 
 
-def _add(data: bytes, frame: _Frame, tracks: list[_Track]) -> None:
+def _add(data: bytes, frame: Frame, tracks: list[_Track]) -> None:
     """Add a frame to the last track, or begin a track with it."""
     offset = _info_offset(data, frame)
     if offset is not None:
@@ -175,11 +88,11 @@ def _add(data: bytes, frame: _Frame, tracks: list[_Track]) -> None:
     tracks[-1].frames.append(frame)
 
 
-def _kind(frame: _Frame) -> tuple[object, ...]:
+def _kind(frame: Frame) -> tuple[object, ...]:
     return (*frame.header.kind, frame.channels)
 
 
-def _info_offset(data: bytes, frame: _Frame) -> int | None:
+def _info_offset(data: bytes, frame: Frame) -> int | None:
     """Position of a Xing or VBRI tag in a frame, None if it has none."""
     version, layer, _ = frame.header.kind
     if layer != 3:
@@ -198,7 +111,7 @@ def _problem(data: bytes, scan: _Scan, tracks: list[_Track]) -> tuple[str, str] 
         if track.claimed is not None and track.claimed > len(track.frames) + 1:
             return "truncated", f"{found:.2f} s; {track.claimed - len(track.frames)} frames are missing"
     if scan.cut:
-        return "truncated", f"{found:.2f} s; the last frame is cut off"
+        return "truncated", f"{found:.2f} s; the end is cut off"
     if tracks and scan.junk > max(frame.header.size for frame in tracks[0].frames):
         return "damaged", f"{scan.junk} of {len(data)} bytes are not MPEG audio; {FIX}"
     return None
@@ -223,7 +136,7 @@ def _with_count(data: bytes, track: _Track) -> bytes:
     return _info_frame(data, track.frames[0], count) + body
 
 
-def _runs(data: bytes, frames: list[_Frame]) -> Iterator[bytes]:
+def _runs(data: bytes, frames: list[Frame]) -> Iterator[bytes]:
     """The bytes of frames, those that follow each other in one piece."""
     start = end = frames[0].start
     for frame in frames:
@@ -234,13 +147,13 @@ def _runs(data: bytes, frames: list[_Frame]) -> Iterator[bytes]:
     yield data[start:end]
 
 
-def _info_frame(data: bytes, like: _Frame, count: int) -> bytes:
+def _info_frame(data: bytes, like: Frame, count: int) -> bytes:
     """A frame of silence with a Xing tag that counts `count` frames."""
     head = bytearray(data[like.start : like.start + 4])
     head[1] |= 1  # no checksum
     for bitrate in range(1, 15):
         head[2] = bitrate << 4 | head[2] & 0x0D
-        header = _header(head[1], head[2])
+        header = header_of(head[1], head[2])
         if header and header.size >= _INFO_BYTES:
             break
     assert header

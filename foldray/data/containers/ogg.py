@@ -8,7 +8,7 @@ import itertools
 import zlib
 from dataclasses import dataclass
 
-from foldray.data.containers.contents import Contents
+from foldray.data.containers.contents import MOST_PARTS, TOO_MANY_PARTS, Contents
 from foldray.data.containers.formats import FIX
 
 _BEGINS, _ENDS = 2, 4  # header flags
@@ -31,6 +31,8 @@ def read_ogg(data: bytes) -> Contents:
     """Split an Ogg file into its streams, and check that no page is missing."""
     pages, lost = _pages(data)
     links = [_audio_pages(link) for link in _links(pages)]
+    if len(links) > MOST_PARTS:
+        return Contents([data], TOO_MANY_PARTS)
     problem = next(filter(None, map(_problem, links)), None)
     if lost and not problem:
         problem = "damaged", f"{lost} of {len(data)} bytes are not whole pages; {FIX}"
@@ -99,7 +101,9 @@ def _problem(pages: list[_Page]) -> tuple[str, str] | None:
     seconds = f"{_seconds(pages):.2f} s"
     for before, page in itertools.pairwise(pages):
         if page.number != (before.number + 1) % 2**32 and before.position not in (0, _UNKNOWN):
-            return "damaged", f"pages are missing, {page.number - before.number - 1} in one place; {FIX}"
+            missing = page.number - before.number - 1
+            found = f"pages are missing, {missing} in one place" if missing > 0 else "pages are out of order"
+            return "damaged", f"{found}; {FIX}"
     if not pages[-1].flags & _ENDS:
         return "truncated", f"{seconds}; the page that ends the stream is missing"
     return None
