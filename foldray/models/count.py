@@ -16,6 +16,7 @@ from foldray.errors import UserError, one_line
 from foldray.folding.block_shape import BlockShape
 from foldray.folding.plan import FoldPlan, Private
 from foldray.folding.private import block_shape
+from foldray.models.config_checks import check_config
 from foldray.models.costs import MACS_SECONDS, PLAN_VOCAB_SIZE, TOKENS_PER_SECOND, shape_key
 from foldray.models.count_model import count_bytes, count_kept_bytes, count_macs, count_parameters
 from foldray.models.families import FAMILIES, Family, family_of
@@ -162,6 +163,7 @@ def fold_on_meta(spec: ModelSpec, plan: FoldPlan, vocab_size: int, decoder: Fold
 def _fold_on_meta(
     family: Family, config: "PreTrainedConfig", plan: FoldPlan, decoder: FoldPlan | None = None
 ) -> PreTrainedModel:
+    check_config(config, "model.config")
     try:
         with torch.device("meta"):
             model: PreTrainedModel = family.model_class(config)

@@ -17,7 +17,8 @@ from foldray import storage
 from foldray.errors import DamagedFileError, UserError, one_line
 from foldray.folding.plan import FoldPlan, Private
 from foldray.folding.private import split_state
-from foldray.models.families import family_of_config, transformers_class
+from foldray.models.config_checks import check_config
+from foldray.models.families import Family, family_of_config, transformers_class
 from foldray.models.features import keep_extractor
 from foldray.models.fold import decoder_stack_of, fold, set_depths, stack_of
 from foldray.models.hub import fold_folder
@@ -25,7 +26,7 @@ from foldray.models.int8 import from_int8
 from foldray.models.processor import check_tokenizer, save_processor
 from foldray.models.stock import from_pretrained
 from foldray.models.tokenizer import Tokenizer
-from foldray.models.weight_files import check_finite
+from foldray.models.weight_files import check_finite, check_int8_weights
 from foldray.storage.layout import (
     CONFIG_FILE,
     FOLD_FILE,
@@ -81,7 +82,7 @@ def _load(uri: str, plan: FoldPlan, decoder: FoldPlan | None) -> PreTrainedModel
         family = family_of_config(config)
         if family is None:
             raise UserError(uri, f"is a {config.model_type}, which foldray does not fold")
-        state, private = _read_int8(local, uri)
+        state, private = _read_int8(local, uri, family, config)
         model, report = from_pretrained(family, str(local), config, uri, "MODEL", state)
         if state and (local / GENERATION_FILE).exists():
             model.generation_config = transformers_class("GenerationConfig").from_pretrained(local)
@@ -102,6 +103,7 @@ def _read_config(local: Path, uri: str) -> PreTrainedConfig:
         config: PreTrainedConfig = transformers_class("AutoConfig").from_pretrained(local, trust_remote_code=False)
     except Exception as error:  # transformers raises errors of many types
         raise UserError(ModelFolder(uri).file(CONFIG_FILE), f"does not load: {one_line(error)}") from None
+    check_config(config, ModelFolder(uri).file(CONFIG_FILE))
     return config
 
 
@@ -144,12 +146,15 @@ def _read_private(folder: Path, uri: str) -> dict[str, Tensor]:
         raise UserError(ModelFolder(uri).file(PRIVATE_FILE), f"is damaged ({one_line(error)}); copy it again") from None
 
 
-def _read_int8(folder: Path, uri: str) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
+def _read_int8(
+    folder: Path, uri: str, family: Family, config: PreTrainedConfig
+) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
     """Stock weights and private parts of an int8 model; None and nothing for any other."""
     file = folder / INT8_FILE
     if not file.exists():
         return None, {}
     try:
+        check_int8_weights(family, file, config, uri, "MODEL")
         return split_state(from_int8(load_file(file)))
     except (SafetensorError, ValueError) as error:
         raise UserError(ModelFolder(uri).file(INT8_FILE), f"is damaged ({one_line(error)}); export it again") from None

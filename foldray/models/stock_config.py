@@ -12,6 +12,7 @@ from foldray import storage
 from foldray.config.model import ModelSpec, PlannedModel
 from foldray.errors import UserError, one_line
 from foldray.folding.plan import FoldPlan
+from foldray.models.config_checks import check_config
 from foldray.models.families import FAMILIES, Family, family_of_config, transformers_class
 from foldray.models.hub import copy_config, list_model
 from foldray.models.seed_layers import Method, check_seed
@@ -135,9 +136,7 @@ def read_config(checkpoint: str) -> "PreTrainedConfig":
             config: PreTrainedConfig = transformers_class("AutoConfig").from_pretrained(source, trust_remote_code=False)
     except Exception as error:
         raise UserError("model.checkpoint", f"{checkpoint} does not load: {one_line(error)}") from None
-    if getattr(config, "auto_map", None):
-        problem = f"{CONFIG_FILE} names code of its own (auto_map), which foldray never runs; remove auto_map from it"
-        raise UserError("model.checkpoint", f"{checkpoint}: {problem}")
+    check_config(config, "model.checkpoint", f"{checkpoint}: {CONFIG_FILE} ")
     return config
 
 

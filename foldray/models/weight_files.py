@@ -11,8 +11,10 @@ from torch import nn
 
 from foldray import storage
 from foldray.errors import UserError, one_line
+from foldray.models.config_checks import MAX_LAYERS, check_config
 from foldray.models.families import Family
 from foldray.models.hub import ADAPTER_FILE, CONVERT, INDEX_FILE, PICKLED
+from foldray.models.int8 import SCALE
 from foldray.storage.layout import CONFIG_FILE, STOCK_FILE
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
 FLOATS = ("F16", "BF16", "F32", "F64")
 POINTER = b"version https://git-lfs"
-MAX_LAYERS = 1024
 SPARE_NUMBERS = 2**26
 """How many numbers a model may have beyond twice those of its weight files: new heads and embeddings."""
 
@@ -44,6 +45,23 @@ def check_weights(family: Family, folder: Path, config: "PreTrainedConfig", orig
     numbers = _numbers(_weight_files(folder, origin, where), origin, where)
     _check_wrapped(numbers, origin, where)
     _check_size(family, config, sum(numbers.values()), origin, where)
+
+
+def check_int8_weights(family: Family, file: Path, config: "PreTrainedConfig", origin: str, where: str) -> None:
+    """Check the weight file of an int8 model before it is loaded. Arguments as `check_weights`.
+
+    Raises:
+        UserError: The configuration describes a far larger model.
+        ValueError: A tensor has another type or scale than foldray writes; so do SafetensorErrors.
+    """
+    tensors = _header(file)
+    for name, (kind, shape) in tensors.items():
+        scaled = tensors.get(name.removesuffix(SCALE)) if name.endswith(SCALE) else None
+        if kind not in (*FLOATS, "I8") and not name.endswith(INTEGERS):
+            raise ValueError(f"{name} has the type {kind}")
+        if scaled and shape != [*scaled[1][:1], *[1] * (len(scaled[1]) - 1)]:  # the product may be far larger
+            raise ValueError(f"{name} has the shape {shape}")
+    _check_size(family, config, sum(math.prod(shape) for _, shape in tensors.values()), origin, where)
 
 
 def _weight_files(folder: Path, origin: str, where: str) -> list[Path]:
@@ -75,6 +93,13 @@ INTEGERS = ("num_batches_tracked", "position_ids")
 """Buffers of stock models that are integers."""
 
 
+def _header(file: Path) -> dict[str, tuple[str, list[int]]]:
+    """Type and shape of each tensor of a file, of which only the header is read."""
+    with safe_open(str(file), "pt") as weights:
+        slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118  # it is no dict
+        return {name: (tensor.get_dtype(), list(tensor.get_shape())) for name, tensor in slices.items()}
+
+
 def _numbers(files: Iterable[Path], origin: str, where: str) -> dict[str, int]:
     """Numbers in each tensor, from the headers of the files."""
     found: dict[str, int] = {}
@@ -87,15 +112,13 @@ def _numbers(files: Iterable[Path], origin: str, where: str) -> dict[str, int]:
                 fix = "run `git lfs pull` in the folder that it was copied or uploaded from"
                 raise UserError(where, f"{shown} is a pointer of Git LFS, not the weights; {fix}")
         try:
-            with safe_open(str(file), "pt") as weights:
-                for name in weights.keys():  # noqa: SIM118  # it is no dict
-                    tensor = weights.get_slice(name)
-                    found[name] = math.prod(tensor.get_shape())
-                    if tensor.get_dtype() not in FLOATS and not name.endswith(INTEGERS):
-                        problem = f"has {tensor.get_dtype()} in {name}; give a model with floating-point weights"
-                        raise UserError(where, f"{shown} {problem}")
+            tensors = _header(file)
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(where, f"{shown} is damaged ({one_line(error)}); copy it again") from None
+        for name, (kind, shape) in tensors.items():
+            found[name] = math.prod(shape)
+            if kind not in FLOATS and not name.endswith(INTEGERS):
+                raise UserError(where, f"{shown} has {kind} in {name}; give a model with floating-point weights")
     return found
 
 
@@ -112,8 +135,13 @@ def _check_size(family: Family, config: "PreTrainedConfig", stored: int, origin:
     layers = getattr(family.depth_config(config), family.depth_field, None)
     if not isinstance(layers, int) or not 1 <= layers <= MAX_LAYERS:
         raise UserError(where, f"{origin}/{CONFIG_FILE}: {family.depth_field} is {layers!r}, not 1 to {MAX_LAYERS}")
-    with torch.device("meta"):
-        described = family.model_class(config)
+    check_config(config, where, f"{origin}/{CONFIG_FILE}: ")
+    try:
+        with torch.device("meta"):
+            described = family.model_class(config)
+    except Exception as error:  # transformers checks little: this may be a KeyError or a division by zero
+        problem = f"gives no model ({type(error).__name__}: {one_line(error)}); correct the field it names"
+        raise UserError(where, f"{origin}/{CONFIG_FILE} {problem}") from None
     numbers = sum(parameter.numel() for parameter in described.parameters())
     if numbers > 2 * stored + SPARE_NUMBERS:
         problem = f"describes a model of {numbers:,} parameters, but the weights have {stored:,}"

@@ -13,8 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from foldray import FoldPlan, fold_checkpoint, load_model, save_model
+from foldray.config.model import ModelSpec
 from foldray.errors import UserError
 from foldray.folding.plan import Private
+from foldray.models.count import fold_on_meta
+from foldray.models.families import FAMILIES
+from foldray.models.int8 import to_int8
+from foldray.models.stock import load_stock
+from foldray.models.stock_config import read_config
+from foldray.storage.layout import INT8_FILE
 from tests.support.tiny import TOKENIZER, folded, tiny_model
 
 PLAN = FoldPlan(2, (2, 3), private=Private(norms=True))
@@ -101,6 +108,12 @@ def test_the_configuration_cannot_name_a_weight_file(stock: Path, tmp_path: Path
     assert not (tmp_path / "ran").exists()
 
 
+_CONVOLUTIONS: dict[str, Any] = {
+    **dict.fromkeys(("conv_dim", "conv_kernel", "conv_stride"), [8] * 2000),
+    "num_feat_extract_layers": 2000,
+}
+
+
 def _pointer(folder: Path) -> None:
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
@@ -128,6 +141,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "private cut": (lambda f: _truncate(f, "private.safetensors"), r"private\.safetensors: is damaged"),
     "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "is an adapter"),
     "huge": (lambda f: _edit(f, "config.json", intermediate_size=10**9), "describes a model of [0-9,]+ parameters"),
+    "adapter layers": (lambda f: _edit(f, "config.json", num_adapter_layers=10**9), "num_adapter_layers is 1000000000"),
+    "convolutions": (lambda f: _edit(f, "config.json", **_CONVOLUTIONS), "not 0 to 1024"),
+    "auto_map": (lambda f: _edit(f, "config.json", auto_map={"AutoConfig": "own.C"}), "names code of its own"),
     "layers": (lambda f: _edit(f, "config.json", num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
     "no layers": (lambda f: _edit(f, "config.json", num_hidden_layers="x"), r"config\.json"),
     "config": (lambda f: (f / "config.json").write_text("{"), r"config\.json: does not load"),
@@ -157,6 +173,62 @@ def test_a_damaged_model_is_one_line_that_names_the_file(kind: str, good: Path, 
     with pytest.raises(UserError, match=problem) as failed:
         load_model(folder)
     assert "\n" not in str(failed.value)
+
+
+INT8_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "wide": (lambda f: _edit(f, "config.json", intermediate_size=10**9), "describes a model of [0-9,]+ parameters"),
+    "layers": (lambda f: _edit(f, "config.json", num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
+    "scale": (lambda f: _int8(f, _SCALED + ".scale", torch.ones(1, 9)), r"\.scale has the shape \[1, 9\]"),
+    "type": (lambda f: _int8(f, _SCALED, torch.ones(8, 8, dtype=torch.int32)), r"q_proj\.weight has the type I32"),
+}
+_SCALED = "wav2vec2.encoder.layers.1.attention.q_proj.weight"
+
+
+def _int8(folder: Path, name: str, tensor: torch.Tensor) -> None:
+    file = folder / INT8_FILE
+    stored = load_file(file)
+    assert name in stored
+    save_file({**stored, name: tensor}, file)
+
+
+@pytest.mark.parametrize("kind", INT8_DAMAGE)
+def test_a_damaged_int8_model_takes_no_memory(kind: str, good: Path, tmp_path: Path) -> None:
+    damage, problem = INT8_DAMAGE[kind]
+    folder = Path(shutil.copytree(good, tmp_path / "model"))
+    save_file(to_int8(folded("wav2vec2", PLAN).state_dict()), folder / INT8_FILE)
+    for file in folder.glob("*.safetensors"):
+        if file.name != INT8_FILE:
+            file.unlink()
+    assert load_model(folder).config.num_hidden_layers == 2
+    damage(folder)
+    with pytest.raises(UserError, match=problem) as failed:
+        load_model(folder)
+    assert "\n" not in str(failed.value)
+
+
+@pytest.mark.parametrize("heads", [0, 3])
+def test_a_configuration_that_gives_no_model_is_one_line(heads: int, stock: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(stock, tmp_path / "model"))
+    _edit(folder, "config.json", num_attention_heads=heads)
+    for load in (lambda: fold_checkpoint(folder, FoldPlan(2, (2,))), lambda: load_stock_of(folder)):
+        with pytest.raises(UserError, match=r"config\.json gives no model \(\w+: .*\); correct") as failed:
+            load()
+        assert "\n" not in str(failed.value)
+
+
+def load_stock_of(folder: Path) -> object:
+    return load_stock(FAMILIES["wav2vec2"], str(folder), read_config(str(folder)), 0)
+
+
+def test_numbers_of_modules_are_bounded_in_nested_configurations(tmp_path: Path) -> None:
+    config = tiny_model("parakeet", 2).config
+    config.encoder_config.num_conv_pos_embeddings = 10**9
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="num_conv_pos_embeddings is 1000000000, not 0 to 1024"):
+        read_config(str(tmp_path))
+    spec = ModelSpec(family="wav2vec2", config={"num_adapter_layers": 10**9, "add_adapter": True})
+    with pytest.raises(UserError, match=r"model\.config: num_adapter_layers is 1000000000"):
+        fold_on_meta(spec, FoldPlan(2, (2,)), 9)
 
 
 def test_the_undamaged_model_loads(good: Path) -> None:

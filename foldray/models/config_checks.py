@@ -1,0 +1,53 @@
+"""What a configuration of anybody may say: no code of its own, and no more modules than any model has."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from foldray.errors import UserError
+from foldray.storage.layout import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+MAX_LAYERS = 1024
+_COUNTS = ("layers", "num_conv_pos_embeddings")
+"""Ends of the names of fields that make so many modules; of data2vec, the second does too."""
+_SIZES = ("conv_", "tdnn_")
+"""Beginnings of the names of lists with an entry for each module."""
+
+
+def check_config(config: "PreTrainedConfig", where: str, origin: str = "") -> None:
+    """Check a configuration before a model is built: a module takes time also where it takes no memory.
+
+    Args:
+        config: The configuration, whose nested ones are checked too.
+        where: The field or file that errors name.
+        origin: Where it comes from, as a beginning of the message, where `where` does not say so.
+
+    Raises:
+        UserError: It names code of its own (`auto_map`), or a number of layers that no model has.
+    """
+    for each in _nested(config):
+        if getattr(each, "auto_map", None):
+            fix = f"foldray never runs it; remove auto_map from {CONFIG_FILE}"
+            raise UserError(where, f"{origin}names code of its own (auto_map); {fix}")
+        for name, value in vars(each).items():
+            count = len(value) if name.startswith(_SIZES) and isinstance(value, list | tuple) else value
+            if (count is not value or name.endswith(_COUNTS)) and not _is_count(count):
+                problem = "has too many entries" if count is not value else f"is {value!r:.40}"
+                raise UserError(where, f"{origin}{name} {problem}, not 0 to {MAX_LAYERS}")
+
+
+def _is_count(value: object) -> bool:
+    """Whether a value is a usable number; what is not a number at all is refused by the model."""
+    return not isinstance(value, int | float) or 0 <= value <= MAX_LAYERS
+
+
+def _nested(config: "PreTrainedConfig") -> Iterator["PreTrainedConfig"]:
+    """A configuration and those in its fields."""
+    from transformers import PreTrainedConfig
+
+    yield config
+    for value in vars(config).values():
+        if isinstance(value, PreTrainedConfig):
+            yield from _nested(value)
