@@ -68,6 +68,7 @@ def keep_extractor(model: FoldedModel, family: Family, source: str) -> None:
             source,
             f"expects audio at {extractor.sampling_rate} Hz, not at {SAMPLE_RATE} Hz; choose another checkpoint",
         )
+    vars(extractor).pop("auto_map", None)  # code that foldray never runs is not written back either
     holder: Any = model  # no stock model has this attribute
     holder.extractor = extractor
 

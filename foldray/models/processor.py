@@ -11,7 +11,7 @@ from foldray.models.features import build_extractor
 from foldray.models.folded_model import FoldedModel
 from foldray.models.stock_config import read_config
 from foldray.models.stock_tokenizer import read_stock_tokenizer
-from foldray.models.tokenizer import END, PAD, UNKNOWN, Tokenizer, tokenizer_from_json
+from foldray.models.tokenizer import END, PAD, UNKNOWN, Tokenizer, check_subwords, tokenizer_from_json, without_code
 from foldray.storage.layout import (
     STOCK_TOKENIZER_FILE,
     SUBWORDS_FILE,
@@ -28,7 +28,7 @@ def save_processor(model: FoldedModel, tokenizer: Tokenizer, folder: Path) -> No
     build_extractor(model).save_pretrained(folder)
     if tokenizer.special:
         (folder / STOCK_TOKENIZER_FILE).write_text(str(tokenizer.subwords), encoding="utf-8")
-        (folder / TOKENIZER_SETTINGS_FILE).write_text(tokenizer.special.settings, encoding="utf-8")
+        (folder / TOKENIZER_SETTINGS_FILE).write_text(without_code(tokenizer.special.settings), encoding="utf-8")
         return
     end = END if family_of(model).attention else None
     tokens = {"unk_token": UNKNOWN, "pad_token": PAD, "bos_token": end, "eos_token": end}
@@ -56,7 +56,7 @@ def read_tokenizer(uri: str) -> Tokenizer:
     if storage.exists(subwords):
         try:
             tokenizer = tokenizer_from_json(storage.read_bytes(subwords).decode())
-            tokenizer.encode("a")
+            check_subwords(tokenizer)
         except Exception as error:  # the library of sub-words raises its own
             raise DamagedFileError(subwords, f"is damaged ({one_line(error)}); export the model again") from None
         return tokenizer

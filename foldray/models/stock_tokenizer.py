@@ -9,7 +9,7 @@ from foldray.errors import DamagedFileError, UserError, one_line
 from foldray.models.families import family_of_config
 from foldray.models.hub import copy_tokenizer
 from foldray.models.stock_config import find_checkpoint, is_hub_name, read_config
-from foldray.models.tokenizer import SpecialTokens, Tokenizer
+from foldray.models.tokenizer import SpecialTokens, Tokenizer, check_subwords, without_code, without_panic
 from foldray.storage.layout import GENERATION_FILE, STOCK_TOKENIZER_FILE, TOKENIZER_SETTINGS_FILE
 from foldray.storage.records import check_as
 
@@ -50,7 +50,7 @@ def read_stock_tokenizer(checkpoint: str, where: str = "corpus.tokenizer") -> To
         raise UserError(where, f"{checkpoint} has no {STOCK_TOKENIZER_FILE}; {fix}")
     try:
         bare = Tokenizer(_vocabulary(text), text)
-        bare.decode(bare.encode("a"))
+        check_subwords(bare)
     except Exception as error:  # the library of sub-words raises its own
         raise UserError(where, f"{checkpoint}: {STOCK_TOKENIZER_FILE} is damaged ({one_line(error)})") from None
     if len(bare) > config.vocab_size:
@@ -77,7 +77,8 @@ def _vocabulary(text: str) -> list[str]:
     """Tokens by id, added ones included."""
     import tokenizers
 
-    ids = tokenizers.Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
+    with without_panic():
+        ids = tokenizers.Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
     if sorted(ids.values()) != list(range(len(ids))):
         raise ValueError("its ids are not 0, 1, 2 and so on")
     return sorted(ids, key=lambda token: ids[token])
@@ -93,13 +94,14 @@ def _special(place: str, config: "PreTrainedConfig", where: str) -> SpecialToken
         end = _id(generation.get("eos_token_id"), config.eos_token_id)
         prompts = _prompts(generation, start)
         most = int(getattr(config, "max_target_positions", None) or config.max_position_embeddings)
-    except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
         problem = f"lacks a token of the prompt or the end ({type(error).__name__}: {one_line(error)})"
         raise UserError(where, f"{place}/{GENERATION_FILE} {problem}") from None
     used = [end, *(number for prompt in prompts.values() for number in prompt)]
     if not all(0 <= number < config.vocab_size for number in used) or most <= max(map(len, prompts.values())):
         raise UserError(where, f"{place}/{GENERATION_FILE} names tokens or lengths that the model does not have")
-    return SpecialTokens(prompts, end, most, json.dumps(_parsed(place, TOKENIZER_SETTINGS_FILE, settings)))
+    settings = without_code(json.dumps(_parsed(place, TOKENIZER_SETTINGS_FILE, settings)))
+    return SpecialTokens(prompts, end, most, settings)
 
 
 def _parsed(place: str, name: str, text: str) -> dict[str, Any]:

@@ -6,12 +6,13 @@ The file is long so that encoding, decoding and spelling, which must agree, are 
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from foldray.errors import UserError
+from foldray.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import tokenizers
@@ -95,7 +96,13 @@ class Tokenizer:
         import tokenizers
 
         assert self.subwords is not None
-        return tokenizers.Tokenizer.from_str(self.subwords)
+        with without_panic():
+            return tokenizers.Tokenizer.from_str(self.subwords)
+
+    def _joined(self, ids: list[int]) -> str:
+        with without_panic():
+            text: str = self._subwords.decode(ids)
+            return text
 
     @cached_property
     def _is_byte_level(self) -> bool:
@@ -120,18 +127,18 @@ class Tokenizer:
         """
         if self.subwords is not None:
             spaced = f" {text}" if self.special and self._is_byte_level else text
-            ids: list[int] = self._subwords.encode(spaced, add_special_tokens=not self.special).ids
-            return ids
+            with without_panic():
+                ids: list[int] = self._subwords.encode(spaced, add_special_tokens=not self.special).ids
+                return ids
         return [self._characters.get(c, 1) for c in text]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Convert token ids to text; blanks, unknowns and a decoder's end token are dropped."""
         if self.special:
-            return " ".join(self._subwords.decode([i for i in ids if i not in self._not_text]).split())
+            return " ".join(self._joined([i for i in ids if i not in self._not_text]).split())
         known = [i for i in ids if 1 < i < len(self)]
         if self.subwords is not None:
-            text: str = self._subwords.decode(known)
-            return text
+            return self._joined(known)
         tokens = (self.vocabulary[i] for i in known)
         return " ".join("".join(_CHARACTERS.get(token, token) for token in tokens).split())
 
@@ -150,11 +157,35 @@ class Tokenizer:
         spelled, shown = [], ""
         for i in ids:
             kept += [] if i in self._not_text else [i]
-            text = self._subwords.decode(kept)
+            text = self._joined(kept)
             whole = not text.endswith("\ufffd")  # a character whose other bytes follow
             spelled.append(text[len(shown) :] if whole else "")
             shown = text if whole else shown
         return spelled
+
+
+@contextmanager
+def without_panic() -> Iterator[None]:
+    """Raise UserError where the `tokenizers` library panics on a file, which is a BaseException to Python."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        fix = "take the tokenizer of another copy of the model"
+        raise UserError("tokenizer", f"its own rules fail on a text ({one_line(error)}); {fix}") from None
+
+
+def check_subwords(tokenizer: Tokenizer) -> None:
+    """Encode and decode the shortest texts; raises what the `tokenizers` library raises on a damaged file."""
+    for ids in ([], tokenizer.encode("a")):
+        tokenizer.decode(ids)
+
+
+def without_code(settings: str) -> str:
+    """The settings of a tokenizer without the code that they name, which foldray never runs: others may."""
+    fields = json.loads(settings)
+    return json.dumps({name: value for name, value in fields.items() if name != "auto_map"})
 
 
 def character_tokenizer(texts: Iterable[str]) -> Tokenizer:

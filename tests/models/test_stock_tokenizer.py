@@ -6,13 +6,19 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, WhisperForConditionalGeneration
 
-from foldray import FoldPlan, fold
-from foldray.errors import UserError
+from foldray import FoldPlan, fold, fold_checkpoint
+from foldray.errors import DamagedFileError, UserError
 from foldray.models.processor import read_tokenizer
 from foldray.models.save_load import save_model
 from foldray.models.stock_tokenizer import read_stock_tokenizer
+from foldray.models.tokenizer import Tokenizer
 from tests.support.seq2seq import write_whisper
 
+PANICS = {
+    "model": {"type": "WordLevel", "vocab": {"<pad>": 0, "<unk>": 1, "a": 2}, "unk_token": "<unk>"},
+    "decoder": {"type": "Strip", "content": "a", "start": 1, "stop": 1},
+}
+"""The library panics where a token is shorter than what its decoder strips."""
 TEXTS = ["one two three", "a", "zwölf Boxkämpfer", "“quoted” 12 %", ""]
 
 
@@ -53,6 +59,7 @@ def test_a_saved_model_has_the_tokenizer_it_was_trained_with(tmp_path: Path) -> 
         (None, "has no tokenizer.json; write it with transformers"),
         ("{", "tokenizer.json is damaged"),
         ('{"model": {}}', "tokenizer.json is damaged"),
+        (json.dumps(PANICS), "tokenizer.json is damaged"),
         ("[" * 50_000, "tokenizer.json is damaged"),
     ],
 )
@@ -74,6 +81,8 @@ def test_a_checkpoint_without_a_tokenizer_is_one_line(content: str | None, probl
         ("generation_config.json", b"[]", "is damaged"),
         ("generation_config.json", b'{"lang_to_id": {"<|de|>": 3}}', "lacks a token of the prompt"),
         ("generation_config.json", b'{"eos_token_id": 999999}', "names tokens or lengths that the model does not have"),
+        ("generation_config.json", b'{"eos_token_id": []}', "lacks a token of the prompt or the end"),
+        ("generation_config.json", b'{"eos_token_id": Infinity}', "lacks a token of the prompt or the end"),
         ("generation_config.json", b'{"decoder_start_token_id": -1}', "names tokens or lengths"),
         ("generation_config.json", b'{"decoder_start_token_id": "x"}', "lacks a token"),
         ("tokenizer_config.json", b"[", "is damaged"),
@@ -109,3 +118,23 @@ def test_a_tokenizer_of_a_larger_model_is_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 20}))
     with pytest.raises(UserError, match="has 296 tokens, the model 20; take both from one checkpoint"):
         read_stock_tokenizer(str(folder))
+
+
+def test_a_tokenizer_that_panics_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "subwords.json").write_text(json.dumps(PANICS))
+    with pytest.raises(DamagedFileError, match=r"subwords\.json: is damaged"):
+        read_tokenizer(str(tmp_path))
+    later = Tokenizer(["<pad>", "<unk>", "a"], json.dumps(PANICS))
+    with pytest.raises(UserError, match=r"tokenizer: its own rules fail on a text \(.+\); take"):
+        later.decode([2])
+
+
+def test_no_code_that_settings_name_is_written(tmp_path: Path) -> None:
+    folder = write_whisper(tmp_path / "whisper")
+    for name in ("tokenizer_config.json", "preprocessor_config.json"):
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**settings, "auto_map": {"AutoTokenizer": ["own.T", None]}}))
+    tokenizer = read_stock_tokenizer(str(folder))
+    save_model(fold_checkpoint(folder, FoldPlan(3, (3,))), tmp_path / "folded", tokenizer)
+    written = [file.name for file in (tmp_path / "folded").iterdir() if b"auto_map" in file.read_bytes()]
+    assert (written, read_tokenizer(str(tmp_path / "folded")).digest) == ([], tokenizer.digest)
