@@ -5,6 +5,7 @@ import hashlib
 import math
 import re
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,19 +106,26 @@ def _reason(error: OSError) -> str:
 def _copy(uri: str, target: Path) -> str:
     """Copy a file of at most MAX_BYTES; return its digest."""
     digest, size = hashlib.sha256(), 0
+    with target.open("wb") as copy:
+        for chunk in _chunks(uri):
+            size += len(chunk)
+            if size > MAX_BYTES:
+                raise UserError(uri, f"has over {MAX_BYTES:,} bytes; prune the n-gram")
+            digest.update(chunk)
+            copy.write(chunk)
+    return digest.hexdigest()[:8]
+
+
+def _chunks(uri: str) -> Iterator[bytes]:
+    """The bytes of a file. Apart from the copy, whose disk may be full: that is no error of this file."""
     try:
-        with storage.open_file(uri) as source, target.open("wb") as copy:
+        with storage.open_file(uri) as source:
             while chunk := source.read(_CHUNK):
-                size += len(chunk)
-                if size > MAX_BYTES:
-                    raise UserError(uri, f"has over {MAX_BYTES:,} bytes; prune the n-gram")
-                digest.update(chunk)
-                copy.write(chunk)
+                yield chunk
     except FileNotFoundError:
         raise UserError("--lm", f"{uri} does not exist") from None
     except OSError as error:
         raise UserError("--lm", f"{uri} can't be read ({error.strerror or one_line(error)})") from None
-    return digest.hexdigest()[:8]
 
 
 def _lines(source: _Readable, uri: str) -> Iterator[bytes]:
@@ -134,7 +142,7 @@ def _lines(source: _Readable, uri: str) -> Iterator[bytes]:
             if size > MAX_BYTES:
                 raise UserError(uri, f"unpacks to over {MAX_BYTES:,} bytes; prune the n-gram")
             yield line.rstrip(b"\r\n")
-    except (EOFError, gzip.BadGzipFile, OSError, ValueError) as error:
+    except (EOFError, OSError, ValueError, zlib.error) as error:
         raise UserError(uri, f"is damaged ({one_line(error)}); copy it again") from None
 
 

@@ -91,3 +91,17 @@ def test_bytes_that_are_no_text_and_damaged_or_huge_archives_are_one_line(
         read_arpa(str(packed))
     with pytest.raises(UserError, match=f"--lm: {tmp_path}/nowhere does not exist"):
         read_arpa(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("position", range(20, 60, 8))
+def test_a_flipped_bit_of_an_archive_is_one_line(position: int, tmp_path: Path) -> None:
+    data = bytearray(gzip.compress(ARPA.encode()))
+    data[position] ^= 0xFF
+    (tmp_path / "flipped.arpa.gz").write_bytes(data)
+    with pytest.raises(UserError, match=r"flipped\.arpa\.gz: is (damaged|not an ARPA file) \("):
+        read_arpa(str(tmp_path / "flipped.arpa.gz"))
+
+
+def test_a_full_disk_is_no_error_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device"):
+        ngram._copy(write_arpa(tmp_path), Path("/dev/full"))
