@@ -58,6 +58,14 @@ class LanguageModel:
         return self.weight * log_prob + (0.0 if word == END else self.word_bonus), after
 
 
+def _boundary(tokenizer: Tokenizer) -> int:
+    """The token between words. Raises UserError for a tokenizer of characters without it."""
+    if WORD_BOUNDARY not in tokenizer.vocabulary:
+        problem = f"beam needs words, and the model's characters have no '{WORD_BOUNDARY}' between them; use ctc"
+        raise UserError("--decoding", problem)
+    return tokenizer.vocabulary.index(WORD_BOUNDARY)
+
+
 class WordScorer:
     """Scores the words of prefixes; the scorer of `search_prefixes`.
 
@@ -86,7 +94,7 @@ class WordScorer:
         self._share = _shares(self.hotwords, hotword_weight)
         self._beginnings = None if words is None else {word[:end] for word in words for end in range(len(word) + 1)}
         self._pieces = _pieces(tokenizer)
-        self.boundary = None if tokenizer.subwords else tokenizer.vocabulary.index(WORD_BOUNDARY)
+        self.boundary = None if tokenizer.subwords else _boundary(tokenizer)
         self.most_gain = max(lm.word_bonus if lm else 0.0, 0.0) + (hotword_weight if self.hotwords else 0.0)
 
     def start(self) -> Words:

@@ -53,13 +53,13 @@ BUFFER_BYTES = 2**18
 
 
 def exists(uri: str) -> bool:
-    """Return whether a file exists; empty "directory" objects are not files."""
-    return objects.size(uri) is not None if is_s3(uri) else local_path(uri).is_file()
+    """Return whether a file exists; empty "directory" objects are not files, and no file has an invalid name."""
+    return (objects.size(uri) if is_s3(uri) else local.size(local_path(uri))) is not None
 
 
 def is_folder(uri: str) -> bool:
     """Return whether a folder exists; on S3, a prefix with at least one file below it."""
-    return next(objects.files(uri, page_size=10), None) is not None if is_s3(uri) else local_path(uri).is_dir()
+    return next(objects.files(uri, page_size=10), None) is not None if is_s3(uri) else local.is_folder(local_path(uri))
 
 
 def list_files(uri: str) -> list[str]:

@@ -35,6 +35,18 @@ def size(path: Path) -> int | None:
         raise
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether a folder exists; none has an invalid name."""
+    try:
+        return path.is_dir()
+    except ValueError:  # the name contains NUL
+        return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+
+
 def files(
     folder: Path, prefix: str = "", parents: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[tuple[str, int]]:

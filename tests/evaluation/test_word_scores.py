@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foldray.errors import UserError
-from foldray.evaluation.beam_options import BeamOptions
+from foldray.evaluation.beam_options import BeamOptions, read_words
 from foldray.evaluation.decode import greedy_texts
 from foldray.evaluation.prefix_search import ctc_nbest
 from foldray.evaluation.word_scores import WordScorer, word_search
@@ -191,3 +191,13 @@ def test_the_name_tells_how_a_row_was_decoded(tmp_path: Path) -> None:
 def test_wrong_options_are_one_line(given: dict[str, object], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         word_search(BeamOptions(**given), CHARACTERS)  # type: ignore[arg-type]
+
+
+def test_characters_without_a_word_boundary_are_one_line() -> None:
+    with pytest.raises(UserError, match=r"--decoding: beam needs words, and .* have no '\|' between them; use ctc"):
+        word_search(BeamOptions(), Tokenizer(["<pad>", "<unk>", "A"]))
+
+
+def test_more_hotwords_than_a_path_has_letters_are_words() -> None:
+    words = [f"W{number}" for number in range(2000)]
+    assert read_words(",".join(words), "--hotwords") == words

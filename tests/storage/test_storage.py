@@ -28,6 +28,9 @@ def test_missing_local_files_and_folders(tmp_path: Path) -> None:
     assert not storage.is_folder(nowhere)
     assert storage.list_files(nowhere) == storage.list_folders(nowhere) == []
     assert storage.file_sizes([nowhere]) == [None]
+    for name in ("x" * 5000, "a\0b"):
+        assert not storage.exists(name), "no file has such a name"
+        assert not storage.is_folder(name)
     storage.remove(nowhere)
     storage.remove_folder(nowhere)
     with pytest.raises(FileNotFoundError):
