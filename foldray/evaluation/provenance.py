@@ -13,7 +13,7 @@ from foldray.errors import DamagedFileError, UserError
 from foldray.models.hub import copy_fold, is_page
 from foldray.results.metrics import read_metrics
 from foldray.storage.layout import CheckpointFolder, ModelFolder, Run, Store
-from foldray.storage.records import read_as
+from foldray.storage.records import check_as, read_as
 
 if TYPE_CHECKING:
     from torch import nn
@@ -141,6 +141,7 @@ def _export_record(found: FoundModel) -> ExportRecord | None:
     record = read_as(ExportRecord, file)
     if not storage.is_plain(record["run_id"]):  # it becomes the name of files and folders
         raise DamagedFileError(file, f"is damaged (run_id: {record['run_id']!r} is not the id of a run)")
+    check_as(dict[str, str], storage.parse_json(record["versions"] or "{}", file), file)
     return record
 
 

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import TypedDict
 
+from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 
 from foldray import storage
@@ -30,6 +31,7 @@ from foldray.storage.layout import (
     STOCK_FILE,
     ModelFolder,
 )
+from foldray.storage.records import read_as
 
 FORMATS = ("seed", "unrolled", "onnx", *RUNTIMES, "int8")
 GRAPHS = ("onnx", *RUNTIMES)
@@ -119,7 +121,7 @@ def _check_place(place: str, out: str, expected: set[str]) -> None:
 def _exported(place: str) -> str:
     """Return the format of the export in a folder, whole or interrupted; "" if there is none."""
     file = ModelFolder(place).export
-    return str(storage.read_json(file).get("format")) if storage.exists(file) else ""
+    return str(read_as(dict[str, JsonValue], file).get("format")) if storage.exists(file) else ""
 
 
 def _not_empty(out: str) -> UserError:

@@ -1,13 +1,18 @@
 """Graphs that begin with the waveform compute the stock extractor's features."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from foldray.errors import UserError
 from foldray.models.families import FAMILIES
 from foldray.models.features import build_extractor, extract_features, output_frames, whole_frames
 from foldray.models.fold import ctc_logits
-from foldray.models.runtimes.ctc import SHERPA_EPS, TextLogProbs, undo_normalization
+from foldray.models.runtimes.ctc import SHERPA_EPS, TextLogProbs, check_nemo, undo_normalization
 from foldray.models.runtimes.features import WaveformInputs
+from foldray.models.runtimes.whisper import UNWANTED, _rules
+from foldray.models.tokenizer import SpecialTokens, Tokenizer
 from tests.support.runtimes import sweep
 from tests.support.tiny import CONFIGS, TOKENIZER, tiny_model
 
@@ -48,3 +53,27 @@ def test_a_runtime_that_knows_only_blanks_says_what_foldray_says() -> None:
         texts = [TOKENIZER.decode(torch.unique_consecutive(ids_T).tolist()) for ids_T in (before_T, after_T)]
         assert texts[0] == texts[1]
         assert 1 not in after_T
+
+
+@pytest.mark.parametrize(("setting", "value"), [("hop_length", 200), ("preemphasis", None), ("n_fft", 1024)])
+def test_the_setting_of_features_that_onnx_asr_lacks_is_named(setting: str, value: object) -> None:
+    model = tiny_model("parakeet", num_layers=1)
+    model.extractor = build_extractor(model)
+    model.extractor.feature_size = 80
+    check_nemo(model)
+    usual = getattr(model.extractor, setting)
+    setattr(model.extractor, setting, value)
+    with pytest.raises(UserError, match=f"computes features with {setting} {usual}, this model takes {value}; use"):
+        check_nemo(model)
+
+
+def test_suppressed_tokens_that_the_model_lacks_are_left_out() -> None:
+    tokenizer = Tokenizer(["a", "b", "c"], special=SpecialTokens({"": [0]}, 1, 8, "{}"))
+    model = SimpleNamespace(
+        generation_config=SimpleNamespace(suppress_tokens=[0, 50_257, -1], begin_suppress_tokens=[2, 99]),
+        config=SimpleNamespace(vocab_size=4),
+    )
+    always, first, last = ([score == UNWANTED for score in rule] for rule in _rules(model, tokenizer))
+    assert always == [True, False, False, True], "the last one has no token"
+    assert first == [False, False, True, False]
+    assert last == [True, False, True, True]

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -59,3 +60,10 @@ def test_whisper_tokens_are_bytes() -> None:
 def test_a_prompt_that_no_runtime_gives_is_refused(prompt: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="both runtimes need Whisper's tokens "):
         whisper_vocabulary(whisper_tokenizer(*prompt))
+
+
+def test_a_token_that_stands_for_no_bytes_is_refused() -> None:
+    tokenizer = whisper_tokenizer(START, QUIET)
+    other = replace(tokenizer, vocabulary=["▁one", *tokenizer.vocabulary[1:]])
+    with pytest.raises(UserError, match=r"--format: sherpa-onnx needs a vocabulary of bytes .* '▁one' is not of it"):
+        sherpa_whisper_tokens(other)

@@ -13,9 +13,10 @@ from foldray.config.model import ModelSpec
 from foldray.config.run_files import read_run_facts
 from foldray.data.manifest import read_manifest
 from foldray.errors import DamagedFileError, UserError
-from foldray.evaluation.provenance import find_model, run_id_of, trained_by
+from foldray.evaluation.provenance import find_model, provenance, run_id_of, trained_by
 from foldray.results.rows import SCHEMAS, read_files
 from foldray.results.searches import read_records, read_searches
+from foldray.stages.export import _exported
 from foldray.storage.layout import PreparedCorpus, Run, SearchFolder, Store
 from foldray.training.checkpoint import read_checkpoint
 from foldray.training.run_folder import whole_checkpoints
@@ -113,6 +114,17 @@ def test_an_export_cannot_name_a_run_outside_its_store(tmp_path: Path) -> None:
             read(found)
 
 
+@pytest.mark.parametrize("versions", ["x", "[]", '{"torch": []}'])
+def test_the_versions_of_an_export_are_texts(versions: str, tmp_path: Path) -> None:
+    numbers = {"alpha": 0.0, "beta": 0.0, "train_seconds": 0.0, "train_audio_seconds": 0.0, "step": 1, "seed": 0}
+    texts = dict.fromkeys(("recipe", "git_commit", "spec_hash", "format"), "")
+    record = {**numbers, **texts, "depths": [2], "run_id": "run", "versions": versions}
+    _write(tmp_path / "model/export.json", record)
+    _write(tmp_path / "model/fold.json", {})
+    with pytest.raises(DamagedFileError, match=r"export\.json: is damaged \("):
+        provenance(find_model(str(tmp_path / "model"), str(tmp_path / "store")))
+
+
 @pytest.mark.parametrize("checkpoint", ["run:../..", "run:", "run:/etc", "run:a/b", "run:.."])
 def test_a_checkpoint_of_a_run_is_named_by_its_id(checkpoint: str) -> None:
     with pytest.raises(ValueError, match="must be run: and the id of a run in the same store"):
@@ -140,3 +152,9 @@ def test_result_rows_name_a_run_of_their_store(tmp_path: Path) -> None:
         UserError, match=r"a\.parquet: can't be read as results \('\.\./\.\./x' is not the id of a run\)"
     ):
         read_files("results", [file])
+
+
+def test_the_record_of_an_export_is_an_object(tmp_path: Path) -> None:
+    _write(tmp_path / "export.json", [])
+    with pytest.raises(DamagedFileError, match=r"export\.json: is damaged \(content: "):
+        _exported(str(tmp_path))

@@ -52,9 +52,12 @@ def whisper_vocabulary(tokenizer: Tokenizer) -> tuple[dict[str, int], dict[str, 
 
 
 def sherpa_whisper_tokens(tokenizer: Tokenizer) -> str:
-    """A line for each text token: its bytes as base64, and its id."""
+    """A line for each text token: its bytes as base64, and its id. Raises UserError where it stands for no bytes."""
     text, _ = whisper_vocabulary(tokenizer)
     bytes_of = _bytes_of_characters()
+    if other := [token for token in text if not bytes_of.keys() >= {*token}]:
+        problem = f"sherpa-onnx needs a vocabulary of bytes (GPT-2's), and {other[0][:20]!r} is not of it; use unrolled"
+        raise UserError("--format", problem)
     raw = ((bytes(bytes_of[character] for character in token), i) for token, i in text.items())
     return _lines((base64.b64encode(token).decode(), i) for token, i in raw)
 

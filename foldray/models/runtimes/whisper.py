@@ -140,11 +140,16 @@ def _rules(stock: Any, tokenizer: Tokenizer) -> list[Tensor]:
     assert tokenizer.special is not None
     options, size = stock.generation_config, stock.config.vocab_size
     always, first, last = torch.zeros(size), torch.zeros(size), torch.full((size,), UNWANTED)
-    always[list(options.suppress_tokens or [])] = UNWANTED
+    always[_known(options.suppress_tokens, size)] = UNWANTED
     always[len(tokenizer) :] = UNWANTED
-    first[list(options.begin_suppress_tokens or [])] = UNWANTED
+    first[_known(options.begin_suppress_tokens, size)] = UNWANTED
     last[tokenizer.special.end] = 0
     return [always, first, last]
+
+
+def _known(tokens: list[int] | None, size: int) -> list[int]:
+    """The tokens that the model has: lists of suppressed ones are copied between vocabularies."""
+    return [token for token in tokens or [] if 0 <= token < size]
 
 
 class GrowingDecoder(_Decoder):
