@@ -1,6 +1,7 @@
-"""What a configuration of anybody may say: no code of its own, and no more modules than any model has."""
+"""What small files of a model may be, by anybody: no code, no more modules than any model has, of a bounded size."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foldray.errors import UserError
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 MAX_LAYERS = 1024
+MOST_SMALL_BYTES = 2**26
+"""Most bytes of a file of a model that is no weights; the largest tokenizers have some 30 MB."""
 _COUNTS = ("layers", "num_conv_pos_embeddings")
 """Ends of the names of fields that make so many modules; of data2vec, the second does too."""
 _SIZES = ("conv_", "tdnn_")
@@ -36,6 +39,20 @@ def check_config(config: "PreTrainedConfig", where: str, origin: str = "") -> No
             if (count is not value or name.endswith(_COUNTS)) and not _is_count(count):
                 problem = "has too many entries" if count is not value else f"is {value!r:.40}"
                 raise UserError(where, f"{origin}{name} {problem}, not 0 to {MAX_LAYERS}")
+
+
+def check_small_files(folder: Path, where: str, origin: str) -> None:
+    """Raise UserError for a JSON file of a model folder that is too large: transformers would read it whole."""
+    for file in sorted(folder.glob("*.json")):
+        if file.is_file():
+            check_size(file.name, file.stat().st_size, where, origin)
+
+
+def check_size(name: str, size: int | None, where: str, origin: str) -> None:
+    """Raise UserError for a file of a model that is no weights and too large; None for an unknown size."""
+    if size is not None and size > MOST_SMALL_BYTES and not name.endswith(".safetensors"):
+        fix = "do not trust this model"
+        raise UserError(where, f"{origin}/{name} has {size:,} bytes, over the limit of {MOST_SMALL_BYTES:,}; {fix}")
 
 
 def _is_count(value: object) -> bool:

@@ -15,6 +15,7 @@ from huggingface_hub.utils import httpx, validate_repo_id  # type: ignore[attr-d
 
 from foldray import storage
 from foldray.errors import UserError
+from foldray.models.config_checks import check_size
 from foldray.models.hub_errors import hub_errors
 from foldray.storage.layout import (
     CONFIG_FILE,
@@ -147,22 +148,25 @@ class _Repository:
     def __init__(self, name: str, revision: str | None = None, where: str = _WHERE) -> None:
         self._name, self._where = name, where
         self.commit: ResolvedRevision = HfApi().resolve_revision(name, revision=revision)
+        self._sizes: dict[str, int | None] = {}
         listed = self._listed()
         self.reached = listed is not None
         self.files = {file.name for file in self.copy(CONFIG_FILE).parent.iterdir()} if listed is None else listed
 
     def _listed(self) -> set[str] | None:
         try:
-            info = HfApi().model_info(self._name, revision=self.commit.resolved)
+            info = HfApi().model_info(self._name, revision=self.commit.resolved, files_metadata=True)
         except (httpx.TransportError, OfflineModeIsEnabled):
             return None
         except HfHubHTTPError as error:
             if error.response.status_code < DOWN:
                 raise
             return None
-        return {file.rfilename for file in info.siblings or []}
+        self._sizes = {file.rfilename: file.size for file in info.siblings or []}
+        return {*self._sizes}
 
     def copy(self, file: str) -> Path:
+        check_size(file, self._sizes.get(file), self._where, self._name)
         try:
             return Path(hf_hub_download(self._name, file, revision=self.commit))
         except RemoteEntryNotFoundError:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from foldray import storage
 from foldray.errors import DamagedFileError, UserError, one_line
+from foldray.models.config_checks import MOST_SMALL_BYTES
 from foldray.models.families import family_of, family_of_config, transformers_class
 from foldray.models.features import build_extractor
 from foldray.models.folded_model import FoldedModel
@@ -54,8 +55,9 @@ def read_tokenizer(uri: str) -> Tokenizer:
     folder = ModelFolder(uri)
     subwords = folder.file(SUBWORDS_FILE)
     if storage.exists(subwords):
+        content = storage.read_bounded(subwords, MOST_SMALL_BYTES)
         try:
-            tokenizer = tokenizer_from_json(storage.read_bytes(subwords).decode())
+            tokenizer = tokenizer_from_json(content.decode())
             check_subwords(tokenizer)
         except Exception as error:  # the library of sub-words raises its own
             raise DamagedFileError(subwords, f"is damaged ({one_line(error)}); export the model again") from None
@@ -66,7 +68,7 @@ def read_tokenizer(uri: str) -> Tokenizer:
         return read_stock_tokenizer(uri, uri)
     if not storage.exists(folder.file(VOCABULARY_FILE)):
         raise UserError(uri, "has no tokenizer; copy that of the model it was folded from beside it")
-    ids = read_as(dict[str, int], folder.file(VOCABULARY_FILE))
+    ids = read_as(dict[str, int], folder.file(VOCABULARY_FILE), MOST_SMALL_BYTES)
     return Tokenizer([token for token in sorted(ids, key=lambda token: ids[token]) if token != END])
 
 

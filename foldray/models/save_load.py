@@ -17,7 +17,7 @@ from foldray import storage
 from foldray.errors import DamagedFileError, UserError, one_line
 from foldray.folding.plan import FoldPlan, Private
 from foldray.folding.private import split_state
-from foldray.models.config_checks import check_config
+from foldray.models.config_checks import check_config, check_small_files
 from foldray.models.families import Family, family_of_config, transformers_class
 from foldray.models.features import keep_extractor
 from foldray.models.fold import decoder_stack_of, fold, set_depths, stack_of
@@ -99,6 +99,7 @@ def _load(uri: str, plan: FoldPlan, decoder: FoldPlan | None) -> PreTrainedModel
 
 
 def _read_config(local: Path, uri: str) -> PreTrainedConfig:
+    check_small_files(local, "MODEL", uri)
     try:
         config: PreTrainedConfig = transformers_class("AutoConfig").from_pretrained(local, trust_remote_code=False)
     except Exception as error:  # transformers raises errors of many types

@@ -12,7 +12,7 @@ from foldray import storage
 from foldray.config.model import ModelSpec, PlannedModel
 from foldray.errors import UserError, one_line
 from foldray.folding.plan import FoldPlan
-from foldray.models.config_checks import check_config
+from foldray.models.config_checks import MOST_SMALL_BYTES, check_config, check_small_files
 from foldray.models.families import FAMILIES, Family, family_of_config, transformers_class
 from foldray.models.hub import copy_config, list_model
 from foldray.models.seed_layers import Method, check_seed
@@ -131,9 +131,12 @@ def read_config(checkpoint: str) -> "PreTrainedConfig":
     try:
         with tempfile.TemporaryDirectory() as copied:
             if "://" in checkpoint:
-                source = copied
-                Path(copied, CONFIG_FILE).write_bytes(storage.read_bytes(ModelFolder(checkpoint).file(CONFIG_FILE)))
+                source, file = copied, ModelFolder(checkpoint).file(CONFIG_FILE)
+                Path(copied, CONFIG_FILE).write_bytes(storage.read_bounded(file, MOST_SMALL_BYTES))
+            check_small_files(Path(source), "model.checkpoint", checkpoint)
             config: PreTrainedConfig = transformers_class("AutoConfig").from_pretrained(source, trust_remote_code=False)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError("model.checkpoint", f"{checkpoint} does not load: {one_line(error)}") from None
     check_config(config, "model.checkpoint", f"{checkpoint}: {CONFIG_FILE} ")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from foldray import storage
 from foldray.errors import DamagedFileError, UserError, one_line
+from foldray.models.config_checks import MOST_SMALL_BYTES
 from foldray.models.families import family_of_config
 from foldray.models.hub import copy_tokenizer
 from foldray.models.stock_config import find_checkpoint, is_hub_name, read_config
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 DEFAULT_LANGUAGE = "en"
 """Language of utterances whose corpus names none, in multilingual models."""
-MOST_TOKENIZER_BYTES = 2**26
 
 
 def read_stock_tokenizer(checkpoint: str, where: str = "corpus.tokenizer") -> Tokenizer:
@@ -64,11 +64,8 @@ def _read(place: str, name: str) -> str | None:
     file = storage.join(place, name)
     if not storage.exists(file):
         return None
-    (size,) = storage.file_sizes([file])
-    if size is not None and size > MOST_TOKENIZER_BYTES:
-        raise UserError(file, f"has {size:,} bytes, over the limit of {MOST_TOKENIZER_BYTES:,}")
     try:
-        return storage.read_bytes(file).decode()
+        return storage.read_bounded(file, MOST_SMALL_BYTES).decode()
     except UnicodeDecodeError:
         raise DamagedFileError(file, "is damaged (it is not UTF-8); copy it again") from None
 

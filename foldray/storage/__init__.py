@@ -45,11 +45,14 @@ from foldray.storage.uri import (
 __all__ = [
     "absolute", "check_writable", "create", "create_json", "download", "exists", "explain_disk", "file_sizes",
     "filesystem_path", "inside", "is_folder", "is_known", "is_local", "is_plain", "is_relative", "join", "list_files",
-    "list_folders", "list_tree", "local_folder", "open_file", "parse_json", "read_bytes", "read_json", "read_range",
-    "relative", "remove", "remove_folder", "retrying", "scrubbed", "split", "upload", "write_bytes", "write_json",
+    "list_folders", "list_tree", "local_folder", "open_file", "parse_json", "read_bounded", "read_bytes", "read_json",
+    "read_range", "relative", "remove", "remove_folder", "retrying", "scrubbed", "split", "upload", "write_bytes",
+    "write_json",
 ]  # fmt: skip
 
 BUFFER_BYTES = 2**18
+MAX_JSON_BYTES = 2**28
+"""Most bytes of a JSON file: Python's values take ten times as many."""
 
 
 def exists(uri: str) -> bool:
@@ -136,9 +139,21 @@ def create(uri: str, data: bytes) -> bool:
     return objects.create(uri, data) if is_s3(uri) else local.create(local_path(uri), data)
 
 
-def read_json(uri: str) -> Any:
-    """Return the value of a JSON file. Raises FileNotFoundError, or DamagedFileError naming the file."""
-    return parse_json(read_bytes(uri), uri)
+def read_bounded(uri: str, most: int) -> bytes:
+    """Return the content of a file of at most `most` bytes. Raises FileNotFoundError, or UserError for a larger one."""
+    if is_s3(uri):
+        data, size = objects.read_part(uri, 0, most + 1)
+    else:
+        size = local.size(local_path(uri)) or 0
+        data = b"" if size > most else read_bytes(uri)
+    if size > most:
+        raise UserError(bare(uri), f"has {size:,} bytes, over the limit of {most:,}; copy it again, or do not trust it")
+    return data
+
+
+def read_json(uri: str, most: int = MAX_JSON_BYTES) -> Any:
+    """Return the value of a JSON file of at most `most` bytes. Raises as `read_bounded`, and DamagedFileError."""
+    return parse_json(read_bounded(uri, most), uri)
 
 
 def parse_json(text: str | bytes, where: str) -> Any:

@@ -13,14 +13,15 @@ T = TypeVar("T")
 _adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)  # building one is a thousand checks long
 
 
-def read_as(kind: type[T], uri: str) -> T:
-    """Return the content of a JSON file as `kind`, a type that pydantic can check.
+def read_as(kind: type[T], uri: str, most: int = storage.MAX_JSON_BYTES) -> T:
+    """Return the content of a JSON file of at most `most` bytes as `kind`, a type that pydantic can check.
 
     Raises:
         FileNotFoundError: The file does not exist.
+        UserError: It is larger.
         DamagedFileError: Names the file and the first field that is missing or wrong.
     """
-    return check_as(kind, storage.read_json(uri), uri)
+    return check_as(kind, storage.read_json(uri, most), uri)
 
 
 def check_as(kind: type[T], value: object, where: str, *, strict: bool = False) -> T:

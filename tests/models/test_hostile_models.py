@@ -19,8 +19,10 @@ from foldray.folding.plan import Private
 from foldray.models.count import fold_on_meta
 from foldray.models.families import FAMILIES
 from foldray.models.int8 import to_int8
+from foldray.models.processor import read_tokenizer
 from foldray.models.stock import load_stock
 from foldray.models.stock_config import read_config
+from foldray.results.auto_depth import read_auto
 from foldray.storage.layout import INT8_FILE
 from tests.support.tiny import TOKENIZER, folded, tiny_model
 
@@ -239,3 +241,28 @@ def test_the_undamaged_model_loads(good: Path) -> None:
 def test_no_path_is_deeper_than_the_limit() -> None:
     with pytest.raises(KeyError, match="use at most 1000"):
         FoldPlan(2, (2,)).path(10**9)
+
+
+SMALL = ("config.json", "vocab.json", "preprocessor_config.json", "fold.json")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_file_that_is_large_is_not_read(name: str, good: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(good, tmp_path / "model"))
+    with (folder / name).open("r+b") as file:
+        file.truncate(2**28 + 1)  # takes no disk
+    with pytest.raises(UserError, match=rf"{name}:? has 268,435,457 bytes, over the limit of [0-9,]+; "):
+        load_model(folder)
+
+
+def test_tokenizers_and_records_have_their_bounds(tmp_path: Path) -> None:
+    for name, size, read in (
+        ("subwords.json", 2**26, read_tokenizer),
+        ("auto.json", 2**28, lambda uri: read_auto(uri, [2])),
+    ):
+        file = tmp_path / name
+        file.touch()
+        os.truncate(file, size + 1)
+        with pytest.raises(UserError, match=rf"{name}: has {size + 1:,} bytes, over the limit of {size:,}; copy"):
+            read(str(tmp_path))
+        file.unlink()

@@ -57,3 +57,10 @@ def test_a_damaged_model_on_the_hub_is_one_line(kind: str, hub: Hub, stock: Path
     assert problem in refusal("org/damaged")
     named = [path for path in hub.downloads() if path.endswith(("x.bin", "x.safetensors"))]
     assert not named
+
+
+def test_a_small_file_that_is_large_is_not_copied(hub: Hub, stock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foldray.models.config_checks.MOST_SMALL_BYTES", 10_000)
+    hub.add("org/damaged", {**read_files(stock), "tokenizer.json": bytes(10_001)})
+    assert "org/damaged/tokenizer.json has 10,001 bytes, over the limit of 10,000" in refusal("org/damaged")
+    assert not [path for path in hub.downloads() if path.endswith("tokenizer.json")]

@@ -174,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _info(handler: _Handler, body: bytes, repo: str, revision: str = "main") -> None:  # noqa: ARG001
     if found := handler.repository(repo, revision):
-        siblings = [{"rfilename": name} for name in sorted(found[1].files)]
+        siblings = [{"rfilename": name, "size": len(found[1].files[name])} for name in sorted(found[1].files)]
         answer = {"id": repo, "sha": found[1].id, "private": found[0].private, "siblings": siblings}
         handler.send_json(answer | {"cardData": hub_upload.card_of(found[1].files)})
 
