@@ -38,7 +38,8 @@ def push(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new page private.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Write over a page that foldray did not write; its other files stay.")
+        bool,
+        typer.Option("--force", help="Write over a page that foldray did not write: its weights go, other files stay."),
     ] = False,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,17 +16,21 @@ from huggingface_hub import (
     ModelInfo,
     constants,
     get_token,
+    hf_hub_download,
 )
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, as the hub's library has it
 
 from foldray.errors import UserError, one_line
 from foldray.models.hub_errors import LOGIN
-from foldray.storage.layout import FOLD_FILE, README_FILE
+from foldray.storage.layout import FOLD_FILE, INT8_FILE, PRIVATE_FILE, README_FILE, STOCK_FILE
 
 CARD_FILE = README_FILE
-_OF_THE_HUB = (".gitattributes", CARD_FILE, "LICENSE", "LICENSE.md", "LICENSE.txt")
-"""Files of a page that was made by hand and has no model yet."""
+_OF_THE_HUB = (".gitattributes", "LICENSE", "LICENSE.md", "LICENSE.txt")
+"""Files of a page that was made by hand and has no model yet, besides a card without a text."""
+_STUB = re.compile(r"\s*(---\n.*?\n---\s*)?", re.DOTALL)
+"""The card that the hub writes: metadata, and no text."""
+_WEIGHTS = (STOCK_FILE, PRIVATE_FILE, INT8_FILE)
 MOST_BYTES = 50 * 10**9
 """Largest file that the hub takes (its docs on storage limits)."""
 _OFFLINE = "write the page to a folder with -o DIR"
@@ -71,7 +76,8 @@ def push_folder(
         name: OWNER/NAME; the page is made if there is none.
         folder: The files; their paths in it are those on the page.
         message: First line of the commit.
-        is_ours: Whether foldray writes a file of this name: such files that the folder lacks are deleted.
+        is_ours: Whether foldray writes a file of this name: such files that the folder lacks are deleted from a page
+            with a fold. From any other page only weights are: they would be taken for those of this model.
         private: Whether a new page is private.
         force: Whether to write over a page that foldray did not write.
 
@@ -89,9 +95,10 @@ def push_folder(
         page = _page(name, private)
         present = {file.rfilename for file in page.siblings or []}
         if not force:
-            _check_ours(name, present)
+            _check_ours(name, page, present)
         given = {file.relative_to(folder).as_posix(): file for file in files}
-        stale = sorted(file for file in present - given.keys() if is_ours(file))
+        ours = filter(is_ours, present - given.keys())
+        stale = sorted(file for file in ours if FOLD_FILE in present or file in _WEIGHTS)
         commit = HfApi().create_commit(
             name,
             [
@@ -128,10 +135,15 @@ def _page(name: str, private: bool) -> ModelInfo:
     return page
 
 
-def _check_ours(name: str, present: set[str]) -> None:
+def _check_ours(name: str, page: ModelInfo, present: set[str]) -> None:
     """Raise UserError for a page with files that no push of foldray wrote."""
-    foreign: Sequence[str] = sorted(present.difference(_OF_THE_HUB))
-    if foreign and FOLD_FILE not in present:
+    if FOLD_FILE in present:
+        return
+    foreign: Sequence[str] = sorted(present.difference(_OF_THE_HUB, {CARD_FILE}))
+    if not foreign and CARD_FILE in present:
+        card = hf_hub_download(name, CARD_FILE, revision=page.sha)
+        foreign = [] if _STUB.fullmatch(Path(card).read_text(encoding="utf-8", errors="replace")) else [CARD_FILE]
+    if foreign:
         shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         raise UserError(name, f"has files that foldray did not write ({shown}); choose another name, or give --force")
 

@@ -30,13 +30,15 @@ def base_model(found: FoundModel) -> str:
     for _ in range(MOST_BASES):
         checkpoint = read_run_spec(run).model.checkpoint if run and storage.exists(Run(run).spec) else None
         if not checkpoint or not checkpoint.startswith(RUN):
-            return checkpoint if checkpoint and is_page(checkpoint) else ""
+            return checkpoint if checkpoint and _is_on_hub(checkpoint) else ""
         run = Store(found.store).run(checkpoint.removeprefix(RUN)).uri
     return ""
 
 
 def rows_of(found: FoundModel, exported: PreTrainedModel, kind: str) -> list[ResultRow]:
-    """The newest result rows of these very weights: those of the run's step, and those of exports of them.
+    """The newest result row of these very weights on each test set, at each depth and by each decoding.
+
+    Rows of the run's step count, and those of exports of it.
 
     Args:
         found: The model.
@@ -48,15 +50,17 @@ def rows_of(found: FoundModel, exported: PreTrainedModel, kind: str) -> list[Res
     precision = "int8" if kind == "int8" else "float32"
     origin, digest = provenance(found), weights_digest(exported)
     run_id, of_run = run_id_of(found), precision == stored_precision(found.uri)
-    return [
+    rows = [
         row
-        for row in read_rows(found.store)
+        for row in read_rows(found.store)  # oldest first
         if row["precision"] == precision
         and (
             row["run_id"].endswith(f"-{digest}")
             or (of_run and (row["run_id"], row["step"]) == (run_id, origin["step"]))
         )
     ]
+    # An evaluated export has rows of its own beside those of its run.
+    return [*{(row["corpus"], row["split"], row["decoding"], row["depth"]): row for row in rows}.values()]
 
 
 def model_facts(
@@ -132,4 +136,9 @@ def _origin(found: FoundModel, run: str | None, exported: PreTrainedModel, kind:
 
 def _is_public(checkpoint: str) -> bool:
     """Whether a start may be named on a page: a hub name, a run, or random weights, but no path of a machine."""
-    return checkpoint == "random weights" or checkpoint.startswith(RUN) or is_page(checkpoint)
+    return checkpoint == "random weights" or checkpoint.startswith(RUN) or _is_on_hub(checkpoint)
+
+
+def _is_on_hub(checkpoint: str) -> bool:
+    """Whether a checkpoint is a page of the hub: a local folder may have the same form, and training prefers it."""
+    return is_page(checkpoint) and not storage.is_folder(checkpoint)

@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from foldray import UserError, load_model
+from foldray.evaluation.provenance import weights_digest
 from foldray.results.rows import ResultRow, write_rows
 from foldray.training.job import TrainJob
 from tests.support.commands import call
@@ -291,3 +292,44 @@ def test_a_page_without_a_fold_is_no_model_to_run(name: str, login: Hub, store: 
         "MODEL: org/stock is on the hub, but not a fold (fold.json is missing); fold it with `foldray train … "
         "model.checkpoint=org/stock`\n"
     )
+
+
+def test_a_card_of_others_is_not_written_over_unless_asked(login: Hub, store: str, capsys: Capture) -> None:
+    theirs = {"README.md": b"---\nlicense: mit\n---\n# Mine\n", "tokenizer.json": b"{}", "model.safetensors": b"x"}
+    repository = login.add("org/fold", {"README.md": theirs["README.md"]})
+    line = "org/fold: has files that foldray did not write (README.md); choose another name, or give --force"
+    assert refused(capsys, store, *MIT) == line
+    repository.commit({"README.md": b"---\nlicense: mit\n---\n"})
+    assert push(capsys, store, *MIT)[0] == 0, "the hub's own card has metadata only"
+    login.add("org/fold", theirs)
+    code, out, err = push(capsys, store, *MIT, "--force", "--format", "int8", "--json")
+    assert (code, json.loads(out)["deleted"]) == (0, ["model.safetensors"]), err
+    assert login.repositories["org/fold"].refs["main"].files["tokenizer.json"] == b"{}"
+
+
+def test_a_local_folder_is_no_page(
+    login: Hub, finished: TrainJob, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
+) -> None:
+    spec = json.loads(Path(finished.run, "spec.json").read_text())
+    spec["model"]["checkpoint"] = "checkpoints/whisper-tiny"
+    Path(finished.run, "spec.json").write_text(json.dumps(spec))
+    (tmp_path / "checkpoints" / "whisper-tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert refused(capsys, store).endswith("no model on the hub is known that run started from")
+    assert push(capsys, store, *MIT)[0] == 0
+    written = ModelCard(login.repositories["org/fold"].refs["main"].files["README.md"].decode())
+    assert written.data.base_model is None
+    assert "| started from | `a local checkpoint` |" in written.text
+    assert "whisper-tiny" not in written.text
+
+
+def test_a_depth_is_on_the_card_once_after_its_export_was_scored(
+    finished: TrainJob, store: str, tmp_path: Path, capsys: Capture
+) -> None:
+    digest = weights_digest(load_model(f"{finished.run}/model"))
+    later = scores(finished, run_id=f"run-{digest}", created="2026-02-01T00:00:00.000+00:00")
+    write_rows(store, [{**each, "wer": 0.75} for each in later], [])
+    assert push(capsys, store, *MIT, "-o", str(tmp_path / "page"))[0] == 0
+    card = ModelCard.load(tmp_path / "page" / "README.md")
+    shown = [(each.metric_name, each.metric_value) for each in card.data.eval_results if each.metric_type == "wer"]
+    assert shown == [(f"WER at depth {depth}", 75.0) for depth in (2, 3, 4)]
