@@ -35,7 +35,7 @@ def write_leaderboard(folder: str, model: str, rows: Sequence[ResultRow], scores
     written, table = [], [list(COLUMNS)]
     for row, score in zip(rows, scores, strict=True):
         name = f"{model}-depth-{row['depth']}"
-        file = _file_name(name, row)
+        file = _file_name(model, row)
         written.append(storage.join(folder, file))
         storage.write_bytes(written[-1], "".join(map(_line, score.transcripts)).encode())
         table.append([name, *_measured(row, score.transcripts), file])
@@ -66,12 +66,17 @@ def _measured(row: ResultRow, transcripts: Sequence[Transcript]) -> list[str]:
 
 
 def _file_name(model: str, row: ResultRow) -> str:
-    """MODEL_<owner-name>_DATASET_<corpus id>_<corpus>_<split>.jsonl, as the scorer splits it."""
+    """MODEL_<owner-name>-depth-<N>_DATASET_<corpus id>_<corpus>_<split>.jsonl, as the scorer splits it."""
+    depth = f"-depth-{row['depth']}"
     corpus = row["corpus"].rpartition("-")[0] or row["corpus"]
     dataset = "_".join(map(_plain, (row["corpus"], corpus, row["split"])))
-    return f"MODEL_{_plain(model)}_DATASET_{dataset}.jsonl"
+    return f"MODEL_{_plain(model, _MOST - len(depth))}{depth}_DATASET_{dataset}.jsonl"
 
 
-def _plain(name: str) -> str:
+_MOST = 80
+"""Characters of each part of a file's name."""
+
+
+def _plain(name: str, most: int = _MOST) -> str:
     """A part of a file's name; a hyphen stands for '/' and what else a name of a file should not have."""
-    return re.sub(r"[^\w.-]", "-", name)[:80]
+    return re.sub(r"[^\w.-]", "-", name)[:most]

@@ -1,5 +1,7 @@
-"""Result rows as the hub's `.eval_results/*.yaml`, one file for each depth and test set."""
+"""Result rows as the hub's `.eval_results/*.yaml`, one file for each depth, test set and decoding."""
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +27,10 @@ class Benchmark:
 
 
 def parse_benchmarks(texts: Sequence[str]) -> dict[str, Benchmark]:
-    """Parse `[SPLIT=]OWNER/NAME:TASK`, by split; "" stands for every split. Raises UserError."""
+    """Parse `[SPLIT=]OWNER/NAME:TASK`, by split; "" stands for every split, `CORPUS/SPLIT` for that of one corpus.
+
+    Raises UserError.
+    """
     found: dict[str, Benchmark] = {}
     for text in texts:
         matched = re.fullmatch(r"(?:([^=]+)=)?([\w.-]+(?:/[\w.-]+)?):([\w.-]+)", text)
@@ -45,19 +50,21 @@ def eval_files(rows: Sequence[ResultRow], page_url: str, benchmarks: Mapping[str
     Args:
         rows: Result rows of one model.
         page_url: The model's page, the source of the results.
-        benchmarks: Benchmarks by split, as `parse_benchmarks` returns them.
+        benchmarks: Benchmarks by test set, as `parse_benchmarks` returns them.
 
     Raises:
         UserError: A benchmark is for a split without rows, or for those of several corpora.
     """
     for split in benchmarks:
-        corpora = {row["corpus"] for row in rows if split in ("", row["split"])}
+        corpora = {row["corpus"] for row in rows if split in ("", *_names_of(row))}
         if len(corpora) != 1 or (not split and len({row["split"] for row in rows}) > 1):
             had = ", ".join(sorted({f"{row['corpus']} {row['split']}" for row in rows})) or "none"
-            raise UserError("--benchmark", f"must name the split of one test set; those with result rows: {had}")
+            fix = "; write CORPUS/SPLIT=… for that of one corpus" if len(corpora) > 1 else ""
+            raise UserError("--benchmark", f"must name the split of one test set; those with result rows: {had}{fix}")
     files: dict[str, str] = {}
     for row in rows:
-        place = benchmarks.get(row["split"]) or benchmarks.get("") or Benchmark(row["corpus"], row["split"])
+        named = (benchmarks[name] for name in (*_names_of(row), "") if name in benchmarks)
+        place = next(named, Benchmark(row["corpus"], row["split"]))
         entry = EvalResultEntry(
             dataset_id=printable(place.dataset),
             task_id=printable(place.task),
@@ -71,6 +78,11 @@ def eval_files(rows: Sequence[ResultRow], page_url: str, benchmarks: Mapping[str
     return files
 
 
+def _names_of(row: ResultRow) -> tuple[str, str]:
+    """What `--benchmark` may call a row's test set, the more exact name first."""
+    return f"{row['corpus']}/{row['split']}", row["split"]
+
+
 def _notes(row: ResultRow) -> str:
     """What tells the rows of one benchmark apart."""
     trained = "" if row["trained"] else " (untrained)"
@@ -80,5 +92,8 @@ def _notes(row: ResultRow) -> str:
 
 def _file_name(row: ResultRow) -> str:
     """A plain file name; whatever a name of a corpus should not bring into it becomes a hyphen."""
-    named = f"{row['corpus'][:80]}-{row['split'][:40]}-{row['decoding'][:20]}-depth-{row['depth']}"
-    return f"{EVAL_PREFIX}{re.sub(r'[^A-Za-z0-9._-]+', '-', named)}.yaml"
+    whole = [row["corpus"], row["split"], row["decoding"]]
+    named = [re.sub(r"[^A-Za-z0-9._-]+", "-", part[:most]) for part, most in zip(whole, (80, 40, 20), strict=True)]
+    if named != whole:  # two of these may be one after the cut
+        named.append(hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:8])
+    return f"{EVAL_PREFIX}{'-'.join(named)}-depth-{row['depth']}.yaml"

@@ -63,7 +63,7 @@ def evaluate_stage(
     if leaderboard is not None:
         from foldray.evaluation.leaderboard import write_leaderboard
 
-        name = model if is_page(model) else f"foldray/{found.name}"
+        name = model if is_page(model) else f"foldray/{scored['run_id']}"
         scored["leaderboard"] = write_leaderboard(storage.absolute(leaderboard), name, rows, scores)
     return scored
 

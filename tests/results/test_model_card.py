@@ -7,6 +7,7 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+from foldray.errors import UserError
 from foldray.models.hub_license import License
 from foldray.results.hub_results import eval_files, parse_benchmarks
 from foldray.results.markdown import code
@@ -70,3 +71,21 @@ def test_benchmarks_are_named_by_split() -> None:
     named = parse_benchmarks(["test=org/bench:clean", "other=org/bench:other"])
     loaded = [yaml.safe_load(text)[0]["dataset"] for text in eval_files(rows, "https://hub/x", named).values()]
     assert loaded == [{"id": "org/bench", "task_id": "clean"}, {"id": "org/bench", "task_id": "other"}]
+
+
+def test_the_split_of_one_of_two_corpora_is_named_with_it() -> None:
+    rows = [row(corpus="an4-1"), row(corpus="libri-2")]
+    with pytest.raises(UserError, match=r"an4-1 test, libri-2 test; write CORPUS/SPLIT=… for that of one corpus"):
+        eval_files(rows, "https://hub/x", parse_benchmarks(["test=org/bench:clean"]))
+    named = parse_benchmarks(["libri-2/test=org/bench:clean"])
+    loaded = [yaml.safe_load(text)[0]["dataset"]["id"] for text in eval_files(rows, "https://hub/x", named).values()]
+    assert loaded == ["an4-1", "org/bench"]
+
+
+def test_names_that_are_cut_keep_files_apart() -> None:
+    search = "beam-50:lm-0123456789abcdef-0.5-1.5"
+    ways = [search, f"{search}:words-1", f"{search}:words-2"]
+    rows = [row(decoding=way, depth=depth) for way in ways for depth in (2, 4)]
+    rows += [row(corpus="c" * 90, split=split) for split in ("s" * 50, "s" * 51)]
+    assert len(eval_files(rows, "https://hub/x", {})) == len(rows)
+    assert [*eval_files([row()], "https://hub/x", {})] == [".eval_results/foldray-an4-1-test-ctc-depth-4.yaml"]

@@ -8,10 +8,13 @@ import pytest
 
 from foldray.data import prepare as preparation
 from foldray.data.text import normalise
+from foldray.evaluation.leaderboard import write_leaderboard
+from foldray.evaluation.score import DepthScore, Transcript
 from foldray.models.save_load import load_model
 from foldray.training.job import TrainJob
 from tests.support import corpora
 from tests.support.commands import call
+from tests.support.rows import row as made
 
 pytest_plugins = ["tests.support.finished_run"]
 
@@ -91,3 +94,12 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_scored(
     code, out, err = call(capsys, "evaluate", Path(finished.run).name, *given)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert err.startswith("--leaderboard: ")
+
+
+def test_a_long_name_keeps_its_depths_apart(tmp_path: Path) -> None:
+    model, rows = f"foldray/{'run' * 40}", [made(depth=depth) for depth in (2, 3, 12)]
+    scores = [DepthScore(each["depth"], 0.0, 0.0, 2.0, 0, [], [Transcript("a", 1.0, 0.5, "A", "A")]) for each in rows]
+    *files, _ = write_leaderboard(str(tmp_path), model, rows, scores)
+    names = [Path(file).name for file in files]
+    assert [name.partition("_DATASET_")[0][-8:] for name in names] == ["-depth-2", "-depth-3", "depth-12"]
+    assert {len(name.partition("_DATASET_")[0]) for name in names} == {len("MODEL_") + 80}
