@@ -3,6 +3,7 @@
 import numpy as np
 from typing_extensions import TypedDict
 
+from foldray import storage
 from foldray.data.audio import decode_flac
 from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import Manifest, read_index, read_manifest
@@ -12,6 +13,7 @@ from foldray.data.text import normalise
 from foldray.errors import UserError
 from foldray.evaluation.provenance import find_model
 from foldray.models.costs import costs_of
+from foldray.models.hub import is_page
 from foldray.results.alignment import align_words
 from foldray.results.auto_depth import AutoDepth, AutoPoint, write_auto
 from foldray.runtime.terminal import counting
@@ -52,15 +54,18 @@ def calibrate_stage(
         loss: WER above that of the deepest depth which is allowed, a fraction.
 
     Raises:
-        UserError: The model has one depth only, or the corpus or split does not exist.
+        UserError: The model has one depth only or is in the hub's cache, or the corpus or split does not exist.
     """
     if not 0 <= loss <= 1:
         raise UserError("--loss", f"use 0 to 100 points of WER, not {100 * loss:g}")
     found = find_model(model, store)
+    if found.run is None and is_page(model) and not storage.is_folder(model):
+        fix = f"copy it with `hf download {model} --local-dir DIR`, and calibrate DIR"
+        raise UserError(model, f"is in the hub's cache, where a calibration would be lost; {fix}")
     recogniser = Recogniser(found.uri)
     if len(recogniser.depths) < 2:
         raise UserError(model, f"runs one depth only ({recogniser.depths[0]}); auto chooses among several")
-    corpus = scoring_corpus(found, data, split).uri
+    corpus = scoring_corpus(found, data, split, also=check if check != split else "").uri
     manifest = read_manifest(corpus)
     if not manifest.rows_by_split.get(split):
         raise UserError("--split", f"the corpus has no '{split}'; it has {', '.join(sorted(manifest.rows_by_split))}")

@@ -1,5 +1,6 @@
 """The prepared corpus that a model is scored on: the run's own, another, or a raw one that is prepared for it."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from foldray import storage
@@ -27,13 +28,16 @@ class ScoringCorpus:
     scored_as: TextProfile | None = None
 
 
-def scoring_corpus(found: FoundModel, data: str | None, split: str, *, as_written: bool = False) -> ScoringCorpus:
+def scoring_corpus(
+    found: FoundModel, data: str | None, split: str, *, also: str = "", as_written: bool = False
+) -> ScoringCorpus:
     """Return the corpus to score a model on, and prepare a raw one.
 
     Args:
         found: The model.
         data: A prepared or raw corpus; by default that of the model's run.
         split: The split to score.
+        also: Another split that is prepared with it, if a raw corpus has it.
         as_written: Whether its references should be as they were written. Then a raw corpus is prepared with
             `corpus.text=as_is`, by default the one that the run's corpus was prepared from, if it is still there.
 
@@ -55,9 +59,13 @@ def scoring_corpus(found: FoundModel, data: str | None, split: str, *, as_writte
     if data != BUILTIN_CORPUS and not storage.is_folder(storage.absolute(data)):
         raise UserError("--data", f"{data} is neither a prepared corpus nor a folder with one")
     elsewhere: dict[str, object] = {"layout": "auto", "audio_root": None, "audio_places": (), "follow_links": False}
-    fields = _fields(data, split) | elsewhere | {"cross_validate": None}
+    elsewhere["cross_validate"] = None
     # Text must be normalised as the model learned it.
-    return _prepare(like or CorpusSpec(path=data), fields, found.store, as_written)
+    like = like or CorpusSpec(path=data)
+    if also:
+        with suppress(UserError):  # about the other split, or raised again below
+            return _prepare(like, _fields(data, split, also) | elsewhere, found.store, as_written)
+    return _prepare(like, _fields(data, split) | elsewhere, found.store, as_written)
 
 
 def _is_there(corpus: CorpusSpec, split: str) -> bool:
@@ -83,12 +91,12 @@ def _scored_as(text: TextProfile) -> TextProfile | None:
     return None if text == "as_is" else text
 
 
-def _fields(path: str, split: str) -> dict[str, object]:
+def _fields(path: str, *splits: str) -> dict[str, object]:
     """What scoring changes in the spec of a corpus."""
     # Scoring compares words: it needs no tokenizer, for which there may be no 'train', and drops no long text.
     return {
         "path": path,
-        "splits": (split,),
+        "splits": splits,
         "max_quarantine": 1.0,
         "units": "characters",
         "tokenizer": None,

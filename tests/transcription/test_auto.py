@@ -9,14 +9,21 @@ import pytest
 import soundfile
 
 from foldray import FoldPlan
+from foldray.data import prepare as preparation
+from foldray.data.manifest import read_manifest
 from foldray.errors import UserError
+from foldray.evaluation import provenance
+from foldray.evaluation.provenance import find_model
 from foldray.models.save_load import save_model
 from foldray.results.auto_depth import AutoDepth, AutoPoint, read_auto, write_auto
+from foldray.stages import calibrate
 from foldray.stages.calibrate import calibrate_stage
+from foldray.stages.scoring_corpus import scoring_corpus
 from foldray.stages.transcribe import transcribe_stage
 from foldray.training.job import TrainJob
 from foldray.transcription.auto import Measured, choose, curve_of
 from foldray.transcription.transcript import Transcript
+from tests.support import corpora
 from tests.support.commands import call
 from tests.support.tiny import TOKENIZER, folded
 
@@ -97,6 +104,32 @@ def test_a_missing_or_damaged_calibration_is_one_line(model: str) -> None:
         file.write_text(json.dumps(damaged))
         with pytest.raises(UserError, match=r"auto.json: is damaged"):
             read_auto(model, (2, 4, 6))
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_raw_corpus_is_prepared_with_the_split_to_check(
+    own_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "_write_shards", corpora._write_serially)
+    (own_corpus / "valid.jsonl").write_text((own_corpus / "test.jsonl").read_text().replace('"test-', '"valid-'))
+    found = find_model("run", str(tmp_path / "store"))
+
+    def splits(also: str) -> dict[str, int]:
+        return read_manifest(scoring_corpus(found, str(own_corpus), "valid", also=also).uri).rows_by_split
+
+    alone = splits("")
+    assert splits("nowhere") == alone
+    assert splits("test").keys() == {*alone, "test"}
+    monkeypatch.setattr(calibrate, "measure", lambda *_: MEASURED)
+    done = calibrate_stage("run", str(tmp_path / "store"), str(own_corpus), loss=1.0)
+    assert done["check"] is not None
+    assert done["check"][0] == "test"
+
+
+def test_a_copy_in_the_cache_of_the_hub_is_not_calibrated(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    monkeypatch.setattr(provenance, "copy_fold", lambda _: model)
+    with pytest.raises(UserError, match=r"^org/fold: is in the hub's cache, .*; copy it with `hf download"):
+        calibrate_stage("org/fold", "./store")
 
 
 def test_a_calibrated_run_transcribes_and_reports_its_curve(
