@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-"""The file of a saved plan in a model folder."""
 Order = Literal["in_place", "cycle", "group"]
 
 
