@@ -1,8 +1,8 @@
 """Parquet files: the only module that opens one for reading, since a source or a store may be anybody's.
 
 Extension types are refused: `ray.data.arrow_pickled_object`, which Ray Data registers, unpickles each value when it
-becomes a Python value, and so runs code of the file. Sizes are bounded before and while a row group is decoded: a
-dictionary page of 1 kB may stand for gigabytes.
+becomes a Python value, and so runs code of the file. Sizes are bounded before and while a row group is decoded, by the
+headers of its pages: the footer may say anything, and a dictionary page of 1 kB may stand for gigabytes.
 """
 
 import contextlib
@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foldray import storage
-from foldray.errors import DamagedFileError, UserError, one_line
+from foldray.errors import DamagedFileError, one_line
+from foldray.storage.parquet_pages import Pages, Window, longest_repeated
+from foldray.storage.parquet_types import check_plain
 
 Filters: TypeAlias = list[tuple[str, str, str]]
 """Conditions on columns, as pyarrow takes them: (column, operator, value)."""
@@ -27,10 +29,6 @@ MAX_ROWS = 2**24
 _BATCH_BYTES = 2**28
 """Most decoded bytes of one batch."""
 _BATCH_ROWS = 2**16
-
-_EXTENSION = b"ARROW:extension:name"
-_PLAIN_EXTENSIONS = {"arrow.json", "arrow.uuid"}
-"""Extension types of Arrow itself whose values become `str` and `uuid.UUID`."""
 
 
 class ParquetReader:
@@ -45,7 +43,7 @@ class ParquetReader:
         """Open a file.
 
         Args:
-            file: A binary file, or its path.
+            file: A binary file.
             where: Its URI, for messages.
             footer: The footer if it is known, which saves two requests to an object store.
             verify: Whether pages are verified against their checksums.
@@ -53,8 +51,11 @@ class ParquetReader:
         Raises:
             pa.ArrowException: The file is damaged, is not Parquet, or has too many rows.
         """
+        self._window = Window(file)
         with _damaged_names():
-            self._file = pq.ParquetFile(file, metadata=footer, page_checksum_verification=verify)  # noqa: TID251
+            self._file = pq.ParquetFile(  # noqa: TID251
+                self._window, metadata=footer, page_checksum_verification=verify
+            )
             self.schema: pa.Schema = self._file.schema_arrow
         self._where = where
         self.footer: pq.FileMetaData = self._file.metadata
@@ -63,6 +64,8 @@ class ParquetReader:
 
     def batches(self, number: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The rows of one row group in batches of at most 256 MiB, however far their encoding is compressed.
+
+        A row of over 256 MiB is a batch of its own.
 
         Args:
             number: Row group, from 0.
@@ -73,12 +76,17 @@ class ParquetReader:
             pa.ArrowException: The row group is damaged or too large.
         """
         check_plain(self.schema, columns, self._where)
-        # A value is at most as long as its column, but a dictionary or a common prefix may repeat it in every row.
-        rows = _BATCH_BYTES // max(1, self._checked_bytes(number, columns))
+        pages = [each for _, each in self._pages(number, columns)]
+        most = self.footer.row_group(number).num_rows
+        for each in pages:
+            if each.values > most:  # lists, of which one row may have any number of values
+                _check_bytes(each.most, number)
+        rows = _BATCH_BYTES // max(1, sum(each.longest for each in pages))
         rows = max(1, min(_BATCH_ROWS, rows))
         for batch in self._file.iter_batches(rows, row_groups=[number], columns=list(columns)):
             batch.validate(full=True)  # else invalid UTF-8 raises only when it becomes a Python value
             yield batch
+        self._window.forget()
 
     def read_row_group(self, number: int, columns: Sequence[str]) -> pa.Table:
         """One row group as a table. Raises as `batches`."""
@@ -91,28 +99,44 @@ class ParquetReader:
         return pa.Table.from_batches(batches) if batches else self._file.read_row_group(number, columns=list(columns))
 
     def read(self, columns: Sequence[str]) -> pa.Table:
-        """All row groups of a file that foldray wrote, bounded by the sizes in its footer. Raises as `batches`.
+        """All row groups of a file. Raises as `batches`.
 
-        Row groups are decoded whole: the index of a million utterances would take minutes in batches.
+        Row groups are decoded whole where no dictionary can expand them beyond the limit: the index of a million
+        utterances would take minutes in batches.
         """
         check_plain(self.schema, columns, self._where)
         tables = [self.schema.empty_table().select(list(columns))]
         for number in range(self.footer.num_row_groups):
-            self._checked_bytes(number, columns)
-            tables.append(self._file.read_row_group(number, columns=list(columns)))
+            if self._most_bytes(number, columns) > MAX_ROW_GROUP_BYTES:
+                tables.append(self.read_row_group(number, columns))
+            else:
+                tables.append(self._file.read_row_group(number, columns=list(columns)))
+            self._window.forget()
         return pa.concat_tables(tables)
 
-    def _checked_bytes(self, number: int, columns: Sequence[str]) -> int:
-        """The bytes of the largest column, as the footer declares it. Raises ArrowInvalid where they are too many."""
+    def _most_bytes(self, number: int, columns: Sequence[str]) -> int:
+        """The most bytes that a row group may decode to: its pages, and what is repeated."""
+        pages = [(chunk.path_in_schema, each) for chunk, each in self._pages(number, columns)]
+        most = sum(each.most for _, each in pages)
+        if most <= MAX_ROW_GROUP_BYTES or len(dict(pages)) < len(pages):
+            return most
+        # By the longest entries of dictionaries, which takes milliseconds to know.
+        large = {path: each.indexed for path, each in pages if each.indexed and each.most > _BATCH_BYTES}
+        longest = longest_repeated(self._window, self.footer, number, large)
+        return sum(each.size + each.values * longest[path] if path in longest else each.most for path, each in pages)
+
+    def _pages(self, number: int, columns: Sequence[str]) -> list[tuple[pq.ColumnChunkMetaData, Pages]]:
+        """The columns of a row group that are read, and their pages. Raises ArrowInvalid where they are too large."""
         group = self.footer.row_group(number)
-        sizes = [0]
+        self._window.forget()
+        found = []
         for chunk in map(group.column, range(group.num_columns)):
             with _damaged_names():
                 path = chunk.path_in_schema
             if any(path == column or path.startswith(f"{column}.") for column in columns):
-                sizes.append(chunk.total_uncompressed_size)
-        _check_bytes(sum(sizes), number)
-        return max(sizes)
+                found.append((chunk, self._window.pages(chunk)))
+        _check_bytes(sum(each.size for _, each in found), number)
+        return found
 
 
 @contextlib.contextmanager
@@ -130,38 +154,6 @@ def _check_bytes(size: int, number: int) -> None:
         raise pa.ArrowInvalid(f"row group {number} takes over {limit} bytes decoded; write smaller row groups")
 
 
-def check_plain(schema: pa.Schema, columns: Sequence[str], where: str) -> None:
-    """Raise UserError if one of the columns has an extension type, or contains one.
-
-    The name in a field's metadata counts too: whether it becomes a type depends on what else is imported.
-
-    Args:
-        schema: The schema of a file.
-        columns: Names of columns, or paths in them.
-        where: The file, for messages.
-    """
-    roots = {*columns, *(column.partition(".")[0] for column in columns)}
-    for field in schema:
-        found = _extension(field) if field.name in roots else None
-        if found:
-            raise UserError(where, f"column '{field.name}' has the extension type {found}; write it with a plain type")
-
-
-def _extension(field: pa.Field) -> str | None:
-    """The name of the first extension type in a field that is not known to be plain, None without one."""
-    kind = field.type
-    name = (field.metadata or {}).get(_EXTENSION, b"").decode(errors="replace")
-    if isinstance(kind, pa.BaseExtensionType):
-        name = kind.extension_name
-        if type(kind) not in (pa.JsonType, pa.UuidType):
-            return str(name)
-    if name and name not in _PLAIN_EXTENSIONS:
-        return str(name)
-    inner = [pa.field("", kind.value_type)] if pa.types.is_dictionary(kind) else []
-    inner += [kind.field(i) for i in range(kind.num_fields)]
-    return next(filter(None, map(_extension, inner)), None)
-
-
 @contextlib.contextmanager
 def open_parquet(uri: str) -> Iterator[ParquetReader]:
     """A Parquet file opened for reading by row groups.
@@ -176,7 +168,7 @@ def open_parquet(uri: str) -> Iterator[ParquetReader]:
 
 def open_local(path: Path) -> ParquetReader:
     """A local Parquet file, opened for reading by row groups. Raises as `open_parquet`."""
-    return ParquetReader(path, str(path))
+    return ParquetReader(pa.OSFile(str(path)), str(path))
 
 
 def parse_parquet(data: bytes, where: str) -> ParquetReader:

@@ -17,7 +17,7 @@ from foldray.data.reader import read_rows
 from foldray.errors import DamagedFileError, UserError
 from foldray.results.rows import SCHEMAS, read_files
 from foldray.storage import parquet
-from foldray.storage.parquet import open_local, read_row_group, read_table
+from foldray.storage.parquet import open_local, parse_parquet, read_row_group, read_table
 from tests.support.rows import row
 
 NAME = "test.pickled"
@@ -213,3 +213,88 @@ def test_a_result_row_without_a_value_is_refused(column: str, tmp_path: Path) ->
     pq.write_table(pa.Table.from_pylist(rows, SCHEMAS["results"]), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=rf"a\.parquet: can't be read as results \(column {column} has 1 rows"):
         read_files("results", [tmp_path / "a.parquet"])
+
+
+def _understate(file: Path) -> None:
+    """Let the footer state one byte for each column: zigzag varints of the same lengths."""
+    data = bytearray(file.read_bytes())
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    group = pq.read_metadata(file).row_group(0)
+    for size in (group.column(i).total_uncompressed_size for i in range(group.num_columns)):
+        number, coded = 2 * size, bytearray()
+        while number:
+            coded.append(number & 0x7F | (0x80 if number > 0x7F else 0))
+            number >>= 7
+        at = data.index(coded, footer)
+        data[at : at + len(coded)] = bytes([0x82, *[0x80] * (len(coded) - 2), 0x00])
+    file.write_bytes(data)
+    lied = pq.read_metadata(file).row_group(0)
+    assert {lied.column(i).total_uncompressed_size for i in range(lied.num_columns)} == {1}
+
+
+def test_a_footer_that_understates_sizes_makes_no_batch_larger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "_BATCH_BYTES", 2**22)
+    file = tmp_path / "train.parquet"
+    _bomb(file, "text", pa.string(), 2**20, 30)
+    _understate(file)
+    sizes = [batch.nbytes for batch in open_local(file).batches(0, ["text"])]
+    assert max(sizes) < 2**22
+    assert sum(sizes) > 30 * 2**20
+
+
+@pytest.mark.parametrize("size", [2**20, 2**10])
+def test_an_index_that_expands_is_refused(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "MAX_ROW_GROUP_BYTES", 2**23)
+    file = _bomb(tmp_path / "index.parquet", "id", pa.string(), size, 64)
+    schema = pa.schema([("id", pa.string()), ("text", pa.string())])
+    if size == 2**10:
+        assert read_table(file, schema).num_rows == 64
+        return
+    with pytest.raises(DamagedFileError, match=r"row group 0 takes over 8,388,608 bytes decoded"):
+        read_table(file, schema)
+
+
+def test_a_list_that_expands_in_one_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "MAX_ROW_GROUP_BYTES", 2**24)
+    pq.write_table(pa.table({"text": [["A" * 2**20] * 100]}), tmp_path / "a.parquet", compression="zstd")
+    with pytest.raises(pa.ArrowInvalid, match="row group 0 takes over 16,777,216 bytes decoded"):
+        next(open_local(tmp_path / "a.parquet").batches(0, ["text"]))
+
+
+@pytest.mark.parametrize(
+    ("written", "repeats"),
+    [
+        ({"compression": "none", "use_dictionary": False}, False),
+        ({"compression": "zstd", "data_page_version": "2.0"}, True),
+        ({"compression": "snappy", "write_page_checksum": True, "dictionary_pagesize_limit": 2000}, True),
+        ({"use_dictionary": False, "column_encoding": {"s": "DELTA_BYTE_ARRAY", "l.list.element": "PLAIN"}}, True),
+    ],
+)
+def test_pages_are_counted_as_the_writer_counts_them(written: dict[str, Any], repeats: bool, tmp_path: Path) -> None:
+    texts = [f"text {number % 700}" for number in range(5000)]
+    table = pa.table({"s": texts, "n": range(5000), "l": [[text, None] for text in texts]})
+    pq.write_table(table, tmp_path / "a.parquet", data_page_size=4096, write_batch_size=100, **written)
+    file = open_local(tmp_path / "a.parquet")
+    pages = file._pages(0, ["s", "n", "l"])
+    for chunk, found in pages:
+        assert found.values == chunk.num_values
+        assert 0.98 * chunk.total_uncompressed_size - 100 < found.size < chunk.total_uncompressed_size, "less headers"
+    assert pages[0][1].repeats == repeats
+    assert file.read(["s", "n", "l"]) == table
+    assert file.read_row_group(0, ["s", "n", "l"]) == table
+
+
+@pytest.mark.parametrize("byte", [0x00, 0x15, 0x1C, 0x99, 0xFF])
+def test_a_damaged_header_of_a_page_is_refused(byte: int, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["A", "B"]}), tmp_path / "a.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for at in range(4, 30):
+        data = bytearray(whole)
+        data[at] = byte
+        try:
+            table = parse_parquet(bytes(data), "a").read(["text"])
+        except (pa.ArrowException, OSError):
+            continue
+        assert table.num_rows == 2
+    with pytest.raises(pa.ArrowInvalid, match="the header of a page is damaged"):
+        parse_parquet(whole[:4] + b"\xff" * 12 + whole[16:], "a").read(["text"])

@@ -10,7 +10,8 @@ from foldray.data.layouts.fields import FIELD_NAMES, text_of
 from foldray.data.layouts.source_folder import SourceFolder, file_name, find_shards, stem
 from foldray.data.utterance import ContainerEntry, Utterance
 from foldray.errors import UserError, one_line
-from foldray.storage.parquet import ParquetReader, check_plain, open_parquet
+from foldray.storage.parquet import ParquetReader, open_parquet
+from foldray.storage.parquet_types import check_plain
 
 _COLUMNS = {name: FIELD_NAMES[name] for name in ("text", "id", "speaker", "language", "duration")}
 """The names that each column is recognised by, best first."""
