@@ -11,7 +11,7 @@ from torch import nn
 
 from foldray import storage
 from foldray.errors import UserError, one_line
-from foldray.models.config_checks import MAX_LAYERS, check_config
+from foldray.models.config_checks import MAX_LAYERS, check_config, check_small_files
 from foldray.models.families import Family
 from foldray.models.hub import ADAPTER_FILE, CONVERT, INDEX_FILE, PICKLED
 from foldray.models.int8 import SCALE
@@ -38,10 +38,11 @@ def check_weights(family: Family, folder: Path, config: "PreTrainedConfig", orig
 
     Raises:
         UserError: Weights are pickled, outside the folder, damaged, of integers, of a wrapped or an adapted model, or
-            the configuration describes a far larger model.
+            the configuration describes a far larger model; or a file that is no weights is too large.
     """
     if getattr(config, "transformers_weights", None):
         raise UserError(where, f"{origin}: {CONFIG_FILE} names a weight file (transformers_weights); remove the field")
+    check_small_files(folder, where, origin)
     numbers = _numbers(_weight_files(folder, origin, where), origin, where)
     _check_wrapped(numbers, origin, where)
     _check_size(family, config, sum(numbers.values()), origin, where)

@@ -22,6 +22,7 @@ from foldray.models.int8 import to_int8
 from foldray.models.processor import read_tokenizer
 from foldray.models.stock import load_stock
 from foldray.models.stock_config import read_config
+from foldray.models.weight_files import check_weights
 from foldray.results.auto_depth import read_auto
 from foldray.storage.layout import INT8_FILE
 from tests.support.tiny import TOKENIZER, folded, tiny_model
@@ -253,6 +254,16 @@ def test_a_small_file_that_is_large_is_not_read(name: str, good: Path, tmp_path:
         file.truncate(2**28 + 1)  # takes no disk
     with pytest.raises(UserError, match=rf"{name}:? has 268,435,457 bytes, over the limit of [0-9,]+; "):
         load_model(folder)
+
+
+def test_a_checkpoint_copied_from_a_bucket_is_checked_whole(stock: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(stock, tmp_path / "model"))
+    config = read_config(str(folder))
+    check_weights(FAMILIES["wav2vec2"], folder, config, "s3://b/model", "model.checkpoint")
+    (folder / "generation_config.json").touch()
+    os.truncate(folder / "generation_config.json", 2**26 + 1)
+    with pytest.raises(UserError, match=r"s3://b/model/generation_config\.json has 67,108,865 bytes"):
+        check_weights(FAMILIES["wav2vec2"], folder, config, "s3://b/model", "model.checkpoint")
 
 
 def test_tokenizers_and_records_have_their_bounds(tmp_path: Path) -> None:
