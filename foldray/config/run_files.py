@@ -18,6 +18,7 @@ class RunFacts(BaseModel):
         created: When the run began, in UTC.
         versions: Versions of the packages it began with.
         git_commit: The commit of foldray, if it ran from a repository.
+        local_checkpoint: Whether `model.checkpoint` was a folder where the run began: it may look like a hub name.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -28,6 +29,7 @@ class RunFacts(BaseModel):
     created: str
     versions: dict[str, str]
     git_commit: str
+    local_checkpoint: bool = False
 
 
 def read_run_spec(run: str) -> RunSpec:

@@ -30,7 +30,7 @@ def base_model(found: FoundModel) -> str:
     for _ in range(MOST_BASES):
         checkpoint = read_run_spec(run).model.checkpoint if run and storage.exists(Run(run).spec) else None
         if not checkpoint or not checkpoint.startswith(RUN):
-            return checkpoint if checkpoint and _is_on_hub(checkpoint) else ""
+            return checkpoint if checkpoint and _is_on_hub(checkpoint, run) else ""
         run = Store(found.store).run(checkpoint.removeprefix(RUN)).uri
     return ""
 
@@ -119,7 +119,7 @@ def _origin(found: FoundModel, run: str | None, exported: PreTrainedModel, kind:
         "run": run_id_of(found),
         "recipe": known["recipe"],
         "training corpus": read_run_facts(run).corpus_id if run else "",
-        "started from": "a local checkpoint" if started and not _is_public(started) else started,
+        "started from": "a local checkpoint" if run and not _is_public(started, run) else started,
         "order of blocks": "paths" if plan.paths else plan.order,
         "private parts": str(plan.private),
         "alpha, beta": f"{known['alpha']:g}, {known['beta']:g}" if is_known else "",
@@ -134,11 +134,15 @@ def _origin(found: FoundModel, run: str | None, exported: PreTrainedModel, kind:
     }
 
 
-def _is_public(checkpoint: str) -> bool:
+def _is_public(checkpoint: str, run: str) -> bool:
     """Whether a start may be named on a page: a hub name, a run, or random weights, but no path of a machine."""
-    return checkpoint == "random weights" or checkpoint.startswith(RUN) or _is_on_hub(checkpoint)
+    return checkpoint == "random weights" or checkpoint.startswith(RUN) or _is_on_hub(checkpoint, run)
 
 
-def _is_on_hub(checkpoint: str) -> bool:
-    """Whether a checkpoint is a page of the hub: a local folder may have the same form, and training prefers it."""
-    return is_page(checkpoint) and not storage.is_folder(checkpoint)
+def _is_on_hub(checkpoint: str, run: str | None) -> bool:
+    """Whether a run's checkpoint is a page of the hub: a local folder may have the same form, and training prefers it.
+
+    The run says so; those that began before it did are asked whether there is such a folder here.
+    """
+    was_local = bool(run) and storage.exists(Run(str(run)).facts) and read_run_facts(str(run)).local_checkpoint
+    return is_page(checkpoint) and not was_local and not storage.is_folder(checkpoint)

@@ -86,7 +86,7 @@ def describe_run(spec: RunSpec, corpus: str) -> dict[str, Any]:
     from importlib.metadata import version
 
     packages = ("foldray", "torch", "torchaudio", "transformers", "ray", "pyarrow", "numpy")
-    manifest = read_manifest(corpus)
+    manifest, checkpoint = read_manifest(corpus), spec.planned_model().model.checkpoint
     return {
         "corpus": corpus,
         "corpus_id": manifest.corpus_id,
@@ -94,6 +94,7 @@ def describe_run(spec: RunSpec, corpus: str) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in packages},
         "git_commit": _git_commit(),
+        "local_checkpoint": bool(checkpoint) and Path(str(checkpoint)).expanduser().is_dir(),
     }
 
 

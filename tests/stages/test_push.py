@@ -11,9 +11,11 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from foldray import UserError, load_model
+from foldray.config.load import build_spec
 from foldray.evaluation.provenance import weights_digest
 from foldray.results.rows import ResultRow, write_rows
 from foldray.training.job import TrainJob
+from foldray.training.launch import describe_run
 from tests.support.commands import call
 from tests.support.hub import Hub, Request
 from tests.support.hub_models import TOKEN
@@ -307,14 +309,20 @@ def test_a_card_of_others_is_not_written_over_unless_asked(login: Hub, store: st
     assert login.repositories["org/fold"].refs["main"].files["tokenizer.json"] == b"{}"
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_local_folder_is_no_page(
-    login: Hub, finished: TrainJob, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
-) -> None:
+    elsewhere: bool, login: Hub, finished: TrainJob, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: Capture,
+) -> None:  # fmt: skip
     spec = json.loads(Path(finished.run, "spec.json").read_text())
     spec["model"]["checkpoint"] = "checkpoints/whisper-tiny"
     Path(finished.run, "spec.json").write_text(json.dumps(spec))
     (tmp_path / "checkpoints" / "whisper-tiny").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
+    if elsewhere:  # pushed where the folder is not
+        facts = describe_run(build_spec(spec, "spec"), finished.corpus)
+        Path(finished.run, "run.json").write_text(json.dumps(facts))
+        monkeypatch.chdir("/")
     assert refused(capsys, store).endswith("no model on the hub is known that run started from")
     assert push(capsys, store, *MIT)[0] == 0
     written = ModelCard(login.repositories["org/fold"].refs["main"].files["README.md"].decode())
