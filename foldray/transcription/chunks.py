@@ -13,6 +13,8 @@ Samples = npt.NDArray[np.float32]
 LEVEL_SAMPLES = 320  # 20 ms
 SMOOTHED = 11
 """Levels averaged around a cut: 220 ms. Closures of stops are shorter (50 to 150 ms), pauses of speech longer."""
+LONG_PAUSE = 21
+"""Smoothed levels of a pause between sentences: 420 ms."""
 PAUSE_DECIBEL = 25.0
 """How far below the loud parts of its surroundings a pause is."""
 
@@ -36,7 +38,10 @@ class Chunk:
 
 
 def cut_chunks(pieces: Iterable[Samples], seconds: float, context: float, step: int = LEVEL_SAMPLES) -> Iterator[Chunk]:
-    """Cut a stream of samples at its quietest points.
+    """Cut a stream of samples in pauses of speech.
+
+    A chunk ends in the first long pause behind its first quarter; without one, where its second half is quietest. Only
+    a cut without any pause has context on either side, for which the chunk's own part is shorter.
 
     Args:
         pieces: Consecutive samples at 16 kHz.
@@ -45,14 +50,13 @@ def cut_chunks(pieces: Iterable[Samples], seconds: float, context: float, step: 
         step: All cuts, and all starts of context, are multiples of so many samples.
     """
     margin = int(context * SAMPLE_RATE) // step * step
-    longest = max(step, (int(seconds * SAMPLE_RATE) - 2 * margin) // step * step)
+    longest = int(seconds * SAMPLE_RATE) // step * step
     buffer, first = np.zeros(0, np.float32), 0  # the samples from `first` of the recording on
     begin, open_before = 0, False
     for piece in pieces:
         buffer = np.concatenate([buffer, piece])
-        while first + len(buffer) - begin > longest + margin:
-            own = buffer[begin - first : begin - first + longest]
-            length, pause = _quietest(own, step)
+        while first + len(buffer) - begin > (most := max(step, longest - margin * open_before)):
+            length, pause = _cut(buffer[begin - first : begin - first + most], margin, step)
             end, open_after = begin + length, margin > 0 and not pause
             yield _chunk(buffer, first, begin, end, margin, (open_before, open_after))
             begin, open_before = end, open_after
@@ -68,14 +72,19 @@ def _chunk(buffer: Samples, first: int, begin: int, end: int, margin: int, overl
     return Chunk(buffer[start - first : stop - first], start, begin, end, overlaps)
 
 
-def _quietest(own_T: Samples, step: int) -> tuple[int, bool]:
-    """Where in the second half of some samples it is quietest, as a multiple of `step`, and whether that is a pause."""
+def _cut(own_T: Samples, margin: int, step: int) -> tuple[int, bool]:
+    """Where to cut some samples, as a multiple of `step`, and whether that is in a pause."""
     levels = decibels(own_T)
-    kernel = np.full(SMOOTHED, 1 / SMOOTHED)
-    smooth = np.convolve(np.pad(levels, SMOOTHED // 2, mode="edge"), kernel, mode="valid")
+    quiet = float(np.percentile(levels, 95)) - PAUSE_DECIBEL
+    smooth = np.convolve(np.pad(levels, SMOOTHED // 2, mode="edge"), np.full(SMOOTHED, 1 / SMOOTHED), mode="valid")
     half = len(smooth) // 2
-    found = half + int(np.argmin(smooth[half:]))
-    pause = bool(smooth[found] <= np.percentile(levels, 95) - PAUSE_DECIBEL)
+    edges = np.flatnonzero(np.diff(np.pad(smooth[len(smooth) // 4 :] <= quiet, 1).astype(int))) + len(smooth) // 4
+    long = [(begin, end) for begin, end in edges.reshape(-1, 2) if end - begin >= LONG_PAUSE]
+    found, pause = (int(sum(long[0])) // 2, True) if long else (half + int(np.argmin(smooth[half:])), False)
+    pause = pause or bool(smooth[found] <= quiet)
+    if not pause:
+        end = max(half + 1, len(smooth) - margin // LEVEL_SAMPLES)
+        found = half + int(np.argmin(smooth[half:end]))
     cut = round((found + 0.5) * LEVEL_SAMPLES / step) * step
     return min(max(step, cut), len(own_T) // step * step), pause
 
