@@ -56,6 +56,11 @@ def start_ray(min_cpus: float = 1, *, state_api: bool = False) -> ModuleType:
     return ray
 
 
+def node_resources(ray: ModuleType) -> list[dict[str, float]]:
+    """The logical resources of every live node, such as CPU and GPU, used by others or not."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def owns_ray() -> bool:
     """Return whether this process started the Ray that it uses, which then ends with it."""
     return _owned

@@ -7,15 +7,17 @@ SIGTERM reaches the process that knows which requests are in progress.
 import asyncio
 import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from foldray.errors import UserError
 from foldray.runtime.extras import check_extra
-from foldray.runtime.ray import owns_ray, start_ray
+from foldray.runtime.ray import node_resources, owns_ray, start_ray
+from foldray.runtime.terminal import print_status
 from foldray.serving.keys import KEY, api_key
 from foldray.serving.names import check_name
 
@@ -34,7 +36,7 @@ class ServeOptions:
         depths: The depths that are served; empty for all planned ones.
         latency: Budget in seconds for requests that name no depth.
         replicas: Copies of the model.
-        threads: Threads of each; None shares the cores.
+        threads: Threads of each; None shares the cores of this machine, up to those of the largest node.
         gpu: Whether each replica has a GPU.
     """
 
@@ -58,7 +60,8 @@ def serve_model(options: ServeOptions, on_ready: Callable[[str, tuple[int, ...]]
         on_ready: Called with the URL and the depths when requests are answered.
 
     Raises:
-        UserError: An option is wrong, the address can't be had, or the model does not load.
+        UserError: An option is wrong, the address can't be had, no node has what a replica needs, or the model does
+            not load.
     """
     check_extra("serve", "grpc_reflection", "python_multipart", "uvicorn", where="serve", what="serving")
     key = _checked_key(options)
@@ -66,12 +69,42 @@ def serve_model(options: ServeOptions, on_ready: Callable[[str, tuple[int, ...]]
     if options.depth is not None and options.latency is not None:
         raise UserError("--latency", "chooses the depth itself; leave out --depth, or --latency")
     with _listen(options.host, options.port) as listener:
-        threads = options.threads or max(1, (os.cpu_count() or 1) // options.replicas)
-        ray = start_ray(min_cpus=options.replicas * threads)
+        share = max(1, (os.cpu_count() or 1) // options.replicas)
+        ray = start_ray(min_cpus=options.replicas * (options.threads or share))
         try:
+            threads = check_room(node_resources(ray), options, share)
             _run(options, threads, key, listener, on_ready)
         finally:
             ray.shutdown()
+
+
+def check_room(nodes: Sequence[Mapping[str, float]], options: ServeOptions, share: int) -> int:
+    """Choose the threads of each replica so that a node has room for it: Serve waits for one without limit or word.
+
+    Args:
+        nodes: The resources of each node.
+        options: What the command line asks for.
+        share: Threads where the command line names none and a node is large enough.
+
+    Raises:
+        UserError: No node has a GPU, or so many CPUs.
+    """
+    workers = [node for node in nodes if node.get("CPU", 0) >= 1]
+    if not workers:  # a cluster at rest, whose autoscaler starts nodes as they are asked for, as in cluster/aws.yaml
+        print_status("waiting for nodes: none of this Ray has a CPU now")
+        return options.threads or share
+    fitting = [node for node in workers if not options.gpu or node.get("GPU", 0) >= 1]
+    if not fitting:
+        raise UserError("--gpu", "no node of this Ray has a GPU; leave it out")
+    largest = int(max(node["CPU"] for node in fitting))
+    threads = options.threads or min(share, largest)
+    if threads > largest:
+        kind = "largest node with a GPU" if options.gpu else "largest node"
+        raise UserError("--threads", f"{threads} exceeds the {largest} CPUs of the {kind}; use fewer")
+    room = sum(int(min(node["CPU"] // threads, node["GPU"] if options.gpu else math.inf)) for node in fitting)
+    if room < options.replicas:
+        print_status(f"waiting for nodes: this Ray has room for {room} of {options.replicas} replicas now")
+    return threads
 
 
 def _checked_key(options: ServeOptions) -> str | None:

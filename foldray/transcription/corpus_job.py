@@ -21,7 +21,7 @@ from foldray import storage
 from foldray.errors import UserError
 from foldray.evaluation.beam_options import BeamOptions
 from foldray.evaluation.decode import parse_decoding
-from foldray.runtime.ray import find_user_error, start_ray
+from foldray.runtime.ray import find_user_error, node_resources, start_ray
 from foldray.storage.layout import TranscriptsFolder
 from foldray.transcription.corpus_plan import Plan, Settings, read_planned
 from foldray.transcription.corpus_shard import ShardSummary, transcribe_shard
@@ -88,7 +88,7 @@ def transcribe_plan(
         on_progress: Called after every shard.
 
     Raises:
-        UserError: There are no GPUs, the model can't be loaded, or a store is unreachable.
+        UserError: There are no GPUs or CPUs, the model can't be loaded, or a store is unreachable.
     """
     shards: dict[int, tuple[ShardSummary, str]] = {}
     fresh, hours = 0, 0.0
@@ -205,10 +205,13 @@ def _run(plan: Plan, model: str, out: TranscriptsFolder, workers: int | None, us
 
 def _workers(ray: ModuleType, asked: int | None, shards: int, use_gpu: bool) -> tuple[int, int]:
     """How many actors there are, and the threads of each."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = node_resources(ray)
     cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
     units = sum(int(node.get("GPU", 0)) for node in nodes) if use_gpu else sum(cpus)
-    if not units:
+    if not units and use_gpu:
         raise UserError("--use-gpu", "no node of this Ray has a GPU; leave it out")
+    if not units:
+        fix = "start one that has (`ray start --num-cpus`), or unset RAY_ADDRESS to use this machine alone"
+        raise UserError("Ray", f"no node has a CPU for a worker; {fix}")
     workers = max(1, min(asked or units, units, shards))
     return workers, max(1, min(sum(cpus) // workers, min(cpus, default=1)))

@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +166,22 @@ def test_the_time_left_counts_what_this_start_has_done() -> None:
     assert describe(Progress(80, 90, 0, 0.0), 5.0) == ""
     assert describe(Progress(81, 90, 1, 0.5), 120.0) == "15 audio hours an hour, 18:00 left"
     assert describe(Progress(30, 31, 30, 1.0), 7_191.0) == "1 audio hours an hour, 4:00 left"
+
+
+@pytest.mark.parametrize(
+    ("resources", "use_gpu", "message"),
+    [
+        ({"CPU": 4.0}, True, "--use-gpu: no node of this Ray has a GPU; leave it out"),
+        ({"CPU": 0.0}, False, "Ray: no node has a CPU for a worker; start one that has"),
+    ],
+)
+def test_a_cluster_without_what_workers_need_is_one_line(
+    resources: dict[str, float], use_gpu: bool, message: str
+) -> None:
+    ray: Any = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": resources}])
+    with pytest.raises(UserError) as refused:
+        corpus_job._workers(ray, None, 8, use_gpu)
+    assert str(refused.value).startswith(message)
 
 
 def test_a_plan_is_a_function_of_the_listing() -> None:

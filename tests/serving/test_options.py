@@ -1,0 +1,50 @@
+"""What `foldray serve` checks before its replicas start."""
+
+import pytest
+
+from foldray.errors import UserError
+from foldray.serving.server import ServeOptions, check_room
+
+HEAD = {"CPU": 0.0, "memory": 1e9}
+SMALL, LARGE, GPUS = {"CPU": 2.0}, {"CPU": 4.0}, {"CPU": 3.0, "GPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "threads", "message"),
+    [
+        ([SMALL, LARGE], {}, 4, ""),
+        ([SMALL], {}, 2, ""),
+        ([{"CPU": 64.0}], {}, 8, ""),
+        ([SMALL, LARGE], {"threads": 3}, 3, ""),
+        ([LARGE, GPUS], {"gpu": True}, 3, ""),
+        ([GPUS], {"gpu": True, "threads": 1, "replicas": 2}, 1, ""),
+        ([GPUS], {"gpu": True, "threads": 1, "replicas": 3}, 1, "room for 2 of 3 replicas now"),
+        ([SMALL, LARGE], {"threads": 2, "replicas": 4}, 2, "room for 3 of 4 replicas now"),
+        ([HEAD], {"gpu": True}, 8, "none of this Ray has a CPU now"),
+    ],
+)
+def test_replicas_have_threads_that_a_node_has_room_for(
+    nodes: list[dict[str, float]],
+    options: dict[str, int],
+    threads: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ServeOptions("uri", "tiny", **options)  # type: ignore[arg-type]
+    assert check_room([HEAD, *nodes], given, share=8) == threads
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert bool(message) == bool(printed)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gpu": True}, "--gpu: no node of this Ray has a GPU; leave it out"),
+        ({"threads": 5}, "--threads: 5 exceeds the 4 CPUs of the largest node; use fewer"),
+    ],
+)
+def test_what_no_node_can_hold_is_one_line(options: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_room([HEAD, SMALL, LARGE], ServeOptions("uri", "tiny", **options), share=8)  # type: ignore[arg-type]
+    assert str(refused.value) == message
