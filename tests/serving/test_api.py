@@ -199,6 +199,13 @@ def test_the_key_guards_all_but_health(backend: Local) -> None:
     assert {response.status_code for response in call(app, *right, host="example.org")} == {200}
 
 
+@pytest.mark.parametrize("given", [b"\xff\xfe", "schlüssel".encode(), KEY.encode() + b"\xff", b"\x80 " + KEY.encode()])
+def test_a_key_of_other_bytes_is_a_wrong_key(given: bytes, backend: Local) -> None:
+    request = {"method": "GET", "url": "/v1/models", "headers": {"authorization": b"Bearer " + given}}
+    (response,) = call(app_of(backend, KEY), request)
+    assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
 def test_without_a_key_only_names_of_this_machine_are_answered(backend: Local) -> None:
     models = {"method": "GET", "url": "/v1/models"}
     for host in ("localhost", "127.0.0.1:8000", "[::1]:8000"):

@@ -3,6 +3,7 @@
 import pytest
 
 from foldray.errors import UserError
+from foldray.serving.keys import api_key
 from foldray.serving.server import ServeOptions, check_room
 
 HEAD = {"CPU": 0.0, "memory": 1e9}
@@ -48,3 +49,28 @@ def test_what_no_node_can_hold_is_one_line(options: dict[str, int], message: str
     with pytest.raises(UserError) as refused:
         check_room([HEAD, SMALL, LARGE], ServeOptions("uri", "tiny", **options), share=8)  # type: ignore[arg-type]
     assert str(refused.value) == message
+
+
+def test_a_key_from_a_file_ends_before_its_newline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDRAY_API_KEY", f" {'k' * 24}\n")
+    assert api_key() == "k" * 24
+    monkeypatch.delenv("FOLDRAY_API_KEY")
+    assert api_key() is None
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("", "is shorter than 16 characters"),
+        (f"{'k' * 15}\n", "is shorter than 16 characters"),
+        ("ein-langer-schlüssel", "has characters that no header carries"),
+        ("a key with spaces in it", "has characters that no header carries"),
+        ("two-lines-of-keys\ntwo-lines-of-keys", "has characters that no header carries"),
+        ("k" * 24 + "\udcff", "has characters that no header carries"),
+    ],
+)
+def test_a_key_that_clients_could_not_send_is_one_line(key: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDRAY_API_KEY", key)
+    with pytest.raises(UserError) as refused:
+        api_key()
+    assert str(refused.value) == f"FOLDRAY_API_KEY: {problem}; use `openssl rand -hex 24`"
