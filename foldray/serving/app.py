@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from foldray.errors import one_line
 from foldray.runtime.terminal import print_status
+from foldray.serving.address import is_loopback
 from foldray.serving.answers import TIMED, as_object, as_text
 from foldray.serving.messages import Answer, Ask, AskedDepth, ModelFacts, Refusal
 from foldray.serving.metrics import ServerMetrics
@@ -24,7 +25,6 @@ from foldray.serving.uploads import RefusedError, Upload, drain, read_upload
 
 MOST_REQUESTS = 64
 """Requests in progress; more are refused before their bodies are read."""
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 
 
@@ -200,7 +200,7 @@ def _formatted(upload: Upload, answer: Answer) -> Response:
 def _unauthorized(request: Request, key: str | None) -> Refusal | None:
     if key is None:
         host = re.sub(r":\d+$", "", request.headers.get("host", ""))
-        if host not in LOOPBACK:  # a web page whose name was bound to 127.0.0.1
+        if not is_loopback(host):  # a web page whose name was bound to 127.0.0.1
             return Refusal(403, "without FOLDRAY_API_KEY only localhost is answered", "forbidden_host")
         return None
     scheme, _, given = request.headers.get("authorization", "").partition(" ")

@@ -5,7 +5,6 @@ SIGTERM reaches the process that knows which requests are in progress.
 """
 
 import asyncio
-import ipaddress
 import logging
 import math
 import os
@@ -18,6 +17,7 @@ from foldray.errors import UserError
 from foldray.runtime.extras import check_extra
 from foldray.runtime.ray import node_resources, owns_ray, start_ray
 from foldray.runtime.terminal import print_status
+from foldray.serving.address import is_loopback, listen
 from foldray.serving.keys import KEY, api_key
 from foldray.serving.names import check_name
 
@@ -68,7 +68,7 @@ def serve_model(options: ServeOptions, on_ready: Callable[[str, tuple[int, ...]]
     check_name(options.name)
     if options.depth is not None and options.latency is not None:
         raise UserError("--latency", "chooses the depth itself; leave out --depth, or --latency")
-    with _listen(options.host, options.port) as listener:
+    with listen(options.host, options.port) as listener:
         share = max(1, (os.cpu_count() or 1) // options.replicas)
         ray = start_ray(min_cpus=options.replicas * (options.threads or share))
         try:
@@ -109,29 +109,9 @@ def check_room(nodes: Sequence[Mapping[str, float]], options: ServeOptions, shar
 
 def _checked_key(options: ServeOptions) -> str | None:
     key = api_key()
-    if key is None and not _is_loopback(options.host):
+    if key is None and not is_loopback(options.host):
         raise UserError("--host", f"{options.host} is reached from the network; set {KEY}, or use 127.0.0.1")
     return key
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket, before anything slow is started."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError("--port", f"{host}:{port} can't be listened on ({reason}); choose another") from None
-    return listener
 
 
 def _run(

@@ -208,7 +208,7 @@ def test_a_key_of_other_bytes_is_a_wrong_key(given: bytes, backend: Local) -> No
 
 def test_without_a_key_only_names_of_this_machine_are_answered(backend: Local) -> None:
     models = {"method": "GET", "url": "/v1/models"}
-    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000"):
+    for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:8000", "127.0.0.2:8000", "[::1]:8000"):
         assert call(app_of(backend), models, host=host)[0].status_code == 200
     for host in ("example.org", "localhost.example.org", "127.0.0.1.example.org:8000"):
         assert call(app_of(backend), models, host=host)[0].json()["error"]["code"] == "forbidden_host"

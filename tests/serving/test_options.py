@@ -3,6 +3,7 @@
 import pytest
 
 from foldray.errors import UserError
+from foldray.serving.address import listen
 from foldray.serving.keys import api_key
 from foldray.serving.server import ServeOptions, check_room
 
@@ -74,3 +75,27 @@ def test_a_key_that_clients_could_not_send_is_one_line(key: str, problem: str, m
     with pytest.raises(UserError) as refused:
         api_key()
     assert str(refused.value) == f"FOLDRAY_API_KEY: {problem}; use `openssl rand -hex 24`"
+
+
+def test_a_port_belongs_to_the_first_server_at_once() -> None:
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(UserError) as refused:
+            listen("127.0.0.1", port)
+    problem = "can't be listened on (Address already in use); choose another"
+    assert str(refused.value) == f"--port: 127.0.0.1:{port} {problem}"
+    listen("127.0.0.1", port).close()
+
+
+@pytest.mark.parametrize(
+    ("host", "problem"),
+    [
+        ("nowhere.invalid", "nowhere.invalid can't be found ("),
+        ("a" * 64, f"{'a' * 64} can't be found ("),
+        ("192.0.2.1", "192.0.2.1 is no address of this machine; "),
+    ],
+)
+def test_a_host_that_is_not_here_is_named(host: str, problem: str) -> None:
+    with pytest.raises(UserError) as refused:
+        listen(host, 0)
+    assert str(refused.value).startswith(f"--host: {problem}")
