@@ -1,6 +1,7 @@
 """Batches of clips at mixed depths: whatever waits goes in, and each clip is answered when its depth is reached."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -111,9 +112,7 @@ class Scheduler:
         if self._budget is not None and any(job.ticket.depth is None for job in batch):
             now = time.monotonic()
             behind = self._speed.seconds([job.seconds for job in self._waiting], [self._depths[0]] * len(self._waiting))
-            slack = min(job.ticket.due for job in batch) - now
-            if self._waiting:
-                slack = min(slack, min(job.ticket.due for job in self._waiting) - now - behind)
+            slack = min(_first_due(batch), _first_due(self._waiting) - behind) - now
             depth = deepest_in_time(
                 self._speed, self._depths, [job.seconds for job in batch], [job.ticket.depth for job in batch],
                 slack, self._budget, self._load.at(now),
@@ -140,6 +139,14 @@ class Scheduler:
             for job, depth in zip(batch, depths, strict=True):
                 if not job.future.done():
                     await self._answer([job], [depth])
+
+
+def _first_due(jobs: Sequence[Job]) -> float:
+    """When the first answer is due of those that leave their depth to the budget.
+
+    Others count for nothing: the later clips of a long upload have its depth, and run when its answer is overdue.
+    """
+    return min((job.ticket.due for job in jobs if job.ticket.depth is None), default=math.inf)
 
 
 def _options(job: Job) -> tuple[int | None, bool]:

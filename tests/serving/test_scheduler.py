@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -128,3 +129,20 @@ def test_all_clips_of_a_request_have_its_first_ones_depth() -> None:
     long = [Job(np.ones(320_000, np.float32), ticket) for _ in range(4)]
     asyncio.run(run_all(own, runner, long))
     assert {depth for batch in runner.batches[1:] for _, depth in batch} == {ticket.depth}
+
+
+@pytest.mark.parametrize(("seconds", "late", "rows"), [(5.0, 5, 6), (20.0, 2, 1)])
+def test_a_late_upload_leaves_other_requests_their_depth(seconds: float, late: int, rows: int) -> None:
+    """Its later clips, in the batch or behind it, have their depth: that its answer is due makes no other shallow."""
+    runner = Runner()
+    runner.open.set()
+
+    async def run() -> Ticket:
+        own = scheduler(runner, budget=0.5)
+        ticket, upload = own.ticket(None), Ticket(8 if rows > 1 else 12, due=time.monotonic() - 60)
+        samples = np.ones(int(seconds * 16_000), np.float32)
+        await asyncio.gather(*(own.result(Job(samples, each)) for each in [ticket, *[upload] * late]))
+        return ticket
+
+    assert asyncio.run(run()).depth == 12
+    assert len(runner.batches[0]) == rows
