@@ -87,7 +87,8 @@ class Engine:
                 own, number, chunk = each
                 if chunk is not None:
                     await room.acquire()
-                    job = Job(chunk.samples, ticket, ask.language, ask.words or bool(auto) or any(chunk.overlaps))
+                    times = ask.words or bool(auto) or any(chunk.overlaps)
+                    job = Job(chunk.samples, ticket, ask.language, times, paced=len(tasks) >= CHUNKS_AHEAD)
                     tasks.append(asyncio.create_task(self._chunk(own, number, chunk, job, auto, room)))
             batches = await asyncio.gather(*tasks)
         finally:

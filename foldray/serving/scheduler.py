@@ -31,12 +31,21 @@ class Ticket:
 
 @dataclass(eq=False)
 class Job:
-    """A clip for the model: samples (T,) at 16 kHz, its request's ticket, and options of a decoder."""
+    """A clip for the model.
+
+    Attributes:
+        samples: Samples (T,) at 16 kHz.
+        ticket: Its request's.
+        language, times: Options of a decoder.
+        paced: Whether it comes once an earlier clip of its request has run. Such clips never come faster than they run,
+            so they are no load that a queue could grow from.
+    """
 
     samples: Samples
     ticket: Ticket
     language: str = ""
     times: bool = False
+    paced: bool = False
     future: "asyncio.Future[tuple[Any, int]]" = field(init=False, repr=False)
 
     @property
@@ -82,7 +91,8 @@ class Scheduler:
             self._loop_task = asyncio.create_task(self._serve())
         job.future = asyncio.get_running_loop().create_future()
         self._waiting.append(job)
-        self._load.add(job.seconds, time.monotonic())
+        if not job.paced:
+            self._load.add(job.seconds, time.monotonic())
         self._arrived.set()
         try:
             return await job.future

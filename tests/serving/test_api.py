@@ -12,8 +12,8 @@ import pytest
 from foldray.data.recording import decode_recording
 from foldray.results.auto_depth import AutoDepth, AutoPoint, write_auto
 from foldray.serving.app import ApiOptions, build_app
-from foldray.serving.budget import Costs
-from foldray.serving.engine import Engine
+from foldray.serving.budget import Costs, Load
+from foldray.serving.engine import CHUNKS_AHEAD, Engine
 from foldray.serving.messages import Answer, Ask, Refusal
 from foldray.serving.names import ServedNames
 from foldray.transcription.files import Recording, transcribe
@@ -121,6 +121,23 @@ def test_auto_stops_each_recording_where_the_calibration_does(recogniser: Recogn
     known = [(each.text, each.depth) for each in alone if isinstance(each, Transcript)]
     assert [(response.json()["text"], response.json()["depth"]) for response in found] == known
     assert sorted(depth for _, depth in known) == [2, 2, 2, 4, 4, 4]
+
+
+def test_an_upload_counts_as_load_only_until_it_waits_for_itself(
+    recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its later chunks come as fast as the model takes them, which is never too fast."""
+    counted: list[float] = []
+    monkeypatch.setattr(Load, "add", lambda _self, seconds, _now: counted.append(seconds))
+    monkeypatch.setattr(Recogniser, "chunk_seconds", 4.0)
+    data, engine = wav(45.0, 7), Engine(recogniser, costs=Costs(0.0, 0.0, 0.0), latency=0.3)
+    (response,) = call(app_of(Local(engine)), post(data))
+    known = expected(recogniser, data, response.json()["depth"])
+    assert response.json()["text"] == known.text
+    assert len(counted) == CHUNKS_AHEAD
+    counted.clear()
+    assert {each.status_code for each in call(app_of(Local(engine)), *[post(wav(2.0))] * 9)} == {200}
+    assert counted == [2.0] * 9
 
 
 def test_formats(backend: Local, recogniser: Recogniser) -> None:
