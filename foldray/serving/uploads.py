@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -22,6 +23,8 @@ MAX_DRAINED, DRAIN_SECONDS = 2 * MAX_FILE, 10.0
 """What is read of a refused body and thrown away."""
 MAX_FIELDS, MAX_FIELD = 32, 64 * 2**10
 BODY_SECONDS = 300.0
+CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1", "latin1")
+"""What fields may be encoded in. Of Python's other codecs some raise bare errors, and some take time or memory."""
 FIELDS = (
     "file", "model", "language", "prompt", "response_format", "temperature", "timestamp_granularities[]",
     "timestamp_granularities", "stream", "chunking_strategy",
@@ -77,6 +80,8 @@ async def _form(request: Request) -> FormData:
     kind = request.headers.get("content-type", "")
     if not kind.startswith("multipart/form-data"):
         raise RefusedError(400, "send multipart/form-data with the fields file and model", "invalid_content_type")
+    if parse_options_header(kind)[1].get(b"charset", b"utf-8").decode("latin-1").lower() not in CHARSETS:
+        raise RefusedError(400, f"use one of the charsets {', '.join(CHARSETS)}, or none", "invalid_charset")
     size = request.headers.get("content-length", "")
     if size.isdecimal() and int(size) > MAX_BODY:
         raise _too_large()
@@ -88,8 +93,6 @@ async def _form(request: Request) -> FormData:
     except (MultiPartException, HTTPException) as error:
         message = error.message if isinstance(error, MultiPartException) else str(error.detail)
         raise RefusedError(400, f"the multipart body can't be read ({message})", "invalid_multipart") from None
-    except KeyError:  # a content type without boundary
-        raise RefusedError(400, "the content type has no boundary", "invalid_multipart") from None
 
 
 async def _bounded(request: Request) -> AsyncGenerator[bytes, None]:

@@ -157,6 +157,7 @@ def test_formats(backend: Local, recogniser: Recogniser) -> None:
     assert [(word["word"], word["start"]) for word in words] == [(w.text, round(w.start, 3)) for w in known.words]
 
 
+FORM = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n--\xff\r\n--b--\r\n'
 REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "empty file": (post(b""), 400, "empty_file"),
     "text as audio": (post(b"no audio at all\n" * 50), 400, "invalid_audio"),
@@ -167,6 +168,12 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "no multipart": ({"method": "POST", "url": PATH, "json": {"model": "tiny"}}, 400, "invalid_content_type"),
     "no boundary": (raw(b"x", "multipart/form-data"), 400, "invalid_multipart"),
     "multipart without an end": (raw(b"--b\r\nnonsense", "multipart/form-data; boundary=b"), 400, "missing_file"),
+    "empty boundary": (raw(b"x", "multipart/form-data; boundary="), 400, "invalid_multipart"),
+    "charset undefined": (raw(FORM, "multipart/form-data; boundary=b; charset=undefined"), 400, "invalid_charset"),
+    "charset punycode": (raw(FORM, "multipart/form-data; boundary=b; charset=punycode"), 400, "invalid_charset"),
+    "charset unknown": (raw(FORM, "multipart/form-data; boundary=b; charset=x-own"), 400, "invalid_charset"),
+    "charset utf-8": (raw(FORM, "multipart/form-data; boundary=b; charset=UTF-8"), 400, "missing_file"),
+    "charset latin-1": (raw(FORM, 'multipart/form-data; charset="latin-1"; boundary=b'), 400, "missing_file"),
     "many fields": (post(wav(1.0), **{"timestamp_granularities[]": ["word"] * 40}), 400, "invalid_multipart"),
     "long field": (post(wav(1.0), prompt="x" * 100_000), 400, "invalid_multipart"),
     "unknown field": (post(wav(1.0), **{"include[]": "logprobs"}), 400, "unknown_field"),
