@@ -36,7 +36,8 @@ def serve(
 ) -> None:
     """Serve a model at all of its depths with OpenAI's API for transcriptions, on Ray Serve.
 
-    Requests name the depth: NAME, or NAME@6. Ends at Ctrl-C or SIGTERM after the requests in progress.
+    Requests name the depth: NAME, or NAME@6. Ends at Ctrl-C or SIGTERM after the requests in progress, at a second
+    Ctrl-C at once.
 
     Example: foldray serve an4-1a2b3c4d5e --port 8000
     """
@@ -53,7 +54,9 @@ def serve(
         print_line(f"{url}/v1 serves {chosen} at depth {', '.join(map(str, served))}")
 
     print_status("starting replicas")
-    serve_model(options, ready)
+    if cut_off := serve_model(options, ready):
+        print_status(f"stopped; accepted requests that were cut off: {cut_off}")
+        raise typer.Exit(1)
     print_status("stopped; every accepted request was answered")
 
 

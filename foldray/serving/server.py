@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from foldray.errors import UserError
 from foldray.runtime.extras import check_extra
@@ -21,7 +22,11 @@ from foldray.serving.address import is_loopback, listen
 from foldray.serving.keys import KEY, api_key
 from foldray.serving.names import check_name
 
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
 LARGEST_DRAIN = 600
+"""Seconds that the requests in progress get to be answered after SIGTERM or Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,17 @@ class ServeOptions:
     gpu: bool = False
 
 
-def serve_model(options: ServeOptions, on_ready: Callable[[str, tuple[int, ...]], None]) -> None:
+def serve_model(options: ServeOptions, on_ready: Callable[[str, tuple[int, ...]], None]) -> int:
     """Serve a model until SIGTERM or Ctrl-C; requests that were accepted are answered first.
+
+    A second Ctrl-C ends it at once, and so do LARGEST_DRAIN seconds.
 
     Args:
         options: What to serve.
         on_ready: Called with the URL and the depths when requests are answered.
+
+    Returns:
+        How many requests were accepted and cut off.
 
     Raises:
         UserError: An option is wrong, the address can't be had, no node has what a replica needs, or the model does
@@ -73,7 +83,7 @@ def serve_model(options: ServeOptions, on_ready: Callable[[str, tuple[int, ...]]
         ray = start_ray(min_cpus=options.replicas * (options.threads or share))
         try:
             threads = check_room(node_resources(ray), options, share)
-            _run(options, threads, key, listener, on_ready)
+            return _run(options, threads, key, listener, on_ready)
         finally:
             ray.shutdown()
 
@@ -120,7 +130,7 @@ def _run(
     key: str | None,
     listener: socket.socket,
     on_ready: Callable[[str, tuple[int, ...]], None],
-) -> None:
+) -> int:
     from ray import serve
 
     from foldray.serving.app import build_app
@@ -139,29 +149,51 @@ def _run(
         api = api_options(facts, options.name, options.depth, options.latency, key)
         address = listener.getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        _serve_http(build_app(backend, api), listener, lambda: on_ready(f"http://{host}:{address[1]}", facts.depths))
+        url = f"http://{host}:{address[1]}"
+        return _serve_http(build_app(backend, api), listener, lambda: on_ready(url, facts.depths))
     finally:
         if not owns_ray():  # a Ray of our own ends with this process; a cluster may serve others
             serve.delete(application)
 
 
-def _serve_http(app: object, listener: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT. uvicorn then stops to accept, answers what it accepted, and raises it again."""
+def _serve_http(app: "ASGIApp", listener: socket.socket, on_ready: Callable[[], None]) -> int:
+    """Serve until SIGTERM or SIGINT. uvicorn then stops to accept, answers what it accepted, and raises it again.
+
+    Returns the number of requests that it accepted and cut off.
+    """
     import uvicorn
 
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=LARGEST_DRAIN,  # type: ignore[arg-type]
-        server_header=False, date_header=False,
-    )  # fmt: skip
+    cut_off = 0
+
+    async def counted(scope: "Scope", receive: "Receive", send: "Send") -> None:
+        nonlocal cut_off
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            cut_off += 1
+            raise
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             on_ready()
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # From Python 3.12 on uvicorn waits for open connections even after a second Ctrl-C.
+            ending = asyncio.create_task(super().shutdown(sockets))
+            while not (ending.done() or self.force_exit):
+                await asyncio.wait([ending], timeout=0.1)
+            if ending.done():
+                ending.result()
+
+    config = uvicorn.Config(
+        counted, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=LARGEST_DRAIN,
+        server_header=False, date_header=False,
+    )  # fmt: skip
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         Server(config).run([listener])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    return cut_off
