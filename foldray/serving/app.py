@@ -76,7 +76,7 @@ def build_app(backend: Backend, options: ApiOptions) -> Starlette:
             Route("/metrics", api.guarded(api.metrics)),
             Route("/health", api.health),
         ],
-        exception_handlers={404: _unknown_path, 405: _unknown_path},
+        exception_handlers={404: _unknown_path, 405: _wrong_method},
     )
 
 
@@ -217,6 +217,12 @@ def _error(refusal: Refusal) -> Response:
 
 
 async def _unknown_path(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    status = getattr(error, "status_code", 404)
     message = "there is no such path; use POST /v1/audio/transcriptions, GET /v1/models, /health or /metrics"
-    return _error(Refusal(status, message, "unknown_path"))
+    return _error(Refusal(404, message, "unknown_path"))
+
+
+async def _wrong_method(request: Request, error: Exception) -> Response:
+    allowed = ", ".join(sorted((getattr(error, "headers", None) or {}).get("Allow", "").split(", ")))
+    response = _error(Refusal(405, f"this path takes {allowed}, but not {request.method}", "wrong_method"))
+    response.headers["allow"] = allowed
+    return response

@@ -187,7 +187,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "stream": (post(wav(1.0), stream="true"), 400, "unsupported"),
     "granularity": (post(wav(1.0), **{"timestamp_granularities[]": "word"}), 400, "invalid_field"),
     "path": ({"method": "GET", "url": "/v1/audio/speech"}, 404, "unknown_path"),
-    "method": ({"method": "GET", "url": PATH}, 405, "unknown_path"),
+    "method": ({"method": "GET", "url": PATH}, 405, "wrong_method"),
 }  # fmt: skip
 
 
@@ -199,6 +199,14 @@ def test_refusals_have_openais_form(name: str, backend: Local) -> None:
     assert (response.status_code, error["code"]) == (status, code)
     assert set(error) == {"message", "type", "param", "code"}
     assert "/tmp" not in error["message"]
+
+
+def test_a_wrong_method_names_those_of_the_path(backend: Local) -> None:
+    wrong = [{"method": "GET", "url": PATH}, {"method": "DELETE", "url": "/v1/models/tiny"}]
+    get, delete = call(app_of(backend), *wrong)
+    assert get.json()["error"]["message"] == "this path takes POST, but not GET"
+    assert delete.json()["error"]["message"] == "this path takes GET, HEAD, but not DELETE"
+    assert [get.headers["allow"], delete.headers["allow"]] == ["POST", "GET, HEAD"]
 
 
 def test_fields_without_effect_are_named(backend: Local) -> None:
