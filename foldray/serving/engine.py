@@ -29,7 +29,7 @@ CHUNKS_AHEAD = 8
 class Engine:
     """Transcribes uploads on one model at any of its depths, in batches that mix depths (CTC).
 
-    Models that text comes out of by a decoder have batches of one depth.
+    Models whose text comes from a decoder run batches of one depth.
 
     Args:
         recogniser: The model.
