@@ -6,10 +6,7 @@ from typing import Annotated
 import typer
 
 from foldray.cli.options import DEFAULT_STORE, Model, Store
-from foldray.errors import UserError
 from foldray.runtime.terminal import print_line, print_status
-
-LATENCY = re.compile(r"(\d+(?:\.\d+)?)(ms|s)")
 
 
 def serve(
@@ -43,11 +40,12 @@ def serve(
     """
     from foldray.cli.use import parse_depths
     from foldray.evaluation.provenance import find_model
+    from foldray.serving.budget import parse_latency
     from foldray.serving.server import ServeOptions, serve_model
 
     found = find_model(model, store)
     chosen = name or re.sub(r"[^A-Za-z0-9._-]+", "-", found.name).strip("-._") or "foldray"
-    limits = (depth, parse_depths(depths, "--depths"), parse_latency(latency))
+    limits = (depth, parse_depths(depths, "--depths"), parse_latency(latency, "--latency"))
     options = ServeOptions(found.uri, chosen, host, port, *limits, replicas, threads, gpu)
 
     def ready(url: str, served: tuple[int, ...]) -> None:
@@ -58,14 +56,3 @@ def serve(
         print_status(f"stopped; accepted requests that were cut off: {cut_off}")
         raise typer.Exit(1)
     print_status("stopped; every accepted request was answered")
-
-
-def parse_latency(text: str | None) -> float | None:
-    """Seconds of a text such as 300ms or 1.5s. Raises UserError."""
-    if text is None:
-        return None
-    match = LATENCY.fullmatch(text.strip())
-    seconds = float(match[1]) / (1000 if match[2] == "ms" else 1) if match else 0.0
-    if not 0.01 <= seconds <= 600:
-        raise UserError("--latency", f"'{text}' is not a time from 10ms to 600s, such as 300ms or 1.5s")
-    return seconds

@@ -1,10 +1,13 @@
 """The deepest depth that keeps a latency budget under the present load."""
 
 import math
+import re
 import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from foldray.errors import UserError
 
 MARGIN = 0.85
 """Share of the budget that a batch may use by prediction; the rest is for HTTP and for what else the machine does."""
@@ -15,7 +18,34 @@ LOAD_SECONDS = 3.0
 MOST_LOAD = 0.9
 """A depth at which arriving audio takes a larger share of the time than this is too deep: the queue would grow."""
 
+LATENCY = re.compile(r"(\d+(?:\.\d+)?)(ms|s)?")
+
 Seconds = Callable[[Sequence[float], Sequence[int]], float]
+
+
+def parse_latency(text: str | None, where: str, unit: str = "") -> float | None:
+    """Seconds of a budget such as 300ms or 1.5s; None for none.
+
+    Args:
+        text: The budget.
+        where: The option or field that it comes from.
+        unit: The unit of a number without one, which is an error by default.
+
+    Raises:
+        UserError: The text is no time, or one that no budget can be.
+
+    Example:
+        >>> parse_latency("300ms", "--latency")
+        0.3
+    """
+    if text is None:
+        return None
+    match = LATENCY.fullmatch(text.strip())
+    given = match and (match[2] or unit)
+    seconds = float(match[1]) / (1000 if given == "ms" else 1) if match and given else 0.0
+    if not 0.01 <= seconds <= 600:
+        raise UserError(where, f"'{text}' is not a time from 10ms to 600s, such as 300ms or 1.5s")
+    return seconds
 
 
 @dataclass(frozen=True)

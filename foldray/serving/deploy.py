@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, Field, ValidationError
 from ray import serve
 from ray.exceptions import RayActorError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -14,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from foldray.errors import UserError
 from foldray.evaluation.provenance import find_model
 from foldray.serving.app import ApiOptions, build_app
+from foldray.serving.budget import parse_latency
 from foldray.serving.keys import KEY, api_key
 from foldray.serving.messages import Answer, Ask, ModelFacts, Refusal
 from foldray.serving.names import ServedNames, check_name
@@ -165,24 +167,61 @@ def api_options(facts: ModelFacts, name: str, depth: int | None, latency: float 
     return ApiOptions(ServedNames(check_name(name), facts.depths, usual, facts.has_auto), facts, key)
 
 
-def application(args: Mapping[str, str]) -> serve.Application:
+class ApplicationArgs(BaseModel, extra="forbid", coerce_numbers_to_str=True):
+    """The `args` of an application in a Serve config file.
+
+    Attributes:
+        model: As on the command line.
+        store: Where runs are looked up.
+        name: The model's name in requests.
+        depth: The depth of the bare name; the deepest by default.
+        latency: The budget that chooses it instead, such as 300ms; a plain number is seconds.
+        replicas: Copies of the model.
+        threads, gpus: Threads and GPUs of each.
+    """
+
+    model: str
+    store: str = "./foldray-store"
+    name: str = "foldray"
+    depth: int | None = None
+    latency: str | None = None
+    replicas: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1)
+    gpus: float = Field(0.0, ge=0)
+
+
+def application(args: Mapping[str, Any]) -> serve.Application:
     """Build the application of a Serve config file (`import_path: foldray.serving.deploy:application`).
 
     Args:
-        args: `model` (as on the command line), and optionally `store`, `name`, `depth`, `latency` in seconds,
-            `replicas`, `threads` and `gpus` (of a replica).
+        args: The fields of `ApplicationArgs`.
 
     Raises:
-        UserError: FOLDRAY_API_KEY is not set: Serve's proxies listen on the network.
+        UserError: A field is missing, wrong or not known, or FOLDRAY_API_KEY is not set: Serve's proxies listen on the
+            network.
     """
     if api_key() is None:
         raise UserError(KEY, "is not set; without it everyone on the network could use the server")
-    uri = find_model(args["model"], args.get("store", "./foldray-store")).uri
-    latency = float(args["latency"]) if "latency" in args else None
-    gpus = float(args.get("gpus", 0))
-    options = ReplicaOptions(uri, (), latency, int(args.get("threads", 1)), "cuda" if gpus else "cpu")
-    depth = int(args["depth"]) if "depth" in args else None
-    bound = replicas(options, int(args.get("replicas", 1)), gpus)
+    given = _checked(args)
+    latency = parse_latency(given.latency, "latency", unit="s")
+    if given.depth is not None and latency is not None:
+        raise UserError("latency", "chooses the depth itself; leave out depth, or latency")
+    uri = find_model(given.model, given.store).uri
+    options = ReplicaOptions(uri, (), latency, given.threads, "cuda" if given.gpus else "cpu")
     ingress: Any = HttpIngress
-    bound_ingress: serve.Application = ingress.bind(bound, args.get("name", "foldray"), depth, latency)
+    bound = replicas(options, given.replicas, given.gpus)
+    bound_ingress: serve.Application = ingress.bind(bound, check_name(given.name), given.depth, latency)
     return bound_ingress
+
+
+def _checked(args: Mapping[str, Any]) -> ApplicationArgs:
+    try:
+        return ApplicationArgs.model_validate(args)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        problems = {
+            "missing": "is missing; set it under args",
+            "extra_forbidden": f"is not known; use {', '.join(ApplicationArgs.model_fields)}",
+        }
+        problem = problems.get(first["type"], f"is wrong ({first['msg']}); set it anew under args")
+        raise UserError(str(first["loc"][0]), problem) from None

@@ -2,7 +2,8 @@
 
 import pytest
 
-from foldray.serving.budget import Costs, Load, Speed, deepest_in_time, fit_costs
+from foldray.errors import UserError
+from foldray.serving.budget import Costs, Load, Speed, deepest_in_time, fit_costs, parse_latency
 
 COSTS = Costs(batch=0.01, audio=0.002, block=0.001)
 DEPTHS = (4, 8, 12)
@@ -62,6 +63,15 @@ def test_costs_are_found_again_from_times() -> None:
     assert found.audio == pytest.approx(COSTS.audio, abs=COSTS.batch / 15)
     one = fit_costs(run, (6,))  # type: ignore[arg-type]
     assert one.audio + 6 * one.block == pytest.approx(COSTS.audio + 6 * COSTS.block, abs=COSTS.batch / 15)
+
+
+def test_a_budget_is_a_time_with_its_unit() -> None:
+    assert [parse_latency(text, "--latency") for text in ("300ms", " 1.5s", "10ms", None)] == [0.3, 1.5, 0.01, None]
+    assert [parse_latency(text, "latency", unit="s") for text in ("0.3", "30", "300ms")] == [0.3, 30.0, 0.3]
+    for text in ("300", "9ms", "601s", "s", "-1s", "1e3s", ""):
+        with pytest.raises(UserError) as refused:
+            parse_latency(text, "--latency")
+        assert str(refused.value) == f"--latency: '{text}' is not a time from 10ms to 600s, such as 300ms or 1.5s"
 
 
 def test_the_load_fades() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from foldray.errors import UserError
 from foldray.serving.address import listen
+from foldray.serving.deploy import application
 from foldray.serving.keys import api_key
 from foldray.serving.server import ServeOptions, check_room
 
@@ -99,3 +100,27 @@ def test_a_host_that_is_not_here_is_named(host: str, problem: str) -> None:
     with pytest.raises(UserError) as refused:
         listen(host, 0)
     assert str(refused.value).startswith(f"--host: {problem}")
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        ({"name": "tiny"}, "model: is missing; set it under args"),
+        ({"model": "m", "latency": "soon"}, "latency: 'soon' is not a time from 10ms to 600s, such as 300ms or 1.5s"),
+        ({"model": "m", "latency": 0}, "latency: '0' is not a time from 10ms to 600s, such as 300ms or 1.5s"),
+        (
+            {"model": "m", "latency": "300ms", "depth": 6},
+            "latency: chooses the depth itself; leave out depth, or latency",
+        ),
+        ({"model": "m", "replicas": "two"}, "replicas: is wrong (Input should be a valid integer"),
+        ({"model": "m", "threads": 0}, "threads: is wrong (Input should be greater than or equal to 1)"),
+        ({"model": "m", "replica": 2}, "replica: is not known; use model, store, name, depth, latency, replicas"),
+    ],
+)
+def test_a_wrong_field_of_a_config_file_is_one_line(
+    args: dict[str, object], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLDRAY_API_KEY", "k" * 24)
+    with pytest.raises(UserError) as refused:
+        application(args)
+    assert str(refused.value).startswith(problem)
