@@ -96,16 +96,16 @@ class _Api:
             number = uuid.uuid4().hex
             refusal: Refusal | None = _unauthorized(request, self._options.key)
             try:
-                response = _error(refusal) if refusal else await handler(request)
+                response = error_response(refusal) if refusal else await handler(request)
             except RefusedError as refused:
-                refusal, response = refused.refusal, _error(refused.refusal)
+                refusal, response = refused.refusal, error_response(refused.refusal)
             except ClientDisconnect:
                 refusal = Refusal(499, "the client has gone", "client_gone")
-                response = _error(refusal)
+                response = error_response(refusal)
             except Exception as error:
                 print_status(f"request {number} failed: {type(error).__name__}: {one_line(error)}")
                 refusal = Refusal(500, "the server failed; its log names this request's x-request-id", "server_error")
-                response = _error(refusal)
+                response = error_response(refusal)
             if refusal:
                 self._metrics.refused(refusal)
                 await drain(request)
@@ -209,7 +209,8 @@ def _unauthorized(request: Request, key: str | None) -> Refusal | None:
     return None
 
 
-def _error(refusal: Refusal) -> Response:
+def error_response(refusal: Refusal) -> Response:
+    """A refusal in the form of OpenAI's errors."""
     kind = KINDS.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error")
     body = {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code}
     headers = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}.get(refusal.status)
@@ -218,11 +219,11 @@ def _error(refusal: Refusal) -> Response:
 
 async def _unknown_path(request: Request, error: Exception) -> Response:  # noqa: ARG001
     message = "there is no such path; use POST /v1/audio/transcriptions, GET /v1/models, /health or /metrics"
-    return _error(Refusal(404, message, "unknown_path"))
+    return error_response(Refusal(404, message, "unknown_path"))
 
 
 async def _wrong_method(request: Request, error: Exception) -> Response:
     allowed = ", ".join(sorted((getattr(error, "headers", None) or {}).get("Allow", "").split(", ")))
-    response = _error(Refusal(405, f"this path takes {allowed}, but not {request.method}", "wrong_method"))
+    response = error_response(Refusal(405, f"this path takes {allowed}, but not {request.method}", "wrong_method"))
     response.headers["allow"] = allowed
     return response

@@ -5,6 +5,7 @@ SIGTERM reaches the process that knows which requests are in progress.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -20,6 +21,7 @@ from foldray.runtime.ray import node_resources, owns_ray, start_ray
 from foldray.runtime.terminal import print_status
 from foldray.serving.address import is_loopback, listen
 from foldray.serving.keys import KEY, api_key
+from foldray.serving.messages import Refusal
 from foldray.serving.names import check_name
 
 if TYPE_CHECKING:
@@ -163,6 +165,8 @@ def _serve_http(app: "ASGIApp", listener: socket.socket, on_ready: Callable[[], 
     """
     import uvicorn
 
+    from foldray.serving.app import error_response
+
     cut_off = 0
 
     async def counted(scope: "Scope", receive: "Receive", send: "Send") -> None:
@@ -171,7 +175,8 @@ def _serve_http(app: "ASGIApp", listener: socket.socket, on_ready: Callable[[], 
             await app(scope, receive, send)
         except asyncio.CancelledError:
             cut_off += 1
-            raise
+            with contextlib.suppress(RuntimeError):  # an answer that has begun
+                await error_response(Refusal(503, "the server stops", "stopped"))(scope, receive, send)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
