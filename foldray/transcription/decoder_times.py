@@ -7,6 +7,7 @@ arXiv 2212.04356's code and of arXiv 2303.00747, section 3).
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from foldray.config.corpus import SAMPLE_RATE
 from foldray.models.families import family_of
 from foldray.models.folded_model import FoldedModel
+from foldray.transcription.chunks import LEVEL_SAMPLES, PAUSE_DECIBEL, SMOOTHED, Samples, decibels
 from foldray.transcription.words import TimedToken
 
 TimedTokens = list[TimedToken]
@@ -64,6 +67,35 @@ def time_tokens(
             ]
         )
     return timed
+
+
+def without_silence(tokens: Sequence[TimedToken], samples_T: Samples) -> TimedTokens:
+    """Cut silence off the tokens of a clip.
+
+    The warping knows order only: each token lasts until the next one begins, over any pause. Of several parts between
+    pauses a token keeps the longest; one in which nothing is heard stays as it is.
+
+    Args:
+        tokens: Timed tokens.
+        samples_T: The clip.
+
+    Example:
+        >>> without_silence([TimedToken(7, 0.0, 3.0, 1.0)], one_second_of_speech_and_two_of_silence)[0].end
+        1.0
+    """
+    seconds = LEVEL_SAMPLES / SAMPLE_RATE
+    levels = decibels(samples_T)
+    heard = np.flatnonzero(levels > np.percentile(levels, 95) - PAUSE_DECIBEL) if len(levels) else levels
+    cut = []
+    for token in tokens:
+        inside = heard[(heard >= int(token.start / seconds)) & (heard * seconds < token.end)]
+        if len(inside):
+            parts = np.split(inside, np.flatnonzero(np.diff(inside) > SMOOTHED) + 1)
+            longest = max(parts, key=len)
+            start, end = longest[0] * seconds, (longest[-1] + 1) * seconds
+            token = replace(token, start=max(token.start, start), end=min(token.end, end))
+        cut.append(token)
+    return cut
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from foldray.models.row_depths import ctc_by_row
 from foldray.models.save_load import load_model
 from foldray.models.windows import usual_seconds
 from foldray.results.auto_depth import read_auto
-from foldray.transcription.decoder_times import TimedTokens, time_tokens
+from foldray.transcription.decoder_times import TimedTokens, time_tokens, without_silence
 from foldray.transcription.words import FramePath, ctc_tokens, geometric_mean
 
 Samples = npt.NDArray[np.float32]
@@ -203,7 +203,8 @@ class Recogniser:
         lengths = [len(clip) / SAMPLE_RATE for clip in clips]
         prompts = [self.tokenizer.special.prompt(each) for each in languages or [""] * len(clips)]
         timed = time_tokens(self.model, inputs, prompts, [each.ids for each in found], lengths, frames)
-        return [Piece(each.text, each.ended, tokens) for each, tokens in zip(found, timed, strict=True)]
+        heard = [without_silence(tokens, clip) for tokens, clip in zip(timed, clips, strict=True)]
+        return [Piece(each.text, each.ended, tokens) for each, tokens in zip(found, heard, strict=True)]
 
     def text_of(self, path: FramePath) -> str:
         """The text of a clip's frames."""

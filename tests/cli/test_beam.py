@@ -12,6 +12,7 @@ from tests.support.ngrams import write_arpa
 pytest_plugins = ["tests.support.finished_run"]
 
 
+@pytest.mark.main
 @pytest.mark.usefixtures("finished")
 def test_rows_name_the_search_and_transcribe_finds_what_they_have(
     capsys: pytest.CaptureFixture[str], spoken: Path, tmp_path: Path

@@ -66,6 +66,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.main
 @pytest.mark.parametrize(("arguments", "where", "problem"), WRONG, ids=[" ".join(w[0]) for w in WRONG])
 def test_wrong_input(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], where: str, problem: str
@@ -147,6 +148,7 @@ def scored(capsys: pytest.CaptureFixture[str], finished: TrainJob, tmp_path: Pat
     return rows
 
 
+@pytest.mark.main
 def test_evaluate_stores_rows_and_hypotheses(scored: list[dict[str, Any]], spoken: Path, tmp_path: Path) -> None:
     utterances = [json.loads(line) for line in (spoken / "test.jsonl").read_text().splitlines()]
     assert [row["depth"] for row in scored] == [2, 3, 4]
@@ -160,6 +162,7 @@ def test_evaluate_stores_rows_and_hypotheses(scored: list[dict[str, Any]], spoke
     assert {each["id"]: each["speaker"] for each in hypotheses} == {each["id"]: each["speaker"] for each in utterances}
 
 
+@pytest.mark.main
 def test_evaluate_takes_other_data_and_untrained_depths(
     capsys: pytest.CaptureFixture[str], scored: list[dict[str, Any]], finished: TrainJob, spoken: Path, tmp_path: Path
 ) -> None:
@@ -179,6 +182,7 @@ def test_evaluate_takes_other_data_and_untrained_depths(
     assert "6 (untrained)" in call(capsys, "results", store)[1]
 
 
+@pytest.mark.main
 def test_a_model_folder_is_known_by_its_weights(
     capsys: pytest.CaptureFixture[str], finished: TrainJob, spoken: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +200,7 @@ def test_a_model_folder_is_known_by_its_weights(
     assert json.loads(call(capsys, "results", str(tmp_path / "others"), "--json")[1])["total"] == 2
 
 
+@pytest.mark.main
 def test_a_report_is_one_page_with_the_rows(
     capsys: pytest.CaptureFixture[str], scored: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -208,6 +213,7 @@ def test_a_report_is_one_page_with_the_rows(
     assert '<link rel="stylesheet"' not in page
 
 
+@pytest.mark.main
 @pytest.mark.usefixtures("scored")
 def test_transcribe_writes_what_evaluate_decoded(
     capsys: pytest.CaptureFixture[str], spoken: Path, tmp_path: Path
@@ -315,6 +321,7 @@ def test_folds_that_cannot_be_get_one_line_before_anything_starts(
     assert not (tmp_path / "store" / "corpora").exists()
 
 
+@pytest.mark.main
 def test_a_family_without_ctc_is_trained_from_a_checkpoint_only(
     capsys: pytest.CaptureFixture[str], spoken: Path, tmp_path: Path
 ) -> None:
@@ -327,6 +334,7 @@ def test_a_family_without_ctc_is_trained_from_a_checkpoint_only(
     assert err.startswith("corpus.units: set it to checkpoint: whisper has the tokens of its checkpoint")
 
 
+@pytest.mark.main
 def test_the_readmes_six_lines_fold_a_stock_model(capsys: pytest.CaptureFixture[str]) -> None:
     readme = (PROJECT / "README.md").read_text()
     code, printed = re.findall(r"no Ray, no files:\n\n```python\n(.*?)```\n\n```text\n(.*?)```", readme, re.DOTALL)[0]

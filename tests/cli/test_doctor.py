@@ -91,6 +91,7 @@ def test_what_workers_take_is_counted(
     assert "memory" not in check.found
 
 
+@pytest.mark.main
 @pytest.mark.usefixtures("without_ray")
 def test_what_is_wrong_is_said_line_by_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -119,6 +120,7 @@ def test_what_is_wrong_is_said_line_by_line(
     ]  # fmt: skip
 
 
+@pytest.mark.main
 @pytest.mark.usefixtures("without_ray")
 def test_a_package_that_is_missing_is_named_and_the_rest_is_looked_at(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -85,6 +85,7 @@ def rows_of(folder: Path) -> Iterator[tuple[dict[str, object], str | None]]:
         yield {"id": f"good-{number:04d}", "audio": f"audio/any-{number % 5}.wav", "text": "HELLO THERE"}, None
 
 
+@pytest.mark.main
 def test_every_reason_is_counted_and_nothing_is_lost(tmp_path: Path) -> None:
     """On Ray, with fewer utterances: test_pipeline.py."""
     folder = tmp_path / "damaged"

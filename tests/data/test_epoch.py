@@ -103,6 +103,7 @@ def test_scoring_takes_everything_longest_first(index: SplitIndex) -> None:
     assert longest == sorted(longest, reverse=True)
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("per_step", [1, 3, 5])
 def test_a_lattice_of_workers_and_cursors_sees_every_utterance_once(index: SplitIndex, per_step: int) -> None:
     """Workers 1 to 8, every cursor, three epochs: the union is the epoch, in the same order, however it is cut."""

@@ -41,6 +41,7 @@ def voices(spoken: Path) -> list[Item]:
     return items
 
 
+@pytest.mark.main
 def test_shards_with_quarantine_are_the_same_bytes_wherever_the_corpus_lies(
     voices: list[Item], s3_store: str, tmp_path: Path
 ) -> None:

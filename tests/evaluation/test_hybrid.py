@@ -47,6 +47,7 @@ def test_labels_are_counted_in_units_and_text_comes_back(
     assert all(fewer)
 
 
+@pytest.mark.main
 def test_a_hybrid_model_is_trained_saved_and_decoded_in_three_ways(
     prepared_bpe: tuple[str, Manifest], spoken: Path, tmp_path: Path
 ) -> None:

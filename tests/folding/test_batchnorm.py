@@ -139,6 +139,7 @@ def test_shares_follow_the_run() -> None:
             OptimSpec(steps=1, renorm=wrong)
 
 
+@pytest.mark.main
 def test_statistics_that_were_loaded_stay(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     """From scratch they are the corpus's in the end, and every norm of every block has moved."""
     job = job_for("parakeet", prepared, tmp_path / "scratch", steps=6)
@@ -167,6 +168,7 @@ def norms_of(model: nn.Module) -> list[FixedBatchNorm]:
     return [module for module in model.modules() if isinstance(module, FixedBatchNorm)]
 
 
+@pytest.mark.main
 def test_training_goes_over_from_one_to_the_other(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     """The share is the spec's, step by step; biases that a norm takes away stay as they were."""
     ways = {
@@ -200,6 +202,7 @@ def test_in_the_end_training_sees_what_inference_sees(prepared: tuple[str, Manif
     assert not any(hasattr(module, "context") for module in stock.modules())
 
 
+@pytest.mark.main
 def test_averaged_weights_come_with_averaged_statistics(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     """Statistics belong to weights: those of a moving average move with it, and a resumed one goes on with its own."""
     whole = job_for("parakeet", prepared, tmp_path / "whole", steps=6, ema=0.5)
@@ -294,6 +297,7 @@ def test_statistics_become_those_of_what_each_use_hears(prepared: tuple[str, Man
     assert not torch.allclose(seed, first_again, atol=1e-3)
 
 
+@pytest.mark.main
 def test_private_statistics_survive_a_kill(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     whole, cut = (job_for("parakeet", prepared, tmp_path / part, steps=6) for part in ("whole", "cut"))
     fold = whole.spec.fold.model_copy(update={"private": "norms+statistics"})

@@ -227,6 +227,7 @@ def taught() -> Taught:
     return model, inputs
 
 
+@pytest.mark.main
 def test_a_few_steps_teach_both_heads_their_sentences(taught: Taught) -> None:
     model, inputs = taught
     with torch.no_grad():

@@ -43,6 +43,7 @@ def test_bytes_at_each_precision_by_hand() -> None:
     assert count_bytes(model, "int8") == 15 + 3 * 4 + 9 * 4
 
 
+@pytest.mark.main
 def test_macs_against_another_counter() -> None:
     """torch.profiler counts the matrix products that ran by formulas of its own; convolutions are counted by hand."""
     model = fold(tiny_model("wav2vec2"), FoldPlan(3, (3, 5)))
@@ -57,6 +58,7 @@ def test_macs_against_another_counter() -> None:
         assert cost.macs_per_audio_second * 10 == products / 2 + front_end + positions
 
 
+@pytest.mark.main
 @pytest.mark.parametrize(
     ("order", "depths", "more"),
     # Prefixes that the deepest path lacks: 0 1 2 beside 0 1 1 2 2; 0 1 and 0 1 2 beside 0 0 1 1 2 2; none in a cycle.

@@ -30,6 +30,7 @@ PLANS = {
 }
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("name", families(DECODERS))
 @pytest.mark.parametrize(("plan", "decoder"), list(PLANS.values()), ids=list(PLANS))
 def test_sums_are_what_torch_counts_in_the_folded_model(name: str, plan: FoldPlan, decoder: FoldPlan) -> None:
@@ -57,6 +58,7 @@ def test_sums_are_what_torch_counts_in_the_folded_model(name: str, plan: FoldPla
     assert joint.kept_bytes_per_audio_second == count_kept_bytes(model, inputs) / MACS_SECONDS
 
 
+@pytest.mark.main
 def test_a_step_that_draws_depths_is_the_mean_of_its_draws() -> None:
     spec, plan = tiny_spec("whisper", 2), FoldPlan(3, (3, 4, 6, 7))
     decoder = FoldPlan(2, (2, 3, 5, 6))
@@ -72,6 +74,7 @@ def test_a_step_that_draws_depths_is_the_mean_of_its_draws() -> None:
     assert cost.kept_bytes_per_audio_second == max(kept)
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("name", families(DECODERS))
 def test_costs_of_a_model_are_those_of_its_plan(name: str) -> None:
     plan, decoder = PLANS["private"]
@@ -80,6 +83,7 @@ def test_costs_of_a_model_are_those_of_its_plan(name: str) -> None:
     assert costs_of(folded(name, plan))[-1].decoder_path is None
 
 
+@pytest.mark.main
 def test_plan_shows_both_paths_and_the_saving_of_the_whole_model(capsys: pytest.CaptureFixture[str]) -> None:
     small = {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_source_positions": 500}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}

@@ -112,6 +112,7 @@ print(foldray.__file__)
 """
 
 
+@pytest.mark.main
 def test_a_new_family_is_one_new_file(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "foldray", ignore=shutil.ignore_patterns("__pycache__", "unispeech.py"))
     new = tmp_path / "foldray" / "models" / "families" / "made_up.py"

@@ -63,6 +63,7 @@ def test_the_contract_runs_over_every_family() -> None:
     assert len(CONFIGS) >= 25
 
 
+@pytest.mark.main
 @pytest.mark.parametrize(("name", "plan"), crossed(PLANS, "private"))
 def test_folded_equals_unrolled_at_every_depth(name: str, plan: FoldPlan) -> None:
     """Also at depths that were not trained, and with padding; no difference at all in float32."""
@@ -111,6 +112,7 @@ def test_folding_keeps_the_stock_keys_and_each_tensor_once(name: str, plan: Fold
     assert len({t.data_ptr() for t in after.values()}) == len(after) - shared
 
 
+@pytest.mark.main
 @pytest.mark.parametrize(("name", "plan"), crossed({name: PLANS[name] for name in ("in_place", "cycle")}, "cycle"))
 def test_gradients_are_the_sums_over_the_uses(name: str, plan: FoldPlan) -> None:
     """Of all paths at once, so that prefixes that paths share count for each of them; in float64."""
@@ -176,6 +178,7 @@ def test_depths_are_chosen_each_once(depths: list[int]) -> None:
         set_depths(model, depths)
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("name", families())
 def test_saved_and_loaded_is_the_same_and_its_seed_opens_in_stock_transformers(name: str, tmp_path: Path) -> None:
     plan = PLANS["private"]

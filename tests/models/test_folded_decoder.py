@@ -178,6 +178,7 @@ def test_unrolled_is_stock_and_its_embedding_is_stored_once(name: str, case: str
         assert torch.equal(run(again, inputs), run(stock, inputs))
 
 
+@pytest.mark.main
 @names
 @pytest.mark.parametrize("case", ["in_place", "private", "one_for_all"])
 def test_saved_and_loaded_is_the_same_and_its_seed_opens_in_stock_transformers(

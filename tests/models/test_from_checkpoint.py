@@ -64,6 +64,7 @@ def test_the_average_is_the_mean_of_the_layers_stood_for(name: str, tmp_path: Pa
             torch.testing.assert_close(parameter, torch.stack(pair).mean(0), rtol=0, atol=1e-7)
 
 
+@pytest.mark.main
 @pytest.mark.parametrize(
     ("name", "method"), crossed({each: each for each in ("stepwise", "first", "average", "svd")}, "svd")
 )
@@ -85,6 +86,7 @@ def test_low_rank_is_the_best_of_its_rank() -> None:
         assert float((b @ a - matrix).norm()) == pytest.approx(float(values[rank:].norm()), abs=1e-5)
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("name", ["wav2vec2-stable", "hubert", "parakeet", "conformer"])
 @pytest.mark.parametrize("rank", [4, 31])
 def test_private_parts_make_up_for_what_the_average_leaves_out(name: str, rank: int, tmp_path: Path) -> None:

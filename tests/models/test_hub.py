@@ -55,6 +55,7 @@ def test_shards_on_the_hub_load(hub: Hub, stock: Path, tmp_path: Path) -> None:
     assert {Path(path).name for path in hub.downloads()} >= set(shards)
 
 
+@pytest.mark.main
 def test_a_download_that_is_cut_continues_where_it_was(hub: Hub, stock: Path) -> None:
     hub.add("org/model", stock)
     hub.keep = lambda request, size: size // 2 if _is_weights(request) and not request.number else None
@@ -136,6 +137,7 @@ def test_pickled_weights_are_named_with_the_fix_and_never_copied(hub: Hub, stock
 TITLE = "Adding `safetensors` variant of this model"
 
 
+@pytest.mark.main
 @pytest.mark.parametrize(
     ("title", "author", "is_current", "is_read"),
     [

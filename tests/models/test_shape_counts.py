@@ -65,6 +65,7 @@ def cases() -> list[Any]:
     return [pytest.param(*case, marks=() if case[0] == "parakeet" else tier(case[0])) for case in plans]
 
 
+@pytest.mark.main
 @pytest.mark.parametrize(("name", "plan"), cases())
 def test_sums_are_what_torch_counts_in_the_folded_model(name: str, plan: FoldPlan) -> None:
     spec = tiny_spec(name)

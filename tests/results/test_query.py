@@ -122,6 +122,7 @@ def merging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.mark.main
 def test_merged_files_answer_as_they_did_alone(store: str, merging: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def everything() -> list[Any]:
         said = run_sql(store, "SELECT * FROM hypotheses ORDER BY ALL")[0]
@@ -310,6 +311,7 @@ def test_a_comparison_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [cell for cell in cells if cell not in shown] == []
 
 
+@pytest.mark.main
 def test_a_margin_says_whether_the_whole_interval_is_below_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -550,6 +552,7 @@ def test_the_same_utterances_twice_are_no_more_evidence_than_once(tmp_path: Path
     assert both["p_value"] == pytest.approx(once["p_value"])
 
 
+@pytest.mark.main
 def test_parts_of_a_cross_validation_are_compared_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = str(tmp_path)
     errors = write_parts(store)
@@ -667,6 +670,7 @@ def test_sixteen_writers_and_readers_all_the_while(tmp_path: Path) -> None:
 # --- On S3 -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.main
 def test_a_bucket_is_asked_for_each_file_once(s3_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from foldray.storage.s3 import client_of
 
@@ -756,6 +760,7 @@ def test_files_that_are_no_runs_hide_nothing(store: str, merging: Path) -> None:
     assert list_rows(store) == wanted
 
 
+@pytest.mark.main
 def test_the_command(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capsys, "results", store, "ls", "depth=3", "--sort", "wer", "--json")
     assert (code, err) == (0, "")
@@ -783,6 +788,7 @@ def test_the_command(store: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert len(err.strip().splitlines()) == 1, err
 
 
+@pytest.mark.main
 def test_it_starts_without_ray(store: str) -> None:
     program = (
         "import sys; from foldray.cli.main import main; main(['results', sys.argv[1], 'pareto']);"

@@ -102,6 +102,7 @@ def test_no_two_of_many_folds_look_alike() -> None:
     assert dashes == 10 * ["solid"] + 10 * ["dash"] + 5 * ["dot"], "plotly gives ten colours, in turn"
 
 
+@pytest.mark.main
 def test_depths_that_were_not_trained_are_hollow_points_of_their_folds_line(tmp_path: Path) -> None:
     store, said = str(tmp_path), ["turn on the light"] * 4
     made = [
@@ -125,6 +126,7 @@ def test_depths_that_were_not_trained_are_hollow_points_of_their_folds_line(tmp_
     assert '"fold-a1",4' not in pareto
 
 
+@pytest.mark.main
 def test_it_is_one_file_that_needs_no_other(page: str) -> None:
     text = Path(page).read_text()
     begin, end = text.index("<script>"), text.index("</script>")

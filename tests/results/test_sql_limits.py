@@ -32,6 +32,7 @@ def test_ctrl_c_ends_a_query(store: str, capsys: pytest.CaptureFixture[str]) -> 
     assert err == "stopped; run the same command again to resume\n"
 
 
+@pytest.mark.main
 def test_limits_of_time_and_rows_are_one_line(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(query, "SQL_SECONDS", 0.2)
     with pytest.raises(UserError, match=r"sql: takes more than 0\.2 s; select less, or add LIMIT"):

@@ -58,6 +58,7 @@ def stock_model(name: str, folder: str | Path) -> Any:
     return model.from_pretrained(folder).eval()
 
 
+@pytest.mark.main
 @pytest.mark.parametrize(("name", "private"), crossed({"none": "none", "all": "all"}, "all"))
 def test_each_export_says_what_the_fold_says(name: str, private: str, tmp_path: Path) -> None:
     model = folded(name, tmp_path / "fold", private)
@@ -152,6 +153,7 @@ def test_one_byte_a_weight_is_off_by_half_a_step_and_as_large_as_counted() -> No
     assert torch.equal(from_int8(to_int8(silent))["w"], silent["w"])
 
 
+@pytest.mark.main
 def test_an_int8_model_is_scored_and_its_rows_tell_its_bytes(
     capsys: pytest.CaptureFixture[str], finished: TrainJob, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def parse(name: str) -> tuple[str, str]:
     return model.replace("-", "/", 1), dataset.removesuffix(".jsonl")
 
 
+@pytest.mark.main
 def test_each_depth_has_its_file_with_texts_as_they_were_written(
     finished: TrainJob,
     written: tuple[Path, dict[str, str]],
@@ -73,6 +74,7 @@ def test_each_depth_has_its_file_with_texts_as_they_were_written(
         assert row["num_utterances"] == len(data) - 1, "a reference without letters does not count"
 
 
+@pytest.mark.main
 def test_a_prepared_corpus_is_written_as_it_is_and_the_note_says_so(
     finished: TrainJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,7 @@ MIT = ("--license", "mit")
 # --- There and back --------------------------------------------------------------------------------
 
 
+@pytest.mark.main
 def test_a_pushed_fold_is_the_model_again(
     login: Hub, store: str, spoken: Path, finished: TrainJob, capsys: Capture
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_pushed_fold_is_the_model_again(
     assert all(torch.equal(theirs[name], tensor) for name, tensor in seed.items() if name in theirs)
 
 
+@pytest.mark.main
 def test_the_same_content_again_makes_no_commit(login: Hub, store: str, capsys: Capture) -> None:
     push(capsys, store, *MIT)
     before = login.repositories["org/fold"].refs["main"]
@@ -253,6 +255,7 @@ def test_a_page_of_others_is_not_written_over_unless_asked(login: Hub, store: st
     assert {"a.txt", "fold.json"} < set(repository.refs["main"].files)
 
 
+@pytest.mark.main
 def test_a_private_page_is_read_with_the_token_only(
     login: Hub, store: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -38,6 +38,7 @@ def recording(tmp_path: Path) -> str:
     return str(file)
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("depth", [2, 3])
 def test_stock_pipelines_of_an_export_write_what_transcribe_writes(
     folded: str, recording: str, depth: int, tmp_path: Path

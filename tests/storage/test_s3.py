@@ -142,6 +142,7 @@ def test_listings_of_many_pages_are_complete(s3_store: str, monkeypatch: pytest.
     assert storage.list_files(s3_store) == []
 
 
+@pytest.mark.main
 def test_multipart_upload_is_complete(s3_server: "S3Server", s3_store: str) -> None:
     data = random.Random(0).randbytes(60 * 2**20)
     storage.write_bytes(s3_store, data)
@@ -197,6 +198,7 @@ REFUSALS = [
 ]
 
 
+@pytest.mark.main
 @pytest.mark.parametrize(("changed", "expected"), REFUSALS)
 @pytest.mark.parametrize("operation", ["exists", "write_bytes", "list_files"])
 def test_wrong_credentials_are_reported_in_one_line(
@@ -377,6 +379,7 @@ def test_open_files_survive_an_outage(s3_server: "S3Server", s3_store: str) -> N
         assert group.result() == list(range(700, 800))
 
 
+@pytest.mark.main
 def test_a_hanging_server_times_out_and_is_retried(
     s3_server: "S3Server", s3_store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -423,6 +426,7 @@ def refusing_server(
             server.shutdown()
 
 
+@pytest.mark.main
 @pytest.mark.parametrize(
     ("status", "code"),
     [(503, "SlowDown"), (500, "InternalError"), (502, "BadGateway"), (429, "TooManyRequests"), (400, "RequestTimeout")],

@@ -42,6 +42,7 @@ from tests.support.training import (
 )
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("name", BY_TIER)
 def test_killed_and_resumed_is_bit_equal_to_uninterrupted(
     name: str, prepared: tuple[str, Manifest], tmp_path: Path
@@ -70,6 +71,7 @@ def test_killed_and_resumed_is_bit_equal_to_uninterrupted(
     assert timeless[0] == timeless[1]
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("length", [{"steps": 4}, {"epochs": 1}])
 def test_a_run_killed_after_its_last_checkpoint_takes_no_further_step(
     length: dict[str, int], prepared: tuple[str, Manifest], tmp_path: Path
@@ -166,6 +168,7 @@ def _kill_rank(rank: int, whole: TrainJob, cut: TrainJob, world: int, address: s
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.main
 @pytest.mark.parametrize("name", BY_TIER)
 def test_the_finished_model_is_the_trained_one_and_opens_in_stock_transformers(
     name: str, prepared: tuple[str, Manifest], tmp_path: Path
@@ -194,6 +197,7 @@ def test_the_finished_model_is_the_trained_one_and_opens_in_stock_transformers(
         load_model(f"{job.run}/model", depth=1)
 
 
+@pytest.mark.main
 def test_batches_are_the_same_whoever_loads_them(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     job = job_for("parakeet", prepared, tmp_path)
     model = build_model(job, prepared[1].tokenizer)[0]
@@ -209,6 +213,7 @@ def test_batches_are_the_same_whoever_loads_them(prepared: tuple[str, Manifest],
     assert not torch.equal(ahead[0].inputs["input_features"], other_epoch.inputs["input_features"])
 
 
+@pytest.mark.main
 def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_the_utterances(
     prepared: tuple[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +233,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_the_utt
     assert [found.step for found in whole_checkpoints(job.run)] == [3]
 
 
+@pytest.mark.main
 def test_a_damaged_checkpoint_is_named_and_a_half_written_one_is_not_seen(
     prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:

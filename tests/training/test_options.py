@@ -211,6 +211,7 @@ def floats(model: nn.Module) -> dict[str, torch.Tensor]:
     return {key: tensor for key, tensor in model.state_dict().items() if tensor.is_floating_point()}
 
 
+@pytest.mark.main
 def test_the_final_model_is_the_mean_of_the_last_checkpoints(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     job = with_fields(job_for("parakeet", prepared, tmp_path, steps=8), "optim.average=3", "checkpoint.keep=1")
     trained = train_model(job, WorkerContext())

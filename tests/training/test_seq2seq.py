@@ -54,6 +54,7 @@ def test_a_prepared_corpus_has_the_tokens_of_the_checkpoint(spoken: Path, tmp_pa
     assert ends.flatten().tolist() == [tokenizer.special.end] * 3
 
 
+@pytest.mark.main
 def test_a_resumed_run_has_the_weights_of_one_never_killed(spoken: Path, tmp_path: Path) -> None:
     job = job_for_whisper(spoken, tmp_path)
     train_model(job, WorkerContext())
@@ -84,6 +85,7 @@ def test_a_validation_has_loss_and_error_rates_of_every_depth(spoken: Path, tmp_
     assert depths == {key: {"2", "3"} for key in ("valid_attention", "valid_wer", "valid_cer")}
 
 
+@pytest.mark.main
 def test_a_teacher_is_the_frozen_checkpoint_and_pulls_every_depth(spoken: Path, tmp_path: Path) -> None:
     alone = job_for_whisper(spoken, tmp_path, optim={"lr": 1e-3, "epochs": 4})
     train_model(alone, WorkerContext())

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 def test_the_driver_starts_a_run_without_torch() -> None:
     """It leaves torch and transformers to the workers, and to the check of a new run's model."""
@@ -11,6 +13,7 @@ def test_the_driver_starts_a_run_without_torch() -> None:
     assert result.stdout.strip() == "False"
 
 
+@pytest.mark.main
 def test_the_trainer_leaves_out_callbacks_that_ray_still_has() -> None:
     """A callback that Ray renames would start its actor again, unnoticed."""
     code = """

@@ -132,6 +132,7 @@ def test_a_copy_in_the_cache_of_the_hub_is_not_calibrated(monkeypatch: pytest.Mo
         calibrate_stage("org/fold", "./store")
 
 
+@pytest.mark.main
 def test_a_calibrated_run_transcribes_and_reports_its_curve(
     capsys: pytest.CaptureFixture[str], finished: TrainJob, tmp_path: Path
 ) -> None:

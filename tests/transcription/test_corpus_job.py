@@ -38,6 +38,7 @@ def _short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus_plan, "LEAST_SHARD_SECONDS", 20.0)
 
 
+@pytest.mark.main
 def test_every_utterance_has_its_text_or_its_error(model: str, own_corpus: Path, tmp_path: Path) -> None:
     reasons = damage(own_corpus)
     manifest = transcribe_serially(model, [str(own_corpus)], tmp_path / "out")
@@ -73,6 +74,7 @@ def test_what_depths_agree_on_is_a_corpus(model: str, spoken: Path, tmp_path: Pa
     assert sorted(read_index(folder, prepared, "train").ids.to_pylist()) == sorted(agreed)
 
 
+@pytest.mark.main
 def test_a_prepared_corpus_gives_clips(model: str, prepared: tuple[str, Manifest], tmp_path: Path) -> None:
     out = tmp_path / "out"
     manifest = transcribe_serially(model, [prepared[0]], out, agree=1.0)

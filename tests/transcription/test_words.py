@@ -9,7 +9,7 @@ import pytest
 
 from foldray.models.tokenizer import Tokenizer, bpe_tokenizer, character_tokenizer, unigram_tokenizer
 from foldray.runtime.terminal import printable
-from foldray.transcription.decoder_times import _warp
+from foldray.transcription.decoder_times import _warp, without_silence
 from foldray.transcription.formats import cut_cues, output_files, written
 from foldray.transcription.seams import join_at_seam
 from foldray.transcription.transcript import Transcript, Word, join_words
@@ -90,6 +90,20 @@ def test_the_cheapest_path_through_attention_is_found() -> None:
     for row, (first, last) in enumerate([(0, 2), (3, 6), (7, 8)]):
         cost[row, first : last + 1] = -1
     assert _warp(cost).tolist() == [0, 3, 7]
+
+
+def test_silence_is_cut_off_the_tokens_around_a_pause() -> None:
+    """Two words of 0.6 s with a pause of 1 s; the second is timed 0.2 s too late, the first until then."""
+    samples = np.zeros(16_000 * 3, np.float32)
+    for begin in (0.4, 2.0):
+        samples[int(16_000 * begin) :][:9_600] = 0.1 * np.sin(np.arange(9_600) * 0.2)
+    tokens = [TimedToken(1, 0.0, 2.2, 0.9), TimedToken(2, 2.2, 3.0, 0.8)]
+    cut = without_silence(tokens, samples)
+    assert [(token.start, token.end) for token in cut] == [pytest.approx((0.4, 1.0)), pytest.approx((2.2, 2.6))]
+    assert [(token.id, token.probability) for token in cut] == [(1, 0.9), (2, 0.8)]
+    quiet = [TimedToken(3, 1.2, 1.8, 0.7)]
+    assert without_silence(quiet, samples) == quiet
+    assert without_silence(quiet, samples[:100]) == quiet
 
 
 SPOKEN = Transcript(

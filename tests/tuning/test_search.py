@@ -210,6 +210,7 @@ def test_a_search_taken_over_leaves_its_records_alone(tmp_path: Path) -> None:
     assert read_records(search) == [record]
 
 
+@pytest.mark.main
 def test_of_two_trials_that_are_the_same_run_one_trains(tmp_path: Path) -> None:
     search = str(tmp_path)
     place = SearchAttempt("no corpus", search, claim_submission(search))
