@@ -2,6 +2,7 @@
 
 Half of the requests are for the seed, a quarter each for the two deeper depths. The sides: one fold whose batches mix
 depths; the same with every request at the deepest; a model for each depth by itself, three replicas on the same cores.
+Replicas have one thread each, and the fold has one for each core.
 Then a latency budget under twice the load that the deepest depth carries. HTTP and clients run in this process,
 replicas in Ray's.
 """
@@ -60,15 +61,15 @@ def bench_serve(
     clips = [(_clip(i), SHARES[i % len(SHARES)]) for i in range(requests)]
     with tempfile.TemporaryDirectory() as folder:
         allowed = _save_models(folder)
-        threads = torch.get_num_threads()
-        with _serving({"fold": f"{folder}/fold"}, threads) as urls:
+        copies = torch.get_num_threads()
+        with _serving({"fold": f"{folder}/fold"}, copies) as urls:
             fold_at: dict[int, Address] = {depth: (urls["fold"], f"fold@{depth}") for depth in DEPTHS}
             deepest_at: dict[int, Address] = dict.fromkeys(DEPTHS, (urls["fold"], f"fold@{DEPTHS[-1]}"))
             sides = _rounds({"mixed": fold_at, "deepest": deepest_at}, clips, rounds, on_progress)
-        with _serving({f"d{depth}": f"{folder}/d{depth}" for depth in DEPTHS}, 1) as urls:
+        with _serving({f"d{depth}": f"{folder}/d{depth}" for depth in DEPTHS}) as urls:
             own: dict[int, Address] = {depth: (urls[f"d{depth}"], f"d{depth}") for depth in DEPTHS}
             sides |= _rounds({"separate": own}, clips, rounds, on_progress)
-        with _serving({"fold": f"{folder}/fold"}, threads, LATENCY) as urls:
+        with _serving({"fold": f"{folder}/fold"}, copies, LATENCY) as urls:
             budget = asyncio.run(
                 _under_load((urls["fold"], "fold"), clips, 2 * sides["deepest"]["requests_per_second"])
             )
@@ -82,7 +83,7 @@ def bench_serve(
         "peer": {"deepest": sides["deepest"], "separate": sides["separate"]},
         "ratio": {**ratio, "mixed to deepest, by MACs": allowed},
         "shape": f"conformer of width {CONFIG['hidden_size']}, {DEPTHS[0]} -> {DEPTHS}, cycle, noise of 2 to 8 s, "
-        f"{CLIENTS} clients on loopback, {requests} requests, {rounds} rounds, {threads} threads",
+        f"{CLIENTS} clients on loopback, {requests} requests, {rounds} rounds, {copies} replicas of a thread",
     }
 
 
@@ -113,20 +114,20 @@ def _save_models(folder: str) -> float:
 
 
 @contextmanager
-def _serving(models: dict[str, str], threads: int, latency: float | None = None) -> Iterator[dict[str, str]]:
-    """Serve models side by side in one Ray; yields their URLs by name."""
+def _serving(models: dict[str, str], copies: int = 1, latency: float | None = None) -> Iterator[dict[str, str]]:
+    """Serve models side by side in one Ray, each by replicas of one thread; yields their URLs by name."""
     import uvicorn
     from ray import serve
 
     from foldray.serving.app import build_app
     from foldray.serving.deploy import ReplicaOptions, ServeBackend, api_options, replicas
 
-    ray = start_ray(min_cpus=threads * len(models))
+    ray = start_ray(min_cpus=copies * len(models))
     servers: list[uvicorn.Server] = []
     try:
         serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
         for name, folder in models.items():
-            bound = replicas(ReplicaOptions(folder, latency=latency, threads=threads))
+            bound = replicas(ReplicaOptions(folder, latency=latency), copies)
             backend = ServeBackend(serve.run(bound, name=name, route_prefix=None))
             app = build_app(backend, api_options(asyncio.run(backend.facts()), name, None, latency, None))
             servers.append(uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off")))
@@ -195,14 +196,25 @@ async def _all(addresses: dict[int, Address], clips: Sequence[tuple[bytes, int]]
 
 
 async def _under_load(address: Address, clips: Sequence[tuple[bytes, int]], rate: float) -> Figures:
-    """Share of answers within the budget, and the mean depth, at so many requests per second that arrive at random."""
+    """Share of answers within the budget, and the mean depth, at so many requests per second that arrive at random.
+
+    A request that a full queue turns away (503) is counted by itself.
+    """
     draw = random.Random(0)
     answers: list[tuple[float, int]] = []
+    refused = 0
     async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as client:
 
         async def one(data: bytes) -> None:
+            nonlocal refused
             began = time.perf_counter()
-            answer = await _post(client, address, data)
+            try:
+                answer = await _post(client, address, data)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != 503:
+                    raise
+                refused += 1
+                return
             answers.append((time.perf_counter() - began, answer["depth"]))
 
         tasks = []
@@ -213,6 +225,8 @@ async def _under_load(address: Address, clips: Sequence[tuple[bytes, int]], rate
         await asyncio.gather(*tasks)
     return {
         **_figures([seconds for seconds, _ in answers], LATENCY_SECONDS),
+        "offered_per_second": rate,
+        "share_refused": refused / len(tasks),
         "share_in_time": statistics.mean(seconds <= LATENCY for seconds, _ in answers),
         "mean_depth": statistics.mean(depth for _, depth in answers),
     }
