@@ -17,6 +17,8 @@ from foldray.errors import one_line
 
 BLOCK = 2**18
 MAX_SECONDS = 6 * 3600
+LEAST_RATE = 1_000
+"""Lowest rate in Hz: what is below holds no speech, and is the mistake of a header."""
 
 
 @dataclass(eq=False)
@@ -120,8 +122,8 @@ def _opened(source: bytes | BinaryIO) -> Iterator[soundfile.SoundFile]:
     with audio:
         if audio.format not in CHECKED_FORMATS:
             raise BadAudioError("unsupported_format", f"the content is {audio.format_info}; {FIX}")
-        if not 0 < audio.samplerate <= 768_000 or not 0 < audio.channels <= 64:
-            raise BadAudioError("unreadable", f"{audio.channels} channels at {audio.samplerate} Hz")
+        if not LEAST_RATE <= audio.samplerate <= 768_000 or not 0 < audio.channels <= 64:
+            raise BadAudioError("unreadable", f"{audio.channels} channels at {audio.samplerate} Hz; correct its header")
         try:
             yield audio
         except (soundfile.LibsndfileError, ValueError, OverflowError, MemoryError) as error:
@@ -157,11 +159,13 @@ def _checked_shape(audio: soundfile.SoundFile, shape: tuple[int, int] | None) ->
 def _segment_of_file(file: BinaryIO, start: float, seconds: float) -> tuple[npt.NDArray[np.float32], int] | None:
     """Samples (T, C) and rate of a segment, of which only its own part is read.
 
-    None if libsndfile does not know where samples are (MPEG), or does not find as many as the segment has.
+    None if libsndfile does not know where samples are (MPEG, GSM), or does not find as many as the segment has.
     """
     try:
         with _opened(file) as audio:
-            if audio.format == "MP3" or round((start + seconds) * audio.samplerate) > audio.frames:
+            if audio.format == "MP3" or not audio.seekable():
+                return None
+            if round((start + seconds) * audio.samplerate) > audio.frames:
                 return None
             audio.seek(round(start * audio.samplerate))
             samples_TC = audio.read(round(seconds * audio.samplerate), dtype="float32", always_2d=True)
@@ -185,13 +189,22 @@ def _segment_of_parts(
                 last = min(last, round((start + seconds) * audio.samplerate) - before)
             if first < last:
                 _check_length((last - first + sum(map(len, blocks))) / audio.samplerate, max_seconds)
-                audio.seek(first)
+                _skip(audio, first)
                 blocks.append(audio.read(last - first, dtype="float32", always_2d=True))
             before += audio.frames
     rate = shape[0] if shape else SAMPLE_RATE
     if not blocks:
         raise BadAudioError("truncated", f"begins at {start:.2f} s of {before / rate:.2f} s")
     return np.concatenate(blocks), rate
+
+
+def _skip(audio: soundfile.SoundFile, samples: int) -> None:
+    """Pass over the first samples; codecs with a state (GSM, G.721) have to be decoded from their beginning."""
+    if audio.seekable():
+        audio.seek(samples)
+        return
+    while samples > 0 and len(block := audio.read(min(samples, BLOCK), dtype="float32")):
+        samples -= len(block)
 
 
 def _check_length(seconds: float, max_seconds: float) -> None:

@@ -136,6 +136,8 @@ def _parse(text: str, most: int | None = None) -> JsonValue:
     try:
         value: JsonValue = json.loads(text)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text[error.pos :].lstrip().startswith("{"):
+            raise ValueError(f"has a second object at column {error.colno}; write one object a line") from None
         raise ValueError(f"is not JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:
         raise ValueError("is not JSON (nested too deeply)") from None

@@ -158,6 +158,7 @@ def test_too_much_quarantine_stops_and_keeps_the_shards(own_corpus: Path, tmp_pa
         ('{"audio": ', "is not JSON"),
         ("[1]", "is not an object"),
         ('{"text": "HELLO"}', "has no audio file"),
+        ('{"audio": "a.wav"} {"audio": "b.wav"}', "has a second object at column 20; write one object a line"),
         ('{"audio": "a.wav", "text": "A", "duration": "long"}', "duration 'long' is not a valid number"),
     ],
 )

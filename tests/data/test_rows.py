@@ -56,7 +56,7 @@ def test_every_layout_knows_the_same_names(kind: str, field: str, tmp_path: Path
         assert getattr(found, field) == "X"
 
 
-@pytest.mark.parametrize("audio", ["audio", "audio_filepath", "path", "file", "file_name"])
+@pytest.mark.parametrize("audio", ["audio", "audio_filepath", "audio_filename", "path", "file", "file_name"])
 def test_every_name_of_audio(audio: str, tmp_path: Path) -> None:
     for value in ("a.wav", {"bytes": None, "path": "a.wav"}, {"path": "a.wav"}):
         (found,) = write_rows(tmp_path / "c", {"test": [{audio: value, "transcription": "X"}]}).utterances

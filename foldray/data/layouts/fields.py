@@ -5,7 +5,7 @@ from collections.abc import Container, Mapping
 from foldray.storage.text import MAX_TEXT_BYTES
 
 FIELD_NAMES = {
-    "audio": ("audio", "audio_filepath", "path", "file", "file_name"),
+    "audio": ("audio", "audio_filepath", "audio_filename", "path", "file", "file_name"),
     "text": ("text", "sentence", "transcription", "transcript", "normalized_text"),
     "id": ("id", "segment_id", "utterance_id"),
     "speaker": ("speaker", "speaker_id", "spk", "client_id"),

@@ -125,10 +125,10 @@ def _seconds(fields: JsonObject, name: str) -> float | None:
         return None
     try:
         seconds = float(value)  # type: ignore[arg-type]  # of a list or object it raises
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not math.isfinite(seconds) or seconds < 0 or (name == "duration" and not seconds):
-        raise ValueError(f"{name} {value!r} is not a valid number of seconds")
+        raise ValueError(f"{name} {value!r:.60} is not a valid number of seconds")
     return seconds
 
 

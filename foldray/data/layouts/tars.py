@@ -1,14 +1,22 @@
 """WebDataset shards. Their audio is not read here, only located, so that a tar of any size costs its headers alone."""
 
-import math
+import sys
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BufferedReader
 
 from foldray import storage
 from foldray.data.layouts.fields import Problem, first_value, name_of, text_of
-from foldray.data.layouts.source_folder import SourceFolder, composed, file_name, find_shards, is_audio, is_unread_audio
+from foldray.data.layouts.source_folder import (
+    SourceFolder,
+    composed,
+    file_name,
+    find_shards,
+    is_audio,
+    is_unread_audio,
+    stem,
+)
 from foldray.data.utterance import ContainerEntry, Utterance
 from foldray.errors import UserError, one_line
 from foldray.storage.text import MAX_TEXT_BYTES, NotTextError, decode_text, parse_object
@@ -24,19 +32,21 @@ def find_webdataset(source: SourceFolder, name: str) -> list[str]:
 
 @dataclass
 class _Sample:
-    """The members of one key: the audio files and their byte ranges, those of formats that are not decoded, the texts,
-    the endings of all others, and the problem if there is one."""
+    """The members of one key: the audio files and their byte ranges, those of formats that are not decoded, the texts
+    by name and ending, the endings of all others, and the problem if there is one."""
 
     row: str
     audio: list[tuple[str, ContainerEntry]] = field(default_factory=list)
     unread: list[tuple[str, ContainerEntry]] = field(default_factory=list)
-    texts: dict[str, bytes] = field(default_factory=dict)
+    texts: dict[tuple[str, str], bytes] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
     problem: tuple[str, str] | None = None
 
 
 def read_webdataset(uri: str, split: str, _source: SourceFolder) -> Iterator[Utterance]:
     """Yield the utterances of one tar: adjacent members of one key, the path up to the first dot of the file name.
+
+    Where a key has several audio files and a text with the whole name of one of them, names are the keys instead.
 
     The text is in a .txt, or in a .json with speaker, language and duration. Of a damaged tar, the members before the
     damage are kept, and one utterance named after the tar has the problem unreadable. Keys whose members are apart
@@ -55,7 +65,8 @@ def read_webdataset(uri: str, split: str, _source: SourceFolder) -> Iterator[Utt
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         damage = one_line(error)
     for key, sample in samples.items():
-        yield from _utterances(key, sample, uri, split)
+        for own, part in _by_names(key, sample):
+            yield from _utterances(own, part, uri, split)
     if damage:
         yield Utterance(file_name(uri), split, uri, None, uri, problem=("unreadable", f"a damaged tar: {damage}"))
 
@@ -135,9 +146,45 @@ def _add(sample: _Sample, member: tarfile.TarInfo, ending: str, tar: tarfile.Tar
         sample.unread.append((member.name, ContainerEntry("bytes", member.offset_data, member.size)))
     elif ending in _TEXTS:
         opened = tar.extractfile(member)
-        sample.texts.setdefault(ending, opened.read() if opened else b"")
+        data = opened.read() if opened else b""
+        if sample.texts.setdefault((_stem(member.name), ending), data) != data:
+            sample.problem = (
+                "bad_metadata", f"'{member.name}' is in the tar twice, with different texts; keep one of them"
+            )  # fmt: skip
     else:
         sample.others.append(ending)
+
+
+def _stem(name: str) -> str:
+    """The path of a member without its last ending."""
+    return composed(stem(name)).removeprefix("./")
+
+
+def _by_names(key: str, sample: _Sample) -> Iterator[tuple[str, _Sample]]:
+    """The samples of one key: one, or where names have dots (`2.0.mp3`, `2.1.mp3`, `2.1.txt`) one for each name."""
+    audio = {_stem(name): (name, entry) for name, entry in (*sample.unread, *sample.audio)}
+    texts = {name for name, _ in sample.texts}
+    if sample.problem or len(audio) < 2 or not texts & audio.keys():
+        yield key, sample
+        return
+    for own in (*audio, *sorted(texts - audio.keys())):
+        yield (
+            own,
+            replace(
+                sample,
+                row=sample.row if own not in audio else f"{sample.row.rpartition(':')[0]}:{audio[own][0]}",
+                audio=[each for each in sample.audio if _stem(each[0]) == own],
+                unread=[each for each in sample.unread if _stem(each[0]) == own],
+                texts={name: text for name, text in sample.texts.items() if name[0] == own},
+            ),
+        )
+
+
+def _texts_of(sample: _Sample) -> dict[str, bytes]:
+    """The text of each ending: that with the name of the audio, or else the first."""
+    audio = {_stem(name) for name, _ in sample.audio or sample.unread}
+    named = sorted(sample.texts.items(), key=lambda text: text[0][0] not in audio)
+    return {ending: text for (_, ending), text in reversed(named)}
 
 
 def _utterances(key: str, sample: _Sample, uri: str, split: str) -> Iterator[Utterance]:
@@ -145,7 +192,7 @@ def _utterances(key: str, sample: _Sample, uri: str, split: str) -> Iterator[Utt
         yield Utterance(key, split, uri, None, sample.row, problem=sample.problem)
         return
     try:
-        fields = _parse_texts(sample.texts)
+        fields = _parse_texts(_texts_of(sample))
     except ValueError as error:
         reason = "not_utf8" if isinstance(error, NotTextError) else "bad_metadata"
         yield Utterance(key, split, uri, None, sample.row, problem=(reason, one_line(error)))
@@ -185,8 +232,8 @@ def _parse_texts(texts: dict[str, bytes]) -> _Fields:
     """Text, speaker, language and duration of one sample. Raises ValueError for what is no JSON or no text."""
     values = parse_object(decode_text(texts["json"])) if "json" in texts else {}
     duration = values.get("duration")
-    if duration is not None and not (isinstance(duration, int | float) and math.isfinite(duration) and duration > 0):
-        raise ValueError(f"duration {duration!r} is not a number of seconds")
+    if duration is not None and not (isinstance(duration, int | float) and 0 < duration <= sys.float_info.max):
+        raise ValueError(f"duration {duration!r:.60} is not a number of seconds")
     text, problem = text_of(first_value(values, "text"))
     if "txt" in texts:
         text, problem = decode_text(texts["txt"]).strip(), None
