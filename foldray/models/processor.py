@@ -73,11 +73,27 @@ def read_tokenizer(uri: str) -> Tokenizer:
 
 
 def check_tokenizer(model: FoldedModel, uri: str) -> None:
-    """Raise UserError if a saved model has outputs without a token: they would be dropped in silence."""
+    """Check that the tokenizer of a saved model spells what its CTC head means.
+
+    Raises:
+        UserError: The head has outputs without a token, which would be dropped in silence, its blank is not token 0
+            (recipes for wav2vec 2.0 put `[PAD]` last), or ids of the vocabulary are missing or used twice.
+    """
     if not family_of(model).ctc or not has_tokenizer(uri):
         return
     outputs = model.config.vocab_size - bool(family_of(model).attention)
-    tokens = len(read_tokenizer(uri))
-    if tokens < outputs:
-        problem = f"its tokenizer has {tokens} tokens, its head {outputs} outputs; copy both from one model"
+    tokenizer = read_tokenizer(uri)
+    if len(tokenizer) < outputs:
+        problem = f"its tokenizer has {len(tokenizer)} tokens, its head {outputs} outputs; copy both from one model"
         raise UserError(uri, problem)
+    if tokenizer.subwords is None:
+        _check_ids(read_as(dict[str, int], ModelFolder(uri).file(VOCABULARY_FILE), MOST_SMALL_BYTES), model, uri)
+
+
+def _check_ids(ids: dict[str, int], model: FoldedModel, uri: str) -> None:
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise UserError(uri, f"{VOCABULARY_FILE} does not number its tokens 0, 1, 2 and so on; copy it again")
+    if blank := model.config.pad_token_id:
+        named = next((token for token, number in ids.items() if number == blank), "no token")
+        fix = "name its checkpoint in model.checkpoint and train, which makes a new head"
+        raise UserError(uri, f"its CTC blank is token {blank} ({named}), that of foldray is token 0; {fix}")
