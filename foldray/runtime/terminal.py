@@ -7,6 +7,7 @@ foldray writes to stdout or stderr.
 import json
 import logging
 import math
+import os
 import re
 import sys
 import time
@@ -27,7 +28,7 @@ LINE_SECONDS = 15.0
 """Seconds between progress lines where stderr is not a terminal, such as a log file or a job."""
 
 errors = Console(stderr=True, highlight=False)
-output = Console(highlight=False, width=None if sys.stdout.isatty() else 10**7)
+output = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 10**7)
 """Tables have the width of the terminal; in files and pipes nothing wraps, so that every line is a whole row."""
 
 HIDDEN = re.compile(
@@ -61,6 +62,9 @@ def print_line(text: str) -> None:
 
 def prepare_streams() -> None:
     """Make every locale print every text, and filter what Python itself prints: warnings, logs, tracebacks."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: the next file that is opened would get what libraries print
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r+", encoding="utf-8", buffering=1))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

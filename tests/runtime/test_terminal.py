@@ -134,3 +134,12 @@ def test_every_locale_prints(tmp_path: Path, locale: dict[str, str]) -> None:
     environment = {**os.environ, "PYTHONUTF8": "0", **locale}
     printed = subprocess.run(command, capture_output=True, env=environment, cwd=PROJECT, check=True)
     assert printed.stdout.decode("ascii").splitlines()[1].split() == [r"gr\xf6\xdfe", r"\u65e5\u672c"]
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("json_too", ["", "--json"])
+def test_a_closed_terminal_stops_nothing(closed: str, json_too: str) -> None:
+    """https://github.com/mandarons/icloudpy/issues/23: services and windowed programs have no stdout."""
+    command = f"{sys.executable} -m foldray recipes {json_too} {closed}"
+    printed = subprocess.run(["sh", "-c", command], capture_output=True, cwd=PROJECT, check=False)
+    assert (printed.returncode, printed.stdout, printed.stderr) == (0, b"", b"")
