@@ -111,7 +111,8 @@ def _explained(target: Path) -> Iterator[None]:
 def _temporary_file(target: Path, data: bytes) -> Iterator[Path]:
     """Yield a complete temporary file next to `target`, deleted afterwards; listings leave it out."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    # Only the beginning of the name: the whole one may be as long as a name can be (255 bytes).
+    part = target.with_name(f".{target.name[:50]}.{uuid.uuid4().hex}")
     try:
         part.write_bytes(data)
         yield part

@@ -43,12 +43,26 @@ def is_known(uri: str) -> bool:
 def join(uri: str, *parts: str) -> str:
     """Append parts to a URI with single slashes; options after '?' stay at the end.
 
-    A '?' in a part belongs to a file's name and is written as %3F, since '?' begins the options of a URI.
+    A '?' in a part belongs to a file's name and is written as %3F, since '?' begins the options of a URI; what looks
+    like that in a name is written as %253F.
     """
     if is_local(uri):
         return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
     base, mark, options = uri.partition("?")
-    return "/".join([base.rstrip("/"), *(part.strip("/").replace("?", "%3F") for part in parts)]) + mark + options
+    return "/".join([base.rstrip("/"), *(_escaped(part.strip("/")) for part in parts)]) + mark + options
+
+
+_ESCAPED = re.compile("%((?:25)*)3F")
+
+
+def _escaped(name: str) -> str:
+    """A name as part of a URI with options."""
+    return _ESCAPED.sub(r"%25\g<1>3F", name).replace("?", "%3F")
+
+
+def _unescaped(path: str) -> str:
+    """The name that `_escaped` was given."""
+    return _ESCAPED.sub(lambda found: f"%{found[1][2:]}3F" if found[1] else "?", path)
 
 
 def is_plain(name: str) -> bool:
@@ -97,8 +111,8 @@ def relative(uri: str, folder: str) -> str:
 
 
 def filesystem_path(uri: str) -> str:
-    """Return the local path, or bucket and key as S3 has them: without options, %3F as '?'."""
-    return absolute(uri) if is_local(uri) else uri.split("://", 1)[1].partition("?")[0].replace("%3F", "?")
+    """Return the local path, or bucket and key as S3 has them: without options, %3F as '?', %253F as '%3F'."""
+    return absolute(uri) if is_local(uri) else _unescaped(uri.split("://", 1)[1].partition("?")[0])
 
 
 def place(uri: str) -> str:

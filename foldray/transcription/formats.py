@@ -1,6 +1,7 @@
 """Transcripts as text, JSON lines, subtitles (SRT, WebVTT) and NIST's CTM."""
 
 import json
+import os
 import posixpath
 import re
 from collections import Counter
@@ -58,6 +59,8 @@ def _json_line(values: dict[str, object]) -> str:
     return HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], line) + "\n"
 
 
+NAME_BYTES = 255
+"""Longest name of a file on most file systems; titles of films are often cut to just this length."""
 ENDINGS: dict[Format, str] = {"text": "txt", "jsonl": "jsonl", "srt": "srt", "vtt": "vtt", "ctm": "ctm"}
 
 
@@ -80,8 +83,10 @@ def output_files(names: Sequence[str], kind: Format) -> dict[str, str]:
         *folders, last = own[shared:] or [""]
         stem = posixpath.splitext(last)[0] if is_audio(last) or is_unread_audio(last) else last
         inside = [*folders, f"{stem}.{ENDINGS[kind]}"]
-        if not stem or not all(map(storage.is_plain, inside)):
-            raise UserError("--out", f"the recording {name!r} can't be the name of a file; use --format jsonl")
+        if not stem or not all(storage.is_plain(part) and len(os.fsencode(part)) <= NAME_BYTES for part in inside):
+            raise UserError(
+                "--out", f"the recording {name!r} can't be the name of a file; leave --out out, or rename it"
+            )
         files[name] = "/".join(inside)
     if len(set(files.values())) < len(names):
         twice = Counter(files[name] for name in names).most_common(1)[0][0]

@@ -100,9 +100,10 @@ def _fit(parts: Sequence[str], wanted: Sequence[str]) -> bool:
     """Whether folders and file match their patterns; `**` stands for any number of folders, as for `glob`."""
     if not wanted or not parts:
         return not wanted and not parts
+    hidden = parts[0].startswith(".") and not wanted[0].startswith(".")  # as the ._a.wav that macOS leaves beside a.wav
     if wanted[0] == "**" and wanted[1:]:
-        return _fit(parts, wanted[1:]) or _fit(parts[1:], wanted)
-    return fnmatch.fnmatchcase(parts[0], wanted[0]) and _fit(parts[1:], wanted[1:])
+        return _fit(parts, wanted[1:]) or (not hidden and _fit(parts[1:], wanted))
+    return not hidden and fnmatch.fnmatchcase(parts[0], wanted[0]) and _fit(parts[1:], wanted[1:])
 
 
 def _of_manifest(uri: str) -> Iterator[Utterance]:

@@ -60,3 +60,21 @@ def test_links_to_folders_are_followed_without_cycles(tmp_path: Path) -> None:
     assert storage.list_tree(str(tmp_path / "linked")) == {"a.wav": 1}
     assert set(storage.list_tree(str(tmp_path))) >= {"data/audio/a.wav", "linked/a.wav"}
     assert len(storage.list_tree(str(tmp_path))) <= 4
+
+
+def test_a_name_may_be_as_long_as_a_name_can_be(tmp_path: Path) -> None:
+    """https://github.com/yt-dlp/yt-dlp/issues/1786: titles are cut to 255 bytes."""
+    for name in ("x" * 255, "ü" * 127, "\U0001f600" * 63):
+        storage.write_bytes(str(tmp_path / name), b"a")
+        assert not storage.create(str(tmp_path / name), b"b")
+        assert storage.read_bytes(str(tmp_path / name)) == b"a"
+    assert len(storage.list_files(str(tmp_path))) == 3
+
+
+def test_every_key_has_a_uri_of_its_own() -> None:
+    """https://github.com/apache/arrow/issues/35714: keys that hold percent codes themselves."""
+    keys = ["what?", "what%3F", "what%253F", "what%25253F", "%3F%253F?", "a%3Ab", "a%20b", "100%", "%25", "%3f"]
+    uris = [storage.join("s3://b/x?anonymous=true", key) for key in keys]
+    assert [storage.filesystem_path(uri) for uri in uris] == [f"b/x/{key}" for key in keys]
+    assert len({*uris}) == len(keys)
+    assert uris[:2] == ["s3://b/x/what%3F?anonymous=true", "s3://b/x/what%253F?anonymous=true"]

@@ -74,6 +74,8 @@ def test_patterns_of_buckets_match_as_those_of_folders(
     pattern: str, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["a.wav", "data.wav", "x/a.wav", "x/y/a.wav", "x/y/b.flac"]
+    # https://github.com/iina/iina/issues/5384: what macOS leaves beside each file.
+    names += ["._a.wav", "x/._a.wav", ".Trashes/a.wav", "x/.Trashes/y/a.wav"]
     for name in names:
         (tmp_path / "calls" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "calls" / name).write_bytes(b"")

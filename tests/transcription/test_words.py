@@ -162,6 +162,6 @@ def test_cues_are_short_and_lose_no_word() -> None:
 def test_output_files_keep_folders_apart_and_stay_inside() -> None:
     assert output_files(["/x/a/1.wav", "/x/b/1.wav"], "vtt") == {"/x/a/1.wav": "a/1.vtt", "/x/b/1.wav": "b/1.vtt"}
     assert output_files(["utt.1"], "ctm") == {"utt.1": "utt.1.ctm"}
-    for names in (["/x/1.wav", "/x/1.flac"], ["../..", "a"], [".."]):
+    for names in (["/x/1.wav", "/x/1.flac"], ["../..", "a"], [".."], ["ü" * 126]):
         with pytest.raises(Exception, match=r"--out: (two recordings|the recording)"):
             output_files(names, "srt")
