@@ -163,7 +163,7 @@ def _segment_of_file(file: BinaryIO, start: float, seconds: float) -> tuple[npt.
     """
     try:
         with _opened(file) as audio:
-            if audio.format == "MP3" or not audio.seekable():
+            if audio.subtype.startswith("MPEG") or not audio.seekable():
                 return None
             if round((start + seconds) * audio.samplerate) > audio.frames:
                 return None

@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import soundfile
 
 from foldray.config.corpus import CorpusSpec
 from foldray.data.audio import decode
+from foldray.data.containers.mpeg_frames import frame_at
 from foldray.data.corpora import find_corpus
 from foldray.data.samples import BadAudioError
 from foldray.data.utterance import Utterance
@@ -83,3 +85,26 @@ def test_a_rate_that_holds_no_speech_is_a_mistake_of_the_header() -> None:
         with pytest.raises(BadAudioError, match="1 channels at 1 Hz; correct its header") as caught:
             decode(encode_wav(np.random.default_rng(0).normal(0, 0.1, seconds), 1))
         assert caught.value.reason == "unreadable"
+
+
+@pytest.mark.parametrize("size", [None, 0, 2**32 - 1])
+def test_mp3_in_a_wav_is_read_to_its_end(size: int | None) -> None:
+    """https://github.com/Vanilagy/mediabunny/issues/440: libsndfile found two of seven seconds."""
+    voice = voice_like(4.0, 44_100, 1)
+    target = io.BytesIO()
+    samples = np.concatenate([0.01 * voice[: 3 * 44_100], voice])
+    options: dict[str, Any] = {"bitrate_mode": "VARIABLE", "compression_level": 0.5}
+    soundfile.write(target, samples, 44_100, format="MP3", subtype="MPEG_LAYER_III", **options)
+    tagged = frame_at(target.getvalue(), 0)
+    assert tagged
+    mp3 = target.getvalue()[tagged.header.size :]  # without its Xing frame, as ffmpeg copies it into a WAV
+    codec = struct.pack("<HHIIHHHHIHHH", 0x55, 1, 44_100, 16_000, 1, 0, 12, 1, 2, 1152, 1, 1393)
+    head = b"WAVEfmt " + struct.pack("<I", len(codec)) + codec + b"data"
+    stated = struct.pack("<I", len(mp3) if size is None else size)
+    wav = b"RIFF" + struct.pack("<I", len(head) + 4 + len(mp3)) + head + stated + mp3
+    assert np.array_equal(decode(wav), decode(mp3))
+    assert np.array_equal(decode(io.BytesIO(wav), 1.5, 5.0), decode(io.BytesIO(mp3), 1.5, 5.0))
+    if size is None:
+        with pytest.raises(BadAudioError, match="of samples") as caught:
+            decode(wav[: len(wav) // 2])
+        assert caught.value.reason == "truncated"

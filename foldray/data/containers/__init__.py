@@ -5,7 +5,7 @@ the first of several files that were joined. So every format's own structure is 
 whose headers state their true length.
 """
 
-from foldray.data.containers.chunks import read_chunks
+from foldray.data.containers.chunks import mpeg_in_wav, read_chunks
 from foldray.data.containers.contents import Contents
 from foldray.data.containers.flac import read_flac
 from foldray.data.containers.mpeg import read_mpeg
@@ -31,6 +31,17 @@ def read_contents(data: bytes) -> Contents:
     if magic == b"OggS":
         return read_ogg(data)
     contents = read_chunks(data)
-    if contents is None and find_frames(data) is not None:
-        contents = read_mpeg(data)
-    return contents or Contents([data])
+    if contents is not None:
+        return _with_mpeg(contents)
+    return read_mpeg(data) if find_frames(data) is not None else Contents([data])
+
+
+def _with_mpeg(contents: Contents) -> Contents:
+    """The parts, of those that hold MPEG audio the audio itself."""
+    parts, problem = [], contents.problem
+    for part in contents.parts:
+        mpeg = mpeg_in_wav(part)
+        inner = read_mpeg(mpeg) if mpeg and find_frames(mpeg) is not None else Contents([part])
+        parts += inner.parts
+        problem = problem or inner.problem
+    return Contents(parts, problem)

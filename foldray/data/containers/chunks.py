@@ -13,6 +13,7 @@ from foldray.data.containers.contents import MOST_PARTS, TOO_MANY_PARTS, Content
 from foldray.data.containers.formats import FIX
 
 _PIPED = 0x7F000000  # sizes from here on stand for an unknown one, where so much does not follow
+_MPEG_TAGS = (0x50, 0x55)  # codecs of WAV: MPEG layers I and II, and III (RFC 2361)
 _TRAILING_BYTES, _TRAILING_SHARE = 1024, 0.02  # what may follow the samples without being known
 
 
@@ -61,6 +62,17 @@ def read_chunks(data: bytes) -> Contents | None:
         parts.append(bytes(rest[:end]))
         rest = rest[end:]
     return Contents(parts, TOO_MANY_PARTS)
+
+
+def mpeg_in_wav(data: bytes) -> bytes | None:
+    """The MPEG audio that a WAV file holds, None for any other file: libsndfile guesses its length from the start."""
+    view, tag = memoryview(data), 0
+    for name, start, size in _walk(view, 12, "I", "<") if _begins(view, b"RIFF") else ():
+        if name == b"fmt " and start + 2 <= len(data):
+            (tag,) = struct.unpack_from("<H", data, start)
+        if name == b"data":
+            return data[start : start + (size or len(data))] if tag in _MPEG_TAGS else None
+    return None
 
 
 def _begins(data: memoryview, magic: bytes, start: int = 0) -> bool:
