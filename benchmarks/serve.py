@@ -49,7 +49,7 @@ Address = tuple[str, str]
 
 
 def bench_serve(
-    rounds: int = 2, requests: int = 96, *, on_progress: Callable[[int, int], None] = lambda done, total: None
+    rounds: int = 2, requests: int = 192, *, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> BenchmarkResult:
     """Requests per second and latencies of the sides, and how many times faster mixed depths are.
 
