@@ -1,6 +1,7 @@
 """Transcripts as text, JSON lines, subtitles (SRT, WebVTT) and NIST's CTM."""
 
 import json
+import math
 import os
 import posixpath
 import re
@@ -19,9 +20,9 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 TIMED: tuple[Format, ...] = ("jsonl", "srt", "vtt", "ctm")
 """The formats that hold times of words."""
 
-LINE_CHARACTERS, CUE_LINES, CUE_SECONDS, CUE_PAUSE = 42, 2, 6.0, 0.8
+LINE_CHARACTERS, CUE_LINES, CUE_SECONDS, CUE_PAUSE, CUE_LEAST = 42, 2, 6.0, 0.8, 0.1
 """A cue of subtitles has at most two lines of 42 characters and 6 s (usual guidelines of broadcasters), and ends in a
-pause of 0.8 s."""
+pause of 0.8 s. It lasts 0.1 s at least: attention may give a word no time."""
 
 
 def parse_format(name: str) -> Format:
@@ -133,14 +134,24 @@ def _ctm_line(name: str, word: Word) -> str:
 
 def _subtitles(words: Sequence[Word], kind: Format) -> str:
     cues = []
-    for number, cue in enumerate(cut_cues(words), start=1):
-        last = min(cue[-1].end, cue[0].start + CUE_SECONDS)  # a decoder's word lasts until the next one
+    groups = list(cut_cues(words))
+    following = [*(cue[0].start for cue in groups[1:]), math.inf]
+    for number, cue in enumerate(groups, start=1):
+        last = _cue_end(cue, following[number - 1])
         start, end = (clock(second, "," if kind == "srt" else ".") for second in (cue[0].start, last))
         text = "\n".join(_lines(cue))
         if kind == "vtt":
             text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         cues.append((f"{number}\n" if kind == "srt" else "") + f"{start} --> {end}\n{text}\n")
     return ("WEBVTT\n\n" if kind == "vtt" else "") + "\n".join(cues)
+
+
+def _cue_end(cue: Sequence[Word], following: float) -> float:
+    """When a cue ends: after its words, before the next one, and never where it begins: players skip such a cue."""
+    start = cue[0].start
+    last = min(cue[-1].end, start + CUE_SECONDS)  # a decoder's word lasts until the next one
+    last = max(last, start + CUE_LEAST)
+    return min(last, following) if following > start else last
 
 
 def clock(seconds: float, mark: str) -> str:

@@ -150,6 +150,17 @@ def test_a_word_that_lasts_until_the_next_one_makes_no_long_cue() -> None:
     assert "00:00:01,000 --> 00:00:07,000\nhello" in written("a", Transcript("", 13, 1, 1, words), "srt")
 
 
+def test_cues_have_a_length_and_cover_no_other() -> None:
+    """https://github.com/m-bain/whisperX/issues/1315: attention gives words no time, and words at a seam overlap."""
+    words = (Word("a", 0.0, 5.8, 1.0), Word("b", 5.75, 6.4, 1.0), Word("c", 9.0, 9.0, 1.0))
+    times = re.findall(r"\S+ --> \S+", written("a", Transcript("", 10, 1, 1, words), "srt"))
+    assert times == [
+        "00:00:00,000 --> 00:00:05,750",
+        "00:00:05,750 --> 00:00:06,400",
+        "00:00:09,000 --> 00:00:09,100",
+    ]
+
+
 def test_cues_are_short_and_lose_no_word() -> None:
     words = [Word(f"word{i}" * (i % 4 + 1), i * 0.4, i * 0.4 + 0.3, 1.0) for i in range(200)]
     cues = list(cut_cues(words))
