@@ -1,5 +1,6 @@
 """What small files of a model may be, by anybody: no code, no more modules than any model has, of a bounded size."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,8 @@ def check_config(config: "PreTrainedConfig", where: str, origin: str = "") -> No
         origin: Where it comes from, as a beginning of the message, where `where` does not say so.
 
     Raises:
-        UserError: It names code of its own (`auto_map`), or a number of layers that no model has.
+        UserError: It names code of its own (`auto_map`), a number of layers that no model has, a dropout that is no
+            probability, or a number that is not finite.
     """
     for each in _nested(config):
         if getattr(each, "auto_map", None):
@@ -39,6 +41,9 @@ def check_config(config: "PreTrainedConfig", where: str, origin: str = "") -> No
             if (count is not value or name.endswith(_COUNTS)) and not _is_count(count):
                 problem = "has too many entries" if count is not value else f"is {value!r:.40}"
                 raise UserError(where, f"{origin}{name} {problem}, not 0 to {MAX_LAYERS}")
+            if isinstance(value, float) and not (0 <= value <= 1 if "drop" in name else math.isfinite(value)):
+                fix = "set it to a number from 0 to 1" if "drop" in name else "set it to a finite number"
+                raise UserError(where, f"{origin}{name} is {value}; {fix}")
 
 
 def check_small_files(folder: Path, where: str, origin: str) -> None:

@@ -1,8 +1,9 @@
 """Training metrics: immutable JSON lines files, because object stores can't append, merged by step when read."""
 
 import json
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
+from pydantic import Field
 from typing_extensions import TypedDict  # pydantic checks no other before Python 3.12
 
 from foldray import storage
@@ -11,6 +12,16 @@ from foldray.storage.records import check_as
 
 Record = dict[str, Any]
 
+CURVES = {
+    "ctc": ("CTC", "solid"),
+    "attention": ("attention", "longdash"),
+    "kl": ("KL", "dot"),
+    "hidden": ("hidden states", "dashdot"),
+    "teacher": ("KL from the teacher", "dot"),
+    "valid_ctc": ("validation CTC", "dash"),
+    "valid_attention": ("validation attention", "dash"),
+}
+"""Values by depth, the name of each in plots, and its dash."""
 VALIDATION = "validation"
 """Replaces the attempt in the names of validation's parts, which are written later than those of their steps."""
 
@@ -22,8 +33,11 @@ def write_metrics(run: str, attempt: str, records: list[Record]) -> None:
         storage.write_bytes(Run(run).metrics_part(attempt, records[0]["step"]), text.encode())
 
 
-_Numbers = dict[str, float | dict[str, float]]
+_ByDepth = dict[Annotated[str, Field(pattern=r"^\d{1,6}$")], float]
+_Numbers = dict[str, float | _ByDepth]
 """A record: a number, or one by depth, under each name."""
+_Parts = TypedDict("_Parts", dict.fromkeys(CURVES, _ByDepth), total=False)  # type: ignore[misc]
+"""What a record has by depth, if it has it."""
 
 
 class _Validation(TypedDict):
@@ -37,6 +51,7 @@ class _Step(_Validation):
 
     seconds: float
     audio_seconds: float
+    padding: NotRequired[float]
 
 
 def validation_loss(record: Record) -> dict[str, float]:
@@ -58,6 +73,7 @@ def read_metrics(run: str) -> list[Record]:
         for line in storage.read_bytes(part).decode(errors="replace").splitlines():
             record: Record = storage.parse_json(line, part)
             check_as(_Numbers, record, part, strict=True)
+            check_as(_Parts, record, part, strict=True)
             check_as(_Validation if name.startswith(VALIDATION) else _Step, record, part, strict=True)
             if not name.startswith(VALIDATION):
                 by_step[record["step"]] = record

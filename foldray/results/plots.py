@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from foldray.results.metrics import Record
+from foldray.results.metrics import CURVES, Record
 from foldray.results.query import OBJECTIVES, non_dominated
 from foldray.results.rows import ResultRow
 from foldray.results.searches import TrialRecord
@@ -17,15 +17,6 @@ COSTS = {
     "rtfx": ("RTFx, seconds of audio per second", 1.0),
 }
 """The costs that WER is plotted against: an objective, the title of its axis, and the unit of the axis."""
-CURVES = {
-    "ctc": ("CTC", "solid"),
-    "attention": ("attention", "longdash"),
-    "kl": ("KL", "dot"),
-    "hidden": ("hidden states", "dashdot"),
-    "teacher": ("KL from the teacher", "dot"),
-    "valid_ctc": ("validation CTC", "dash"),
-    "valid_attention": ("validation attention", "dash"),
-}
 DASHES = ("solid", "dash", "dot", "dashdot")
 """Line styles of folds: the next one after each ten folds, because plotly has ten colours."""
 COLOURS = {"fold": "#2563a8", "baseline": "#b5651d"}

@@ -147,6 +147,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "adapter layers": (lambda f: _edit(f, "config.json", num_adapter_layers=10**9), "num_adapter_layers is 1000000000"),
     "convolutions": (lambda f: _edit(f, "config.json", **_CONVOLUTIONS), "not 0 to 1024"),
     "auto_map": (lambda f: _edit(f, "config.json", auto_map={"AutoConfig": "own.C"}), "names code of its own"),
+    "dropout": (
+        lambda f: _edit(f, "config.json", hidden_dropout=float("nan")),
+        "dropout is nan; set it to a number",
+    ),
+    "dropout over 1": (lambda f: _edit(f, "config.json", attention_dropout=1.5), "attention_dropout is 1.5; set it to"),
+    "not finite": (
+        lambda f: _edit(f, "config.json", initializer_range=float("inf")),
+        "range is inf; set it to a",
+    ),
     "layers": (lambda f: _edit(f, "config.json", num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
     "no layers": (lambda f: _edit(f, "config.json", num_hidden_layers="x"), r"config\.json"),
     "config": (lambda f: (f / "config.json").write_text("{"), r"config\.json: does not load"),

@@ -12,7 +12,23 @@ from foldray.results.run_tables import runs_table
 BROKEN = ["", "{", "[]", "1", "[" * 50_000, "\0"]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "1", "{}", '{"step": "x"}', "[" * 50_000, '{"step": null}'])
+STEP = {"step": 1, "seconds": 1.0, "audio_seconds": 1.0}
+WRONG = [{"ctc": 3.0}, {"ctc": {"": 1.0}}, {"kl": {"six": 1.0}}, {"padding": {"6": 0.1}}, {"valid_ctc": 1}]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        "1",
+        "{}",
+        '{"step": "x"}',
+        "[" * 50_000,
+        '{"step": null}',
+        *(json.dumps(STEP | each) for each in WRONG),
+    ],
+)
 def test_damaged_metrics_name_their_file(line: str, tmp_path: Path) -> None:
     (tmp_path / "metrics").mkdir()
     (tmp_path / "metrics/0001-0001-00000001.jsonl").write_text(f"{line}\n")
