@@ -4,7 +4,7 @@
     bare      two processes with the same model: soundfile, features, a forward pass a batch, greedy texts as JSON lines
     pipeline  two processes with transformers' pipeline(batch_size=8) and the unrolled depth, texts as JSON lines
 
-Batches of ours and of the bare loop hold 60 s of padded audio of like lengths; the pipeline gets clips in the same
+Batches of ours and of the bare loop hold 16 s of padded audio of like lengths; the pipeline gets clips in the same
 order. Sides alternate. Each has two processes of one thread. Start-up (interpreters, imports, weights, Ray) is measured
 by a run over a few utterances and subtracted.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from foldray.transcription.recogniser import Recogniser
 
 SIDES = ("ours", "bare", "pipeline")
-PROCESSES, BATCH_SECONDS, BATCH_SIZE, FIRST = 2, 60.0, 8, 8
+PROCESSES, BATCH_SECONDS, BATCH_SIZE, FIRST = 2, 16.0, 8, 8
 DEPTHS = (6, 12)
 MINUTES = 60.0
 CONFIG = {

@@ -65,7 +65,7 @@ def _cells(row: "ResultRow") -> list[str]:
         f"{row['params_unrolled'] / 1e6:.2f} M",
         f"{1 - row['params_stored'] / row['params_unrolled']:.1%}",
         f"{row['macs_per_audio_second'] / 1e6:,.0f}",
-        f"{row['rtfx']:.0f}",
+        f"{row['rtfx']:.{1 if row['rtfx'] < 10 else 0}f}",
     ]
 
 
@@ -94,7 +94,7 @@ def _line(row: "ResultRow") -> list[str]:
         f"{row['params_stored'] / 1e6:.2f} M",
         f"{row['bytes_stored'] / 1e6:,.1f}",
         f"{row['macs_per_audio_second'] / 1e6:,.0f}",
-        f"{row['rtfx']:.0f}",
+        f"{row['rtfx']:.{1 if row['rtfx'] < 10 else 0}f}",
     ]
 
 

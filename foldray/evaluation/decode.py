@@ -27,7 +27,7 @@ CTC_WEIGHT = 0.3
 
 
 LONGEST = 30.0
-UNENDED = "the decoder reached its limit of tokens: some of the text may be missing"
+UNENDED = "the decoder reached its limit of tokens: text may be missing, or words repeated"
 
 
 def parse_decoding(name: str | None, beam: BeamOptions | None = None) -> Decoding | None:

@@ -55,6 +55,8 @@ def keep_extractor(model: FoldedModel, family: Family, source: str) -> None:
         if file.exists():
             _check_options(storage.read_json(str(file)))
         extractor = transformers_class(family.extractor).from_pretrained(source)
+        if extractor.sampling_rate == SAMPLE_RATE:  # some values are used, and refused, with the first audio only
+            extract_features(model, extractor, [np.zeros(SAMPLE_RATE // part, np.float32) for part in (1, 2)])
     except OSError as error:
         if not file.exists():
             return

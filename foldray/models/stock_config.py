@@ -134,6 +134,9 @@ def read_config(checkpoint: str) -> "PreTrainedConfig":
                 source, file = copied, ModelFolder(checkpoint).file(CONFIG_FILE)
                 Path(copied, CONFIG_FILE).write_bytes(storage.read_bounded(file, MOST_SMALL_BYTES))
             check_small_files(Path(source), "model.checkpoint", checkpoint)
+            if not Path(source, CONFIG_FILE).is_file():
+                fix = "name the folder of a transformers model"
+                raise UserError("model.checkpoint", f"{checkpoint} has no {CONFIG_FILE}; {fix}")
             config: PreTrainedConfig = transformers_class("AutoConfig").from_pretrained(source, trust_remote_code=False)
     except UserError:
         raise

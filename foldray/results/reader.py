@@ -18,6 +18,7 @@ import duckdb
 
 from foldray import storage
 from foldray.errors import UserError, one_line
+from foldray.results.alignment import fits
 from foldray.results.cache import cached_rows, delete_merged
 from foldray.results.rows import EVALUATION, NEWEST, Hypothesis, Kind, ResultRow
 from foldray.results.run_tables import runs_table, trials_table
@@ -143,12 +144,20 @@ def read_rows(store: str, run_id: str = "") -> list[ResultRow]:
 
 
 def read_hypotheses(store: str, run_id: str) -> list[Hypothesis]:
-    """Read the newest hypotheses of a run, on each test set those of the last step that was scored."""
+    """Read the newest hypotheses of a run, on each test set those of the last step that was scored.
+
+    Raises UserError for an alignment that does not belong to its texts.
+    """
     with open_tables(store, ["hypotheses"], run_id) as connection:
         last = f"(SELECT * FROM results QUALIFY {LAST_STEP})"
         same = ", ".join(EVALUATION)
         found = connection.sql(f"SELECT * FROM hypotheses SEMI JOIN {last} USING ({same}) ORDER BY depth, id")
-        return cast(list[Hypothesis], json_rows(found))
+        hypotheses = cast(list[Hypothesis], json_rows(found))
+    for each in hypotheses:
+        if not fits(each["reference"], each["hypothesis"], each["alignment"]):
+            problem = f"has a damaged hypothesis of utterance {each['id']}: its alignment is not one of its texts"
+            raise UserError(run_id or store, f"{problem}; score the run again with `foldray evaluate`")
+    return hypotheses
 
 
 def result_rows(answer: duckdb.DuckDBPyRelation) -> list[ResultRow]:

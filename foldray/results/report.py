@@ -78,6 +78,7 @@ def _by_run(rows: Sequence[ResultRow]) -> RowsByRun:
 
 def _page(store: str, runs: RowsByRun, final: RowsByRun, test_set: TestSet) -> str:
     """The page as HTML. runs: all rows; final: those that the plots compare, on one test set and of the last step."""
+    decoding = "greedy CTC" if test_set.decoding == "ctc" else f"{test_set.decoding} decoding"
     trained = {run_id: [row for row in rows if row["trained"]] or rows for run_id, rows in final.items()}
     best = min(trained, key=lambda run_id: _rank(trained[run_id]))
     # The best run comes first, then the newest.
@@ -112,7 +113,7 @@ def _page(store: str, runs: RowsByRun, final: RowsByRun, test_set: TestSet) -> s
     figures = [pareto, depths, *(each["curves"] for each in sections), *(f for s in searches for f in s["figures"])]
     return _render(
         figures,
-        test_set=f"{test_set.corpus} {test_set.split}",
+        test_set=f"{test_set.corpus} {test_set.split}, {decoding}",
         best=best,
         headline=_headline(trained[best]),
         verdicts=_verdicts(best, compared.get(best, {}), trained, len(folds)),

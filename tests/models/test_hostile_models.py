@@ -164,6 +164,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "config type": (lambda f: _edit(f, "config.json", hidden_size="wide"), r"config\.json|does not load"),
     "extractor": (lambda f: (f / "preprocessor_config.json").write_text("{"), r"preprocessor_config\.json"),
     "extractor list": (lambda f: (f / "preprocessor_config.json").write_text("[]"), r"preprocessor_config\.json"),
+    "extractor value": (
+        lambda f: _edit(f, "preprocessor_config.json", padding_value=None),
+        r"preprocessor_config\.json",
+    ),
     "extractor huge": (lambda f: _edit(f, "preprocessor_config.json", feature_size=10**9), "feature_size is over"),
     "vocabulary": (lambda f: (f / "vocab.json").write_text('{"<pad>": 0, "A": 1}'), "has 2 tokens, its head 9 outputs"),
     "vocabulary list": (lambda f: (f / "vocab.json").write_text("[]"), r"vocab\.json: is damaged"),

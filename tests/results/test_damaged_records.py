@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from foldray.errors import DamagedFileError
+from foldray.errors import DamagedFileError, UserError
 from foldray.results.metrics import read_metrics
+from foldray.results.reader import read_hypotheses
+from foldray.results.rows import write_rows
 from foldray.results.run_tables import runs_table
+from tests.support.rows import hypothesis, row
 
 BROKEN = ["", "{", "[]", "1", "[" * 50_000, "\0"]
 
@@ -46,3 +49,15 @@ def test_a_damaged_run_names_its_file(name: str, content: str, tmp_path: Path) -
     (run / name).write_text(content)
     with pytest.raises(DamagedFileError, match=r"(spec|run)\.json: is damaged \("):
         runs_table(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "damage", [{"alignment": "CC"}, {"alignment": "CCCX"}, {"alignment": ""}, {"reference": "one"}]
+)
+def test_an_alignment_that_is_not_one_of_its_texts_names_the_utterance(damage: dict[str, str], tmp_path: Path) -> None:
+    said = hypothesis("one two three", "one too three", id="u7")
+    write_rows(str(tmp_path), [row()], [said])
+    assert read_hypotheses(str(tmp_path), "run-0")[0]["alignment"] == "CSC"
+    write_rows(str(tmp_path / "other"), [row()], [{**said, **damage}])  # type: ignore[typeddict-item]
+    with pytest.raises(UserError, match=r"^run-0: has a damaged hypothesis of utterance u7: .*score the run again"):
+        read_hypotheses(str(tmp_path / "other"), "run-0")
