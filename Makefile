@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 test: $(VENV)/.test  ## a user's main paths: real Ray, real S3, a browser; twelve minutes on two cores
 	$(PYTEST) -m "$(if $(SOAK),,not soak and )not walk and not gpu"
 
-fast: $(VENV)/.test  ## without Ray, under three minutes on two cores
+fast: $(VENV)/.test  ## without Ray, under two minutes on two cores
 	$(PYTEST) -m "not main and not soak and not walk and not gpu"
 
 soak: $(VENV)/.test  ## kills, faults, several hosts, searches, every family; `python -m tests.support.chaos` kills more often
