@@ -25,7 +25,7 @@ walk: $(VENV)/.test  ## from `ray up` to `ray down` on namespace hosts; needs ro
 
 gpu: $(VENV)/.test  ## what needs a GPU, ten minutes at most; one line where there is none
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; \
-	then timeout --signal=INT --kill-after=60 600 $(BIN)/python -m pytest -m gpu -rP; \
+	then timeout --signal=INT --kill-after=60 600 $(BIN)/python -m pytest -m gpu -v -rP; \
 	else echo "make gpu: skipped, torch finds no GPU on this machine"; fi
 
 lint: $(VENV)/.dev  ## style, types, and which module may import which

@@ -85,7 +85,7 @@ Splits = Annotated[str | None, typer.Option(help="Job: the splits of a corpus, s
 JobWorkers = Annotated[
     int | None, typer.Option(help="Job: processes that hold the model; default: one for each CPU, or GPU.")
 ]
-UseGpu = Annotated[bool, typer.Option("--use-gpu", help="Job: each process has a GPU.")]
+UseGpu = Annotated[bool, typer.Option("--use-gpu", help="Run on this machine's GPU; as a job, each process has one.")]
 Agree = Annotated[
     float | None,
     typer.Option(help="Job: also write a corpus of what two depths agree on, up to this WER, such as 0.1."),

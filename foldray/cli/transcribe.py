@@ -74,6 +74,7 @@ def transcribe(
     Example: foldray transcribe an4-1a2b3c4d5e s3://bucket/calls --format parquet -o s3://bucket/texts
     """
     from foldray.evaluation.beam_options import beam_options
+    from foldray.models.device import inference_device
     from foldray.stages.transcribe import transcribe_stage
     from foldray.transcription.formats import TIMED, parse_format
 
@@ -83,12 +84,21 @@ def transcribe(
         job = {"agree_depths": parse_depths(agree_depths, "--agree-depths"), "resources": (workers, use_gpu)}
         _as_job((model, store, files, out, parse_depth(depth), decoding, language, search), {**corpus, **job}, as_json)
         return
-    _check_unset(split=split, workers=workers, use_gpu=use_gpu or None, agree=agree, agree_depths=agree_depths)
+    _check_unset(split=split, workers=workers, agree=agree, agree_depths=agree_depths)
     written_as = parse_format(kind)
     times = True if written_as in TIMED else None if as_json else False
     with option("--depth"):
         recordings, results = transcribe_stage(
-            model, store, files, parse_depth(depth), decoding, language, search, words=times, chunk_seconds=chunk
+            model,
+            store,
+            files,
+            parse_depth(depth),
+            decoding,
+            language,
+            search,
+            words=times,
+            chunk_seconds=chunk,
+            device=inference_device(use_gpu),
         )
     _print_all(recordings, results, written_as, out, as_json)
 

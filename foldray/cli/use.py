@@ -17,6 +17,7 @@ from foldray.cli.options import (
     LmWeight,
     Model,
     Store,
+    UseGpu,
     WordBonus,
     Words,
 )
@@ -50,6 +51,7 @@ def evaluate(
             help="Also write what the Open ASR Leaderboard scores: texts as they were written, RTFx and parameters.",
         ),
     ] = None,
+    use_gpu: UseGpu = False,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -58,12 +60,14 @@ def evaluate(
     Example: foldray evaluate an4-1a2b3c4d5e --data ./my-corpus --depths 6,12
     """
     from foldray.evaluation.beam_options import beam_options
+    from foldray.models.device import inference_device
     from foldray.stages.evaluate import evaluate_stage
 
     search = beam_options(beam, lm, lm_weight, word_bonus, hotwords, hotword_weight, words)
     with option("--depths"):
         chosen = parse_depths(depths, "--depths")
-        scored = evaluate_stage(model, store, data, chosen, split, decoding, search, leaderboard)
+        device = inference_device(use_gpu)
+        scored = evaluate_stage(model, store, data, chosen, split, decoding, search, leaderboard, device)
     if as_json:
         print_json(scored)
     else:

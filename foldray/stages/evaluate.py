@@ -10,6 +10,7 @@ from foldray.config.spec import RunSpec
 from foldray.data.manifest import read_manifest
 from foldray.evaluation.beam_options import BeamOptions
 from foldray.evaluation.provenance import FoundModel, find_model, weights_digest
+from foldray.models.device import CPU, has_gpu
 from foldray.models.hub import is_page
 from foldray.results.reader import read_rows
 from foldray.results.rows import ResultRow, write_rows
@@ -37,6 +38,7 @@ def evaluate_stage(
     decoding: str | None = None,
     beam: BeamOptions | None = None,
     leaderboard: str | None = None,
+    device: str = CPU,
 ) -> ScoredModel:
     """Score a model at every depth and append the rows to the store.
 
@@ -50,6 +52,7 @@ def evaluate_stage(
         beam: Options of `beam`: an n-gram, hotwords, a closed list of words.
         leaderboard: A folder for what the Open ASR Leaderboard scores: texts as they were written, so a raw corpus is
             prepared once more, with `corpus.text=as_is`. The rows compare normalised texts, as always.
+        device: Device of torch.
 
     Raises:
         UserError: The model, corpus, split, depth or decoding does not exist or does not fit.
@@ -58,7 +61,7 @@ def evaluate_stage(
     if leaderboard is not None:
         storage.check_writable(storage.absolute(leaderboard), "--leaderboard")
     corpus = scoring_corpus(found, data, split, as_written=leaderboard is not None)
-    rows, scores = _evaluate(found, corpus, depths, split, decoding, beam)
+    rows, scores = _evaluate(found, corpus, depths, split, decoding, beam, device)
     scored: ScoredModel = {"run_id": rows[0]["run_id"], "rows": rows}
     if leaderboard is not None:
         from foldray.evaluation.leaderboard import write_leaderboard
@@ -75,7 +78,11 @@ def _evaluate(
     split: str,
     decoding: str | None,
     beam: BeamOptions | None,
+    device: str,
 ) -> "tuple[list[ResultRow], list[DepthScore]]":
+    import torch
+    from torch import nn
+
     from foldray.evaluation.decode import check_decoding, parse_decoding, search_or, usual_decoding
     from foldray.evaluation.result_rows import result_rows
     from foldray.evaluation.score import score_depths
@@ -88,6 +95,7 @@ def _evaluate(
         split = "valid"
     asked = parse_decoding(decoding, beam)
     model = load_model(found.uri)
+    nn.Module.to(model, torch.device(device))
     decoder = asked or usual_decoding(model)
     check_decoding(model, decoder)
     if found.run is None:  # so that two folders with the same name stay apart
@@ -107,7 +115,10 @@ def _evaluate(
 
 
 def score_run(spec: RunSpec, run: str, step: int, split: str = "test") -> list[ResultRow]:
-    """Return the rows of every trained depth of a finished run on its own corpus, scoring it if they are missing."""
+    """Return the rows of every trained depth of a finished run on its own corpus, scoring it if they are missing.
+
+    A run that trains on GPUs (`scale.use_gpu`) is scored on one too, if this process has any.
+    """
     from foldray.models.families import FAMILIES
 
     found = find_model(run, spec.storage.root)
@@ -119,5 +130,6 @@ def score_run(spec: RunSpec, run: str, step: int, split: str = "test") -> list[R
         if (row["step"], row["corpus"], row["split"], row["decoding"]) == place
     ]
     if not {row["depth"] for row in rows} >= set(spec.fold.depths):
-        rows = evaluate_stage(run, spec.storage.root, split=split)["rows"]
+        device = "cuda" if spec.scale.use_gpu and has_gpu() else CPU
+        rows = evaluate_stage(run, spec.storage.root, split=split, device=device)["rows"]
     return sorted(rows, key=lambda row: row["depth"])

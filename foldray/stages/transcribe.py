@@ -7,6 +7,7 @@ from foldray.errors import UserError
 from foldray.evaluation.beam_options import BeamOptions
 from foldray.evaluation.decode import parse_decoding
 from foldray.evaluation.provenance import find_model
+from foldray.models.device import CPU
 from foldray.transcription.files import Recording, transcribe
 from foldray.transcription.inputs import find_recordings
 from foldray.transcription.recogniser import Recogniser
@@ -26,6 +27,7 @@ def transcribe_stage(
     *,
     words: bool | None = None,
     chunk_seconds: float | None = None,
+    device: str = CPU,
 ) -> tuple[list[Recording], Iterator[tuple[Recording, Transcript | UserError]]]:
     """Transcribe recordings at one depth, the deepest by default.
 
@@ -39,6 +41,7 @@ def transcribe_stage(
         beam: Options of the beam search: an n-gram, hotwords, a closed list of words.
         words: Time the words; None: where the decoding gives times.
         chunk_seconds: Longest part that the model runs on at once; by default as long as its training utterances.
+        device: Device of torch.
 
     Returns:
         The recordings, and an iterator over them in order, each with its transcript or its error.
@@ -48,7 +51,7 @@ def transcribe_stage(
     """
     check_chunk(chunk_seconds)
     recordings = list(find_recordings(given, language))
-    recogniser = Recogniser(find_model(model, store).uri, parse_decoding(decoding, beam), beam)
+    recogniser = Recogniser(find_model(model, store).uri, parse_decoding(decoding, beam), beam, device)
     recogniser.check_language(language)
     if words and not recogniser.has_times:
         raise UserError("--format", f"{recogniser.decoding} decoding gives no times of words; use text, or ctc")

@@ -100,9 +100,12 @@ def describe_run(spec: RunSpec, corpus: str) -> dict[str, Any]:
 
 def _git_commit() -> str:
     import subprocess
+    from shutil import which
 
+    if not (git := which("git")):
+        return ""
     result = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        [git, "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
         capture_output=True,
         text=True,
         check=False,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from foldray.results.reader import read_hypotheses, read_rows
@@ -64,6 +65,16 @@ WRONG = [
     (["plan", "an4", "scale.workers=[1,2,3]"], "scale.workers", "has too many values"),
     (["train", "quickstart", "corpus.splits=[train,test]", "valid.patience=3"], "valid.patience", "needs a validation"),
 ]
+
+
+@pytest.mark.parametrize("arguments", [["evaluate", "nosuch"], ["transcribe", "nosuch", "README.md"]])
+def test_a_gpu_that_is_not_there_is_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, out, err = call(capsys, *arguments, "--use-gpu")
+    assert (code, out) == (2, "")
+    assert err == "--use-gpu: torch finds no GPU on this machine; leave the option out to run on CPUs\n"
 
 
 @pytest.mark.main

@@ -20,6 +20,7 @@ from foldray.config.recipes import load_recipe, recipe_names
 from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import BatchLoader
+from foldray.evaluation.score import score_depths
 from foldray.folding.batchnorm import Renorm
 from foldray.folding.loss import StepCounts, joint_loss
 from foldray.models.fold import stack_of
@@ -183,6 +184,18 @@ def test_every_kind_of_family_trains_scores_and_resumes(
         validate_checkpoint(cut.run, newest.step, newest.uri, cut.corpus, 12.0, device) for device in ("cpu", "cuda")
     ]
     assert scores[1]["valid_ctc"] == pytest.approx(scores[0]["valid_ctc"], rel=1e-3)
+
+
+def test_scores_of_a_trained_model_are_those_of_a_cpu(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    job = with_fields(job_for("parakeet", prepared, tmp_path, steps=6), *STILL)
+    trained = train_model(job, WorkerContext(device=GPU)).model
+    tokenizer, depths = prepared[1].tokenizer, job.spec.fold.depths
+    texts = []
+    for device in (torch.device("cpu"), GPU):
+        torch.nn.Module.to(trained, device)
+        scores = score_depths(trained, tokenizer, *prepared, "test", depths)
+        texts.append([[each.hypothesis for each in score.transcripts] for score in scores])
+    assert texts[0] == texts[1]
 
 
 # --- Shapes and memory -----------------------------------------------------------------------------
