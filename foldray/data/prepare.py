@@ -23,7 +23,8 @@ from foldray.data.shard_plan import plan_shards, select_usable
 from foldray.data.splits import needed_splits
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
-from foldray.models.tokenizer import Tokenizer, bpe_tokenizer, character_tokenizer, unigram_tokenizer
+from foldray.models.tokenizer import Tokenizer
+from foldray.models.train_tokenizer import bpe_tokenizer, character_tokenizer, unigram_tokenizer
 from foldray.runtime.ray import find_user_error, start_ray
 from foldray.storage.layout import INDEX_FILE, QUARANTINE_FILE, PreparedCorpus, Store
 from foldray.storage.parquet import write_table

@@ -10,7 +10,7 @@ import pytest
 
 from foldray.config.corpus import TextProfile
 from foldray.data.text import left_out, normalise
-from foldray.models.tokenizer import character_tokenizer
+from foldray.models.train_tokenizer import character_tokenizer
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from foldray.models.runtimes.tokens import (
     sherpa_whisper_tokens,
     whisper_vocabulary,
 )
-from foldray.models.tokenizer import SpecialTokens, Tokenizer, bpe_tokenizer, character_tokenizer
+from foldray.models.tokenizer import SpecialTokens, Tokenizer
+from foldray.models.train_tokenizer import bpe_tokenizer, character_tokenizer
 from tests.support.seq2seq import END, QUIET, SPECIAL, START, TRANSCRIBE, byte_level
 
 

@@ -26,7 +26,8 @@ from foldray.evaluation.decode import greedy_texts
 from foldray.models import tokenizer as text
 from foldray.models.families import transformers_class
 from foldray.models.processor import read_tokenizer, save_processor
-from foldray.models.tokenizer import END, Tokenizer, bpe_tokenizer, character_tokenizer, unigram_tokenizer
+from foldray.models.tokenizer import END, Tokenizer
+from foldray.models.train_tokenizer import bpe_tokenizer, character_tokenizer, unigram_tokenizer
 from tests.support.corpora import prepare_serially
 from tests.support.tiny import tiny_model
 
@@ -68,7 +69,7 @@ def test_any_order_and_any_process_learns_the_same_bytes(learn: Learn) -> None:
     assert learn(BUILTIN[::-1], 110) == tokenizer
     code = f"""
 import json, sys
-from foldray.models.tokenizer import {learn.__name__} as learn
+from foldray.models.train_tokenizer import {learn.__name__} as learn
 sys.stdout.write(learn(json.load(sys.stdin), 110).subwords)"""
     there = subprocess.run([sys.executable, "-c", code], input=json.dumps(BUILTIN).encode(), capture_output=True)
     assert there.stdout.decode() == tokenizer.subwords, there.stderr.decode()

@@ -12,7 +12,7 @@ from foldray.models.from_checkpoint import fold_checkpoint
 from foldray.models.runtimes.layouts import quantize
 from foldray.models.save_load import save_model
 from foldray.models.stock_tokenizer import read_stock_tokenizer
-from foldray.models.tokenizer import bpe_tokenizer
+from foldray.models.train_tokenizer import bpe_tokenizer
 from foldray.stages.export import export_model
 from foldray.stages.transcribe import transcribe_stage
 from foldray.transcription.transcript import Transcript

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from foldray.models.tokenizer import Tokenizer, bpe_tokenizer, character_tokenizer
+from foldray.models.tokenizer import Tokenizer
+from foldray.models.train_tokenizer import bpe_tokenizer, character_tokenizer
 from foldray.transcription.chunks import Chunk
 from foldray.transcription.files import NO_SAMPLES, OpenRecording, Recording
 from foldray.transcription.join_chunks import join_chunks

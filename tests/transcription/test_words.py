@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from foldray.models.tokenizer import Tokenizer, bpe_tokenizer, character_tokenizer, unigram_tokenizer
+from foldray.models.tokenizer import Tokenizer
+from foldray.models.train_tokenizer import bpe_tokenizer, character_tokenizer, unigram_tokenizer
 from foldray.runtime.terminal import printable
 from foldray.transcription.decoder_times import _warp, without_silence
 from foldray.transcription.formats import cut_cues, output_files, written
