@@ -23,7 +23,7 @@ from foldray.data.text import normalise
 from foldray.data.utterance import Utterance
 from foldray.errors import UserError
 from foldray.evaluation.decode import greedy_texts
-from foldray.models import tokenizer as text
+from foldray.models import train_tokenizer
 from foldray.models.families import transformers_class
 from foldray.models.processor import read_tokenizer, save_processor
 from foldray.models.tokenizer import END, Tokenizer
@@ -96,7 +96,7 @@ def test_a_size_is_exact_or_refused_with_the_nearest_one(learn: Learn) -> None:
 
 
 def test_unigram_ids_are_those_of_sentencepiece() -> None:
-    tokenizer, reference = unigram_tokenizer(BUILTIN, 110), text._learn_pieces(sorted(BUILTIN), 110)
+    tokenizer, reference = unigram_tokenizer(BUILTIN, 110), train_tokenizer._learn_pieces(sorted(BUILTIN), 110)
     assert tokenizer.vocabulary == [reference.id_to_piece(i) for i in range(110)]
     assert [tokenizer.encode(line) for line in BUILTIN] == [reference.encode(line) for line in BUILTIN]
 
