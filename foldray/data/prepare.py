@@ -201,6 +201,7 @@ FIXES = {
     "missing_file": "set corpus.audio_root to the folder that relative audio paths start from",
     "not_utf8": "convert the texts to UTF-8, such as with `iconv -f WINDOWS-1252 -t UTF-8`",
     "duplicate_id": "give every utterance an id of its own",
+    "no_text": "give every utterance its text (in a folder: a.txt beside a.wav), or transcribe the audio first",
 }
 """How to fix the reason that most of the unusable utterances share."""
 
@@ -210,12 +211,12 @@ def _check_usable(manifest: Manifest, spec: CorpusSpec, folder: str, quarantine:
     if share > spec.max_quarantine:
         fix = FIXES.get(next(iter(manifest.reasons)), "fix them")
         # Where several utterances have one id, a higher limit would only hide that most of them are missing.
-        fix = fix if "duplicate_id" in manifest.reasons else f"{fix} or raise the limit"
+        fix = fix if "duplicate_id" in manifest.reasons or share == 1 else f"{fix}, or raise the limit"
         raise UserError(
             "corpus.max_quarantine",
             f"{manifest.quarantined} of {manifest.utterances_in} utterances are unusable "
             f"({_counted(manifest.reasons)}), over the limit of {spec.max_quarantine:.0%}; see "
-            f"{PreparedCorpus(folder).quarantine}, {fix}",
+            f"{PreparedCorpus(folder).quarantine}; {fix}",
         )
     for split in sorted(needed_splits(spec) | {entry["split"] for entry in quarantine}):
         if not manifest.rows_by_split.get(split):

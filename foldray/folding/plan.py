@@ -223,5 +223,7 @@ def decoder_depth(encoder: FoldPlan, decoder: FoldPlan, depth: int) -> int:
     if len(decoder.depths) == 1:
         return decoder.depths[0]
     if depth not in encoder.depths:
-        raise KeyError(f"depth {depth} has no decoder path; only {list(encoder.depths)} have one")
+        raise KeyError(
+            f"depth {depth} is not planned; a model with a decoder runs at {', '.join(map(str, encoder.depths))} only"
+        )
     return decoder.depths[encoder.depths.index(depth)]
