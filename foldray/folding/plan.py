@@ -223,7 +223,6 @@ def decoder_depth(encoder: FoldPlan, decoder: FoldPlan, depth: int) -> int:
     if len(decoder.depths) == 1:
         return decoder.depths[0]
     if depth not in encoder.depths:
-        raise KeyError(
-            f"depth {depth} is not planned; a model with a decoder runs at {', '.join(map(str, encoder.depths))} only"
-        )
+        planned = ", ".join(map(str, encoder.depths))
+        raise KeyError(f"depth {depth} is not planned; with its decoder this model runs at {planned}")
     return decoder.depths[encoder.depths.index(depth)]

@@ -84,7 +84,7 @@ def test_a_depth_of_the_decoder_belongs_to_one_of_the_encoder_by_position() -> N
     encoder, decoder, single = FoldPlan(3, (3, 4, 6)), FoldPlan(2, (2, 3, 5)), FoldPlan(4, (4,))
     assert [decoder_depth(encoder, decoder, depth) for depth in encoder.depths] == [2, 3, 5]
     assert [decoder_depth(encoder, single, depth) for depth in (3, 5, 6)] == [4, 4, 4]
-    with pytest.raises(KeyError, match=r"depth 5 is not planned; a model with a decoder runs at 3, 4, 6 only"):
+    with pytest.raises(KeyError, match=r"depth 5 is not planned; with its decoder this model runs at 3, 4, 6"):
         decoder_depth(encoder, decoder, 5)
     for fits in (decoder, single):
         check_pairs(encoder, fits)
