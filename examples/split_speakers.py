@@ -2,22 +2,25 @@
 
     python examples/split_speakers.py PATH/an4 -o ./halves
 
-Writes `DIR/first` and `DIR/second`: every other speaker, and the whole test set. Rows name the audio where it is, so
-`corpus.audio_places` has to name the corpus.
+Writes `DIR/first` and `DIR/second`: each has every other speaker and the whole test set. Audio is not copied: set
+`corpus.audio_places` to the folder of the original corpus. Every row of the corpus needs a speaker.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 
-def read_lines(file: Path) -> list[dict[str, str]]:
+def read_lines(file: Path) -> list[dict[str, Any]]:
     """The rows of a manifest, with absolute paths of audio."""
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    if lost := [row.get("id") or row["audio"] for row in rows if not row.get("speaker")]:
+        raise SystemExit(f"{file}: {len(lost)} rows have no speaker, such as {lost[0]}; give every row one")
     return [{**row, "audio": str(file.parent.resolve() / row["audio"])} for row in rows]
 
 
-def write_lines(file: Path, rows: list[dict[str, str]]) -> None:
+def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
     """Write a manifest."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

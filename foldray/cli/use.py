@@ -17,7 +17,6 @@ from foldray.cli.options import (
     LmWeight,
     Model,
     Store,
-    UseGpu,
     WordBonus,
     Words,
 )
@@ -51,7 +50,7 @@ def evaluate(
             help="Also write what the Open ASR Leaderboard scores: texts as they were written, RTFx and parameters.",
         ),
     ] = None,
-    use_gpu: UseGpu = False,
+    use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Run on this machine's GPU.")] = False,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:

@@ -201,7 +201,7 @@ FIXES = {
     "missing_file": "set corpus.audio_root to the folder that relative audio paths start from",
     "not_utf8": "convert the texts to UTF-8, such as with `iconv -f WINDOWS-1252 -t UTF-8`",
     "duplicate_id": "give every utterance an id of its own",
-    "no_text": "give every utterance its text (in a folder: a.txt beside a.wav), or transcribe the audio first",
+    "no_text": "give every utterance its text (in a folder: a.txt beside a.wav); transcribe --agree makes some",
 }
 """How to fix the reason that most of the unusable utterances share."""
 
@@ -224,7 +224,7 @@ def _check_usable(manifest: Manifest, spec: CorpusSpec, folder: str, quarantine:
             raise UserError(
                 "corpus.path",
                 f"{spec.path} has no usable utterances in '{split}' ({_counted(reasons) or 'it is empty'}); "
-                f"{FIXES.get(next(iter(reasons), ''), 'fix them')}, or leave it out of corpus.splits",
+                f"{FIXES.get(next(iter(reasons), ''), 'fix them')}, or leave '{split}' out of corpus.splits",
             )
 
 

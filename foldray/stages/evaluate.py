@@ -10,7 +10,7 @@ from foldray.config.spec import RunSpec
 from foldray.data.manifest import read_manifest
 from foldray.evaluation.beam_options import BeamOptions
 from foldray.evaluation.provenance import FoundModel, find_model, weights_digest
-from foldray.models.device import CPU, has_gpu
+from foldray.models.device import CPU
 from foldray.models.hub import is_page
 from foldray.results.reader import read_rows
 from foldray.results.rows import ResultRow, write_rows
@@ -114,11 +114,8 @@ def _evaluate(
     return rows, scores
 
 
-def score_run(spec: RunSpec, run: str, step: int, split: str = "test") -> list[ResultRow]:
-    """Return the rows of every trained depth of a finished run on its own corpus, scoring it if they are missing.
-
-    A run that trains on GPUs (`scale.use_gpu`) is scored on one too, if this process has any.
-    """
+def score_run(spec: RunSpec, run: str, step: int, split: str = "test", device: str = CPU) -> list[ResultRow]:
+    """Return the rows of every trained depth of a finished run on its own corpus, scoring it if they are missing."""
     from foldray.models.families import FAMILIES
 
     found = find_model(run, spec.storage.root)
@@ -130,6 +127,5 @@ def score_run(spec: RunSpec, run: str, step: int, split: str = "test") -> list[R
         if (row["step"], row["corpus"], row["split"], row["decoding"]) == place
     ]
     if not {row["depth"] for row in rows} >= set(spec.fold.depths):
-        device = "cuda" if spec.scale.use_gpu and has_gpu() else CPU
         rows = evaluate_stage(run, spec.storage.root, split=split, device=device)["rows"]
     return sorted(rows, key=lambda row: row["depth"])

@@ -228,6 +228,18 @@ def test_a_split_without_a_usable_utterance_stops_before_training(own_corpus: Pa
         prepare_serially(CorpusSpec(path=str(own_corpus), max_quarantine=0.9), tmp_path)
 
 
+def test_a_corpus_without_any_text_is_told_what_to_do_and_not_to_raise_the_limit(spoken: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / "mute" / split).mkdir(parents=True)
+        for file in list((spoken / "audio" / split).iterdir())[:2]:
+            (tmp_path / "mute" / split / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(UserError) as caught:
+        prepare_serially(CorpusSpec(path=str(tmp_path / "mute")), tmp_path / "store")
+    assert "4 of 4 utterances are unusable (4 no_text)" in caught.value.problem
+    assert "give every utterance its text (in a folder: a.txt beside a.wav)" in caught.value.problem
+    assert "raise the limit" not in caught.value.problem
+
+
 @pytest.mark.parametrize("promised", [16_001, 2**36 - 1])
 def test_a_flac_header_that_lies_about_its_length_takes_no_memory_on_its_word(promised: int) -> None:
     """Damage can leave any number."""

@@ -20,12 +20,13 @@ from foldray.config.recipes import load_recipe, recipe_names
 from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import BatchLoader
-from foldray.evaluation.score import score_depths
 from foldray.folding.batchnorm import Renorm
 from foldray.folding.loss import StepCounts, joint_loss
 from foldray.models.fold import stack_of
+from foldray.models.save_load import save_model
 from foldray.models.stock import write_random_checkpoint
 from foldray.results.metrics import Record, read_metrics
+from foldray.stages.evaluate import evaluate_stage
 from foldray.training import state
 from foldray.training.checkpoint import read_checkpoint
 from foldray.training.context import LoopHooks, WorkerContext
@@ -186,16 +187,18 @@ def test_every_kind_of_family_trains_scores_and_resumes(
     assert scores[1]["valid_ctc"] == pytest.approx(scores[0]["valid_ctc"], rel=1e-3)
 
 
-def test_scores_of_a_trained_model_are_those_of_a_cpu(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
-    job = with_fields(job_for("parakeet", prepared, tmp_path, steps=6), *STILL)
+def test_a_model_is_scored_on_a_gpu_as_on_a_cpu(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    job = with_fields(job_for("parakeet", prepared, tmp_path, steps=40), *STILL)
     trained = train_model(job, WorkerContext(device=GPU)).model
-    tokenizer, depths = prepared[1].tokenizer, job.spec.fold.depths
-    texts = []
-    for device in (torch.device("cpu"), GPU):
-        torch.nn.Module.to(trained, device)
-        scores = score_depths(trained, tokenizer, *prepared, "test", depths)
-        texts.append([[each.hypothesis for each in score.transcripts] for score in scores])
-    assert texts[0] == texts[1]
+    folder = str(tmp_path / "model")
+    save_model(trained.cpu(), folder, prepared[1].tokenizer)
+    cpu, gpu = (
+        evaluate_stage(folder, str(tmp_path / "store"), prepared[0], device=device)["rows"]
+        for device in ("cpu", "cuda")
+    )
+    assert [(row["device"], row["depth"]) for row in gpu] == [("cuda:0", row["depth"]) for row in cpu]
+    # Two frames of equal probability may fall either way.
+    assert [row["cer"] for row in gpu] == pytest.approx([row["cer"] for row in cpu], abs=0.01)
 
 
 # --- Shapes and memory -----------------------------------------------------------------------------
