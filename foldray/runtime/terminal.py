@@ -232,9 +232,9 @@ class _Tracker:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table to stdout; columns of numbers are aligned right."""
-    table = Table(
-        title=as_text(title) if title else None, title_justify="left", box=None, pad_edge=False, header_style="bold"
-    )
+    if title:  # by itself: as the table's title it would wrap at the table's width
+        output.print(as_text(title), style="italic", soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(row[i][:1] in "-+.0123456789" and row[i] for row in rows)
         table.add_column(as_text(column), justify="right" if numeric else "left", overflow="fold")
