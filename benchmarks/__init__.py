@@ -18,6 +18,7 @@ def run_benchmark(
     hours: float,
     utterances: int,
     with_peer: bool,
+    width: int,
     on_progress: Callable[[int, int], None],
 ) -> BenchmarkResult:
     """Run the benchmark `name`. Raises UserError for an unknown name."""
@@ -29,6 +30,7 @@ def run_benchmark(
         "resume": {"utterances": utterances, "with_peer": with_peer},
         "prepare": {"hours": hours},
         "consumers": {},
+        "serve": {"rounds": rounds, "width": width},
         "transcribe": {"rounds": rounds, "minutes": 60 * min(hours, 1.0)},
     }
     result: BenchmarkResult = run(**own.get(name, {"rounds": rounds}), on_progress=on_progress)

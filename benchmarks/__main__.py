@@ -25,6 +25,7 @@ def bench(
     hours: Annotated[float, typer.Option(min=0.01, help="Hours of audio (prepare; transcribe: at most 1).")] = 10.0,
     utterances: Annotated[int, typer.Option(min=1000, help="Utterances of the manifest (resume).")] = 1_000_000,
     peer: Annotated[bool, typer.Option(help="Run the peer too (resume).")] = True,
+    width: Annotated[int, typer.Option(min=64, max=1024, help="Width of the model (serve).")] = 256,
     as_json: Json = False,
 ) -> None:
     """Run a benchmark next to its peer. Nothing else should run on the machine meanwhile.
@@ -48,7 +49,13 @@ def bench(
         with counting(f"measuring {chosen}") as on_progress:
             measured.append(
                 run_benchmark(
-                    chosen, rounds=rounds, hours=hours, utterances=utterances, with_peer=peer, on_progress=on_progress
+                    chosen,
+                    rounds=rounds,
+                    hours=hours,
+                    utterances=utterances,
+                    with_peer=peer,
+                    width=width,
+                    on_progress=on_progress,
                 )
             )
         if not as_json:

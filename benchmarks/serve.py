@@ -39,28 +39,33 @@ from foldray.runtime.ray import start_ray
 DEPTHS = (4, 8, 12)
 SHARES = (4, 4, 8, 12)
 """A request's depth is one of these, in turn."""
-CONFIG = {
-    "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024, "conv_kernel_size": 15,
-    "subsampling_conv_channels": 32, "decoder_layers": 1, "decoder_ffn_dim": 256,
-}  # fmt: skip
-CLIENTS, LATENCY, LATENCY_SECONDS = 16, 1.5, 20.0
+WIDTH, CLIENTS = 256, 16
+LATENCY, LOADED_SECONDS = 1.5, 20.0
+"""The budget of a model of that width, and how long the load lasts; both grow with the model."""
 Address = tuple[str, str]
 """URL and model name."""
 
 
 def bench_serve(
-    rounds: int = 2, requests: int = 192, *, on_progress: Callable[[int, int], None] = lambda done, total: None
+    rounds: int = 2,
+    requests: int = 192,
+    width: int = WIDTH,
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> BenchmarkResult:
     """Requests per second and latencies of the sides, and how many times faster mixed depths are.
 
     Args:
         rounds: How often each side answers all requests, in turn.
         requests: Requests of a round.
+        width: Width of the model. What a request costs beside the model stays the same.
         on_progress: Called with rounds done and all rounds.
     """
     clips = [(_clip(i), SHARES[i % len(SHARES)]) for i in range(requests)]
+    slower = (width / WIDTH) ** 2
+    latency = LATENCY * slower
     with tempfile.TemporaryDirectory() as folder:
-        allowed = _save_models(folder)
+        allowed = _save_models(folder, width)
         copies = torch.get_num_threads()
         with _serving({"fold": f"{folder}/fold"}, copies) as urls:
             fold_at: dict[int, Address] = {depth: (urls["fold"], f"fold@{depth}") for depth in DEPTHS}
@@ -69,9 +74,10 @@ def bench_serve(
         with _serving({f"d{depth}": f"{folder}/d{depth}" for depth in DEPTHS}) as urls:
             own: dict[int, Address] = {depth: (urls[f"d{depth}"], f"d{depth}") for depth in DEPTHS}
             sides |= _rounds({"separate": own}, clips, rounds, on_progress)
-        with _serving({"fold": f"{folder}/fold"}, copies, LATENCY) as urls:
+        with _serving({"fold": f"{folder}/fold"}, copies, latency) as urls:
+            rate = 2 * sides["deepest"]["requests_per_second"]
             budget = asyncio.run(
-                _under_load((urls["fold"], "fold"), clips, 2 * sides["deepest"]["requests_per_second"])
+                _under_load((urls["fold"], "fold"), clips, rate, latency, LOADED_SECONDS * max(1.0, slower / 2))
             )
     ratio = {
         f"mixed to {peer}": sides["mixed"]["requests_per_second"] / sides[peer]["requests_per_second"]
@@ -79,10 +85,10 @@ def bench_serve(
     }
     return {
         "name": "serve",
-        "ours": {"mixed": sides["mixed"], f"budget of {LATENCY:g} s at twice the load": budget},
+        "ours": {"mixed": sides["mixed"], f"budget of {latency:g} s at twice the load": budget},
         "peer": {"deepest": sides["deepest"], "separate": sides["separate"]},
         "ratio": {**ratio, "mixed to deepest, by MACs": allowed},
-        "shape": f"conformer of width {CONFIG['hidden_size']}, {DEPTHS[0]} -> {DEPTHS}, cycle, noise of 2 to 8 s, "
+        "shape": f"conformer of width {width}, {DEPTHS[0]} -> {DEPTHS}, cycle, noise of 2 to 8 s, "
         f"{CLIENTS} clients on loopback, {requests} requests, {rounds} rounds, {copies} replicas of a thread",
     }
 
@@ -95,12 +101,16 @@ def _clip(seed: int) -> bytes:
     return file.getvalue()
 
 
-def _save_models(folder: str) -> float:
+def _save_models(folder: str, width: int) -> float:
     """Save the fold and a model for each depth; returns the speed-up that MACs allow."""
+    config = {
+        "hidden_size": width, "num_attention_heads": 4, "intermediate_size": 4 * width, "conv_kernel_size": 15,
+        "subsampling_conv_channels": 32, "decoder_layers": 1, "decoder_ffn_dim": width,
+    }  # fmt: skip
     tokenizer = Tokenizer(["<pad>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyz'"])
     plans = {"fold": FoldPlan(DEPTHS[0], DEPTHS, order="cycle")}
     plans |= {f"d{depth}": FoldPlan(depth, (depth,)) for depth in DEPTHS}
-    spec = ModelSpec(family="conformer", config=CONFIG)
+    spec = ModelSpec(family="conformer", config=config)
     macs: list[float] = []
     for name, plan in plans.items():
         torch.manual_seed(0)
@@ -195,7 +205,9 @@ async def _all(addresses: dict[int, Address], clips: Sequence[tuple[bytes, int]]
     return latencies
 
 
-async def _under_load(address: Address, clips: Sequence[tuple[bytes, int]], rate: float) -> Figures:
+async def _under_load(
+    address: Address, clips: Sequence[tuple[bytes, int]], rate: float, latency: float, loaded: float
+) -> Figures:
     """Share of answers within the budget, and the mean depth, at so many requests per second that arrive at random.
 
     A request that a full queue turns away (503) is counted by itself.
@@ -219,15 +231,15 @@ async def _under_load(address: Address, clips: Sequence[tuple[bytes, int]], rate
 
         tasks = []
         began = time.perf_counter()
-        while time.perf_counter() - began < LATENCY_SECONDS:
+        while time.perf_counter() - began < loaded:
             tasks.append(asyncio.create_task(one(draw.choice(clips)[0])))
             await asyncio.sleep(draw.expovariate(rate))
         await asyncio.gather(*tasks)
     return {
-        **_figures([seconds for seconds, _ in answers], LATENCY_SECONDS),
+        **_figures([seconds for seconds, _ in answers], loaded),
         "offered_per_second": rate,
         "share_refused": refused / len(tasks),
-        "share_in_time": statistics.mean(seconds <= LATENCY for seconds, _ in answers),
+        "share_in_time": statistics.mean(seconds <= latency for seconds, _ in answers),
         "mean_depth": statistics.mean(depth for _, depth in answers),
     }
 

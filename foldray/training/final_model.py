@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from foldray import storage
@@ -31,7 +32,6 @@ class MovingAverage:
         named = model.named_parameters(remove_duplicate=False)
         trained: dict[str, Tensor] = {name: parameter for name, parameter in named if parameter.requires_grad}
         trained |= {name: buffer for name, buffer in model.named_buffers() if "running_" in name}
-        self._trained = list(trained.values()) if decay else []
         self._update = get_ema_multi_avg_fn(decay or 0.0)
         self.weights: dict[str, Tensor] = {}
         if decay:
@@ -39,12 +39,20 @@ class MovingAverage:
                 name: like(saved[name], parameter) if saved else parameter.detach().clone()
                 for name, parameter in trained.items()
             }
+        # FSDP2 shards no buffer, and one call takes sharded tensors or plain ones, but not both.
+        sharded = [name for name in self.weights if isinstance(trained[name], DTensor)]
+        plain = [name for name in self.weights if not isinstance(trained[name], DTensor)]
+        self._groups = [
+            ([self.weights[name] for name in names], [trained[name] for name in names])
+            for names in (sharded, plain)
+            if names
+        ]
 
     @torch.no_grad()
     def update(self) -> None:
         """Update the moving average of the weights after an optimizer step."""
-        if self.weights:
-            self._update(list(self.weights.values()), self._trained, 0)
+        for averages, trained in self._groups:
+            self._update(averages, trained, 0)
 
 
 def finish_run(job: TrainJob, steps: list[int], attempt: Attempt) -> None:

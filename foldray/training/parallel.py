@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -14,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from foldray.config.training import ScaleSpec
 from foldray.models.fold import decoder_stack_of, stack_of
 from foldray.training.context import WorkerContext
+
+RECOMPILE_LIMIT = 64
 
 
 def shard(model: nn.Module, worker: WorkerContext, scale: ScaleSpec) -> None:
@@ -28,6 +29,7 @@ def shard(model: nn.Module, worker: WorkerContext, scale: ScaleSpec) -> None:
     decoder = decoder_stack_of(model)
     blocks = [*stack_of(model).physical_layers(), *(decoder.physical_layers() if decoder is not None else [])]
     if scale.compile:
+        _allow_recompiling()
         for block in blocks:
             block.compile(dynamic=True)
     if scale.strategy == "fsdp" and worker.world > 1:
@@ -36,6 +38,17 @@ def shard(model: nn.Module, worker: WorkerContext, scale: ScaleSpec) -> None:
             # A block runs several times in one pass: it stays gathered between its uses.
             fully_shard(block, mesh=mesh, reshard_after_forward=False)
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
+
+
+def _allow_recompiling() -> None:
+    """Raise torch's limit of graphs for one function, at which further ones would run uncompiled without a word.
+
+    Each use with private parts is a graph, and on GPUs each remainder of the length by eight may be another.
+    """
+    from torch._dynamo import config  # takes a second to import
+
+    dynamo: Any = config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
 
 
 def wrap(model: nn.Module, worker: WorkerContext, *, find_unused: bool) -> nn.Module:
@@ -81,4 +94,4 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 def gradient_norm(model: nn.Module, most: float) -> Tensor:
     """Clip all gradients to a total norm of `most`; return the norm before."""
-    return whole(torch.nn.utils.clip_grad_norm_(model.parameters(), most))
+    return whole(nn.utils.clip_grad_norm_(model.parameters(), most))

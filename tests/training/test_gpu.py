@@ -37,6 +37,7 @@ from foldray.training.run_folder import whole_checkpoints
 from foldray.training.state import build_model
 from foldray.training.step import autocast_dtype
 from foldray.training.validation import validate_checkpoint
+from foldray.transcription.recogniser import Recogniser
 from tests.support.commands import finish, foldray
 from tests.support.ports import free_port
 from tests.support.training import TRAINED_FAMILIES, job_for, killed_at, with_fields
@@ -147,7 +148,8 @@ def test_the_joint_loss_is_that_of_a_cpu(dtype: torch.dtype) -> None:
     for ours, theirs in zip(*results, strict=True):
         assert torch.isfinite(theirs).all()
         # Gradients come back in the precision of the logits.
-        torch.testing.assert_close(theirs, ours, rtol=1e-4 if dtype == torch.float32 else 1e-2, atol=1e-6)
+        # With a loss in the thousands, float32 rounds alpha and beta to 2e-4: a CPU itself is 3e-6 from float64.
+        torch.testing.assert_close(theirs, ours, rtol=1e-4 if dtype == torch.float32 else 1e-2, atol=1e-5)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.1)])
@@ -187,18 +189,20 @@ def test_every_kind_of_family_trains_scores_and_resumes(
     assert scores[1]["valid_ctc"] == pytest.approx(scores[0]["valid_ctc"], rel=1e-3)
 
 
-def test_a_model_is_scored_on_a_gpu_as_on_a_cpu(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
-    job = with_fields(job_for("parakeet", prepared, tmp_path, steps=40), *STILL)
+def test_a_model_is_scored_and_run_on_a_gpu_as_on_a_cpu(prepared: tuple[str, Manifest], tmp_path: Path) -> None:
+    job = with_fields(job_for("parakeet", prepared, tmp_path, steps=6), *STILL)
     trained = train_model(job, WorkerContext(device=GPU)).model
-    folder = str(tmp_path / "model")
+    folder, depth = str(tmp_path / "model"), job.spec.fold.depths[-1]
     save_model(trained.cpu(), folder, prepared[1].tokenizer)
-    cpu, gpu = (
-        evaluate_stage(folder, str(tmp_path / "store"), prepared[0], device=device)["rows"]
-        for device in ("cpu", "cuda")
-    )
-    assert [(row["device"], row["depth"]) for row in gpu] == [("cuda:0", row["depth"]) for row in cpu]
-    # Two frames of equal probability may fall either way.
-    assert [row["cer"] for row in gpu] == pytest.approx([row["cer"] for row in cpu], abs=0.01)
+    rows, paths = [], []
+    noise_T = torch.randn(3 * SAMPLE_RATE, generator=torch.Generator().manual_seed(0)).mul(0.1).numpy()
+    for device in ("cpu", "cuda"):
+        rows.append(evaluate_stage(folder, str(tmp_path / "store"), prepared[0], device=device)["rows"])
+        paths += Recogniser(folder, device=device).frame_paths([noise_T], depth)
+    assert [(row["device"], row["depth"]) for row in rows[1]] == [("cuda:0", row["depth"]) for row in rows[0]]
+    # Two tokens of equal probability may fall either way.
+    assert [row["cer"] for row in rows[1]] == pytest.approx([row["cer"] for row in rows[0]], abs=0.01)
+    assert paths[1].probabilities_T == pytest.approx(paths[0].probabilities_T, rel=1e-3)
 
 
 # --- Shapes and memory -----------------------------------------------------------------------------
@@ -232,7 +236,7 @@ def test_the_longest_batch_comes_first_and_takes_the_most_memory(
     moments = 2 * sum(4 * parameter.numel() for parameter in trained.model.parameters())
     print(f"memory after the first step and at the end: {held[0] / 2**20:.1f} and {held[-1] / 2**20:.1f} MiB")
     # AdamW makes its moments with the first update.
-    assert held[-1] <= 1.1 * (held[0] + moments)
+    assert held[-1] <= 1.25 * (held[0] + moments)  # several short clips keep up to 1.11 times what one long clip does
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -242,7 +246,9 @@ def test_a_full_batch_of_each_recipe_fits(name: str, prepared: tuple[str, Manife
     spec = spec.model_copy(update={"model": spec.model.model_copy(update={"checkpoint": None})})
     job = TrainJob(spec, str(tmp_path / "run"), prepared[0], str(tmp_path / "init"))
     tokenizer = prepared[1].tokenizer
-    write_random_checkpoint(spec.model, spec.fold.num_layers, tokenizer, 0, Path(job.init))
+    decoder = spec.planned_model().decoder
+    layers = spec.fold.num_layers, decoder.num_layers if decoder else None
+    write_random_checkpoint(spec.model, layers[0], tokenizer, 0, Path(job.init), layers[1])
     model = build_model(job, tokenizer)[0].to(GPU).train()
     index = read_index(*prepared, "train")
     loader = BatchLoader(index, model, tokenizer, None, 0)
@@ -287,7 +293,7 @@ def test_foldray_run_trains_two_hundred_steps_and_the_same_command_has_nothing_l
     metrics = read_metrics(str(tmp_path / "runs" / result["run_id"]))
     steps = [record for record in metrics if "progress" in record]
     assert [record["step"] for record in steps] == list(range(1, 201))
-    assert len(metrics) - len(steps) == 4
+    assert [record["step"] for record in metrics if "valid_wer" in record] == [50, 100, 150, 200]
     for depth in steps[0]["ctc"]:
         first, last = (sum(record["ctc"][depth] for record in part) / 5 for part in (steps[:5], steps[-5:]))
         assert last < 0.8 * first, f"depth {depth}"

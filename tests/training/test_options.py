@@ -58,7 +58,7 @@ def beside(job: TrainJob, seen: list[Record] | None = None) -> LoopHooks:
 
 FSDP, AGAIN = "scale.strategy=fsdp", "scale.activation_checkpointing=true"
 STRATEGIES = {
-    "fsdp": ("parakeet", [FSDP]),
+    "fsdp": ("parakeet", [FSDP, "optim.ema=0.5"]),  # norms have statistics, which are not sharded
     "fsdp-idle": ("parakeet", [FSDP, "batch.per_step=1"]),
     "fsdp-private": ("wav2vec2-stable", [FSDP, "fold.private=norms+lora", "fold.lora_rank=4"]),
     "fsdp-frozen": ("wav2vec2-stable", [FSDP, "optim.freeze_front=true", "optim.ema=0.5"]),
