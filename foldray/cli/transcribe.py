@@ -87,18 +87,11 @@ def transcribe(
     _check_unset(split=split, workers=workers, agree=agree, agree_depths=agree_depths)
     written_as = parse_format(kind)
     times = True if written_as in TIMED else None if as_json else False
+    asked = (parse_depth(depth), decoding, language, search)
+    device = inference_device(use_gpu)
     with option("--depth"):
         recordings, results = transcribe_stage(
-            model,
-            store,
-            files,
-            parse_depth(depth),
-            decoding,
-            language,
-            search,
-            words=times,
-            chunk_seconds=chunk,
-            device=inference_device(use_gpu),
+            model, store, files, *asked, words=times, chunk_seconds=chunk, device=device
         )
     _print_all(recordings, results, written_as, out, as_json)
 
