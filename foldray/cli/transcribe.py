@@ -31,6 +31,7 @@ from foldray.cli.options import (
 )
 from foldray.cli.use import option, parse_depths
 from foldray.errors import UserError
+from foldray.models.device import inference_device
 from foldray.runtime.terminal import counting, print_json, print_line, print_status
 
 if TYPE_CHECKING:
@@ -74,7 +75,6 @@ def transcribe(
     Example: foldray transcribe an4-1a2b3c4d5e s3://bucket/calls --format parquet -o s3://bucket/texts
     """
     from foldray.evaluation.beam_options import beam_options
-    from foldray.models.device import inference_device
     from foldray.stages.transcribe import transcribe_stage
     from foldray.transcription.formats import TIMED, parse_format
 
@@ -87,12 +87,10 @@ def transcribe(
     _check_unset(split=split, workers=workers, agree=agree, agree_depths=agree_depths)
     written_as = parse_format(kind)
     times = True if written_as in TIMED else None if as_json else False
-    asked = (parse_depth(depth), decoding, language, search)
-    device = inference_device(use_gpu)
+    options: dict[str, Any] = {"words": times, "chunk_seconds": chunk, "device": inference_device(use_gpu)}
     with option("--depth"):
-        recordings, results = transcribe_stage(
-            model, store, files, *asked, words=times, chunk_seconds=chunk, device=device
-        )
+        asked = (parse_depth(depth), decoding, language, search)
+        recordings, results = transcribe_stage(model, store, files, *asked, **options)
     _print_all(recordings, results, written_as, out, as_json)
 
 
