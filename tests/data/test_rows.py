@@ -235,7 +235,7 @@ def test_a_split_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
 def test_a_higher_limit_is_no_answer_to_repeated_ids(tmp_path: Path) -> None:
     rows = [{"id": "x", "audio": "0.wav", "text": "HELLO"}] * 9
     spoken(tmp_path / "c", {"test": rows})
-    with pytest.raises(UserError, match=r"8 of 9 .*quarantine.parquet, give every utterance an id of its own$"):
+    with pytest.raises(UserError, match=r"8 of 9 .*quarantine.parquet; give every utterance an id of its own$"):
         prepare_serially(CorpusSpec(path=str(tmp_path / "c"), splits=("test",)), tmp_path / "store")
     assert "duplicate_id" in FIXES
 

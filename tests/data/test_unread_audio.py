@@ -21,7 +21,7 @@ ITEMS = some_corpus(speakers=3, each=1)
 def test_m4a_is_named_with_a_fix_in_every_layout(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus_writers, "encode", lambda item, ending=None: M4A)
     WRITERS[name](tmp_path / "phone", [item._replace(ending="m4a") for item in ITEMS])
-    with pytest.raises(UserError, match=r"3 of 3 .* \(3 unsupported_format\).*, write the audio as FLAC or OGG"):
+    with pytest.raises(UserError, match=r"3 of 3 .* \(3 unsupported_format\).*; write the audio as FLAC or OGG"):
         prepare_serially(CorpusSpec(path=str(tmp_path / "phone")), tmp_path / "store")
 
 
