@@ -1,7 +1,7 @@
 """The stage `run`: prepare, train and evaluate."""
 
 from foldray.config.spec import RunSpec
-from foldray.models.device import CPU, has_gpu
+from foldray.models.device import has_gpu, inference_device
 from foldray.stages.evaluate import ScoredModel, score_run
 from foldray.stages.train import train_stage
 
@@ -13,5 +13,5 @@ def run_stage(spec: RunSpec, split: str = "test") -> ScoredModel:
     """
     trained = train_stage(spec)
     # Trials of a search are scored on CPUs: their processes see GPUs that others train on.
-    device = "cuda" if spec.scale.use_gpu and has_gpu() else CPU
+    device = inference_device(spec.scale.use_gpu and has_gpu())
     return {"run_id": trained["run_id"], "rows": score_run(spec, trained["run"], trained["step"], split, device)}
