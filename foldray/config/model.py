@@ -34,6 +34,7 @@ def _known_family(name: str) -> str:
 
 
 FamilyName = Annotated[str, AfterValidator(_known_family)]
+LayerNumber = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
 
 
 class ModelSpec(Section):
@@ -65,9 +66,14 @@ class ModelSpec(Section):
     seed_layers: Literal["stepwise", "first", "average", "svd"] = Field(
         "stepwise",
         description="How layers of a deeper checkpoint become the physical ones: evenly spaced (stepwise), the first "
-        "ones, "
-        "the mean of those that each replaces (average), or the mean plus private LoRA for the residual (svd).",
+        "ones, the mean of those that each replaces (average), or the mean plus private LoRA for the residual (svd).",
     )
+    layers: tuple[LayerNumber, ...] = Field(
+        (),
+        description="Layers of the checkpoint's encoder to use, ascending, counted from 0, such as [0, 2, 3, 5]; the "
+        "others are dropped before seed_layers applies. Default: all.",
+    )
+    decoder_layers: tuple[LayerNumber, ...] = Field((), description="The same for the decoder.")
 
 
 class StackSpec(Section):

@@ -109,8 +109,15 @@ class RunSpec(Section):
     @model_validator(mode="after")
     def _has_a_seed(self) -> "RunSpec":
         method = self.model.seed_layers
-        if method != "stepwise" and not self.model.checkpoint:
-            raise ValueError(f"model.seed_layers: {method} needs a model.checkpoint")
+        for field, chosen in (
+            (f"seed_layers: {method}", method != "stepwise"),
+            (f"layers: {list(self.model.layers)}", self.model.layers),
+            (f"decoder_layers: {list(self.model.decoder_layers)}", self.model.decoder_layers),
+        ):
+            if chosen and not self.model.checkpoint:
+                raise ValueError(f"model.{field} needs a model.checkpoint")
+        if self.model.decoder_layers and not self.fold.decoder:
+            raise ValueError("model.decoder_layers: the decoder is not folded; add fold.decoder")
         if method == "svd" and not self.fold.private_parts().lora_rank:
             raise ValueError("model.seed_layers: svd stores the residual of the mean in LoRA; add lora to fold.private")
         if method == "svd" and self.fold.decoder and not self.fold.decoder.private_parts().lora_rank:

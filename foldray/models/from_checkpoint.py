@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,8 @@ from foldray.models.hub import list_model
 from foldray.models.seed_layers import Method, fit_private, seed_blocks
 from foldray.models.stock import load_stock
 from foldray.models.stock_config import (
-    check_plan,
     checkpoint_config,
+    choose_layers,
     find_checkpoint,
     fold_errors,
     is_hub_name,
@@ -34,7 +34,12 @@ from foldray.storage.layout import PRIVATE_FILE, ModelFolder
 
 
 def fold_checkpoint(
-    checkpoint: str | Path, plan: FoldPlan, method: Method = "stepwise", decoder: FoldPlan | None = None
+    checkpoint: str | Path,
+    plan: FoldPlan,
+    method: Method = "stepwise",
+    decoder: FoldPlan | None = None,
+    layers: Sequence[int] = (),
+    decoder_layers: Sequence[int] = (),
 ) -> PreTrainedModel:
     """Load a stock checkpoint and fold it, in evaluation mode.
 
@@ -44,6 +49,8 @@ def fold_checkpoint(
         method: How its layers become the physical ones: "stepwise" takes evenly spaced layers, "first" the lowest,
             "average" and "svd" compute means (see `foldray.models.seed_layers`).
         decoder: A plan for the decoder too, as in `fold`; its layers are chosen in the same way.
+        layers, decoder_layers: Numbers of the checkpoint's layers to use, ascending; the others are dropped before
+            `method` applies. Default: all.
 
     Returns:
         The folded model with the checkpoint's head. A checkpoint without one, such as a pretrained encoder, gets a
@@ -67,7 +74,7 @@ def fold_checkpoint(
     model, fresh = load_stock(family, place, config, seed=0)
     if any(key.startswith(family.head) for key in fresh):
         warnings.warn(f"{checkpoint} has no head of {family.model}; it is initialised at random", stacklevel=2)
-    folded, _ = _fold_deeper(model, family, plan, method, decoder)
+    folded, _ = _fold_deeper(model, family, plan, method, decoder, (layers, decoder_layers))
     nn.Module.eval(folded)
     return folded
 
@@ -96,37 +103,48 @@ def load_folded(
     model, fresh = load_stock(family, checkpoint, config, seed, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # private low-rank parts begin at random: the same in every process
-        folded, sources = _fold_deeper(model, family, plan, spec.seed_layers, decoder)
+        layers = (spec.layers, spec.decoder_layers)
+        folded, sources = _fold_deeper(model, family, plan, spec.seed_layers, decoder, layers)
     return folded, sources, fresh
 
 
 def _fold_deeper(
-    model: PreTrainedModel, family: Family, plan: FoldPlan, method: Method, decoder: FoldPlan | None
+    model: PreTrainedModel,
+    family: Family,
+    plan: FoldPlan,
+    method: Method,
+    decoder: FoldPlan | None,
+    layers: tuple[Sequence[int], Sequence[int]],
 ) -> tuple[PreTrainedModel, list[nn.Module]]:
+    """Fold a checkpoint; returns it and its encoder's layers, all of them. `layers`: see `fold_checkpoint`."""
     with fold_errors():
         family.check_plan(plan, decoder)
-    kept = _take_seed(model.get_submodule(family.encoder), plan, method, "fold")
+    kept, chosen = _take_seed(model, family.encoder, plan, method, layers[0])
     family.set_layers(model.config, plan.num_layers)
     if decoder:
-        decoders = _take_seed(model.get_submodule(family.decoder or ""), decoder, method, "fold.decoder")
+        _, decoders = _take_seed(model, family.decoder or "", decoder, method, layers[1])
         family.set_layers(model.config, plan.num_layers, decoder.num_layers)
     with fold_errors():
         fold(model, plan, decoder)
     if method == "svd":
-        fit_private(stack_of(model), kept)
+        fit_private(stack_of(model), chosen)
         if (stack := decoder_stack_of(model)) is not None:
             fit_private(stack, decoders)
     return model, [fix_statistics(block) for block in kept if plan.num_layers < len(kept)]
 
 
-def _take_seed(module: Any, plan: FoldPlan, method: Method, section: str) -> list[nn.Module]:
-    """Put the physical layers into an encoder or decoder; returns the layers that it had."""
+def _take_seed(
+    model: PreTrainedModel, path: str, plan: FoldPlan, method: Method, layers: Sequence[int]
+) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Put the physical layers into the encoder or decoder at a path; returns the layers it had, and those used."""
+    family, module = family_of(model), cast(Any, model.get_submodule(path))
     sources = list(module.layers)
-    check_plan(len(sources), plan, method, section)
+    section: Any = "fold" if path == family.encoder else "fold.decoder"
+    numbers = choose_layers(family, len(sources), plan, method, layers, section)
     # fold() turns blocks of the sources into private ones where they are the seed's own.
     kept = copy.deepcopy(sources) if plan.num_layers < len(sources) else sources
-    module.layers = nn.ModuleList(seed_blocks(sources, plan, method))
-    return kept
+    module.layers = nn.ModuleList(seed_blocks([sources[i] for i in numbers], plan, method))
+    return kept, [kept[i] for i in numbers]
 
 
 @torch.no_grad()

@@ -3,10 +3,10 @@
 import copy
 import difflib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from foldray import storage
 from foldray.config.model import ModelSpec, PlannedModel
@@ -158,21 +158,59 @@ def with_vocab_size(config: "PreTrainedConfig", vocab_size: int) -> "PreTrainedC
 # --- Checks ----------------------------------------------------------------------------------------
 
 
-def check_plan(available: int, plan: FoldPlan, method: Method, section: str = "fold") -> None:
-    """Raise UserError if a checkpoint of so many layers can't be the seed of the plan in a section of a spec."""
+def choose_layers(
+    family: Family,
+    available: int,
+    plan: FoldPlan,
+    method: Method,
+    layers: Sequence[int] = (),
+    section: Literal["fold", "fold.decoder"] = "fold",
+) -> Sequence[int]:
+    """Choose which of a checkpoint's layers, `available` in number, a seed is made from.
+
+    Args:
+        family: The checkpoint's family.
+        available: Number of layers that the checkpoint has in this stack.
+        plan: The fold plan of the stack.
+        method: How these layers become the physical ones.
+        layers: Their numbers, ascending; default: all.
+        section: The section of a spec with the plan.
+
+    Returns:
+        Their numbers.
+
+    Raises:
+        UserError: The checkpoint lacks a layer, or these can't be the seed of the plan; names the field.
+    """
+    if layers:
+        field = "model.layers" if section == "fold" else "model.decoder_layers"
+        _check_layers(field, list(layers), available, plan.num_layers, first=family.carried is not None)
+    chosen = layers or range(available)
     try:
-        check_seed(available, plan, method)
+        check_seed(len(chosen), plan, method)
     except ValueError as error:
-        field = f"{section}.num_layers" if available < plan.num_layers else "model.seed_layers"
+        field = f"{section}.num_layers" if len(chosen) < plan.num_layers else "model.seed_layers"
         raise UserError(field, str(error)) from None
+    return chosen
+
+
+def _check_layers(field: str, layers: list[int], available: int, num_layers: int, first: bool) -> None:
+    if layers != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= available:
+        raise UserError(field, f"{layers} must be ascending numbers from 0 to {available - 1}, the checkpoint's layers")
+    if len(layers) < num_layers:
+        raise UserError(field, f"{layers} are fewer than the {num_layers} physical layers; add some")
+    if first and layers[0]:
+        raise UserError(field, f"{layers} must begin with 0: that layer computes the position bias of all others")
 
 
 def check_seeds(config: "PreTrainedConfig", planned: PlannedModel) -> None:
     """Raise UserError if a checkpoint of this configuration can't be the seed of encoder and decoder."""
-    family, method = FAMILIES[planned.model.family], planned.model.seed_layers
-    check_plan(getattr(family.depth_config(config), family.depth_field), planned.plan, method)
+    spec, family = planned.model, FAMILIES[planned.model.family]
+    available = getattr(family.depth_config(config), family.depth_field)
+    choose_layers(family, available, planned.plan, spec.seed_layers, spec.layers)
     if planned.decoder and family.decoder_depth_field:
-        check_plan(getattr(config, family.decoder_depth_field), planned.decoder, method, "fold.decoder")
+        available = getattr(config, family.decoder_depth_field)
+        choose_layers(family, available, planned.decoder, spec.seed_layers, spec.decoder_layers, "fold.decoder")
 
 
 @contextmanager

@@ -269,6 +269,25 @@ def test_a_seed_of_all_layers_is_the_checkpoint(name: str, method: Any, tmp_path
         torch.testing.assert_close(tensor, (pair[0][key] + pair[1][key]) / 2, rtol=0, atol=1e-7)
 
 
+@names
+def test_chosen_layers_of_both_stacks(name: str, tmp_path: Path) -> None:
+    stock = deeper(name, tmp_path)
+    family = family_of(stock)
+    plans = FoldPlan(3, (3, 4)), FoldPlan(2, (2, 4))
+    model = fold_checkpoint(tmp_path, plans[0], decoder=plans[1], layers=[0, 2, 5], decoder_layers=[1, 3])
+    for stack, chosen in ((family.encoder, [0, 2, 5]), (family.decoder or "", [1, 3])):
+        module: Any = stock.get_submodule(stack)
+        module.layers = torch.nn.ModuleList(module.layers[i] for i in chosen)
+    family.set_layers(stock.config, 3, 2)
+    stock.config.use_cache = False  # the caches of the layers left are numbered as in the whole model
+    set_depths(model, 3)
+    inputs = two_utterances(model)
+    with torch.no_grad():
+        assert torch.equal(run(model, inputs), run(stock.eval(), inputs))
+    with pytest.raises(UserError, match=r"^model\.decoder_layers: \[1\] are fewer than the 2 physical layers"):
+        fold_checkpoint(tmp_path, *plans[:1], decoder=plans[1], decoder_layers=[1])
+
+
 def test_low_rank_parts_of_full_rank_make_up_for_the_average_in_the_decoder_too(tmp_path: Path) -> None:
     """Up to the last rank, the second use is the layer that it replaces."""
     stock = deeper("whisper", tmp_path)

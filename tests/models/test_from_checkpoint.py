@@ -77,6 +77,54 @@ def test_a_seed_of_all_layers_is_the_checkpoint(name: str, method: str, tmp_path
         assert torch.equal(run(model, inputs), run(stock.eval(), inputs))
 
 
+@pytest.mark.main
+@pytest.mark.parametrize(("name", "method"), crossed({"stepwise": "stepwise", "svd": "svd"}, "svd"))
+def test_chosen_layers_are_the_checkpoint_without_the_others(name: str, method: str, tmp_path: Path) -> None:
+    stock, folder = saved(name, tmp_path)
+    family = FAMILIES[CONFIGS[name][0]]
+    plan = FoldPlan(4, (4, 6), private=Private(lora_rank=2))
+    model = fold_checkpoint(str(folder), plan, method, layers=[0, 1, 3, 4])
+    layers = stock.get_submodule(family.encoder).layers
+    for number in (5, 2):
+        del layers[number]
+    family.set_layers(stock.config, 4)
+    inputs = inputs_for(stock, [noise(0.9), noise(0.6, seed=1)])
+    set_depths(model, [4])
+    with torch.no_grad():
+        assert torch.equal(run(model, inputs), run(stock.eval(), inputs))
+
+
+def test_fewer_chosen_layers_are_averaged_and_the_distance_is_to_all(tmp_path: Path) -> None:
+    stock, folder = saved("wav2vec2", tmp_path)
+    spec = tiny_spec("wav2vec2", 2).model_copy(update={"seed_layers": "average", "layers": (0, 1, 4, 5)})
+    model, sources, _ = load_folded(spec, str(folder), FoldPlan(2, (2, 4)), TOKENIZER, 0)
+    layers = stock.get_submodule("wav2vec2.encoder").layers
+    for ours, pair in zip(stack_of(model).physical_layers(), ((0, 1), (4, 5)), strict=True):
+        means = zip(*(layers[i].parameters() for i in pair), strict=True)
+        for parameter, (a, b) in zip(ours.parameters(), means, strict=True):
+            torch.testing.assert_close(parameter, (a + b) / 2, rtol=0, atol=1e-7)
+    assert len(sources) == 6
+    for ours, theirs in zip(sources, layers, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "message"),
+    [
+        ("hubert", [0, 1, 6], r"model\.layers: \[0, 1, 6\] must be ascending numbers from 0 to 5"),
+        ("hubert", [0, 2, 1], r"model\.layers: \[0, 2, 1\] must be ascending"),
+        ("hubert", [0, 1, 1], r"model\.layers: \[0, 1, 1\] must be ascending"),
+        ("hubert", [-1, 1, 2], r"model\.layers: \[-1, 1, 2\] must be ascending"),
+        ("hubert", [0, 1], r"model\.layers: \[0, 1\] are fewer than the 3 physical layers"),
+        ("wavlm", [1, 2, 3], r"model\.layers: \[1, 2, 3\] must begin with 0"),
+    ],
+)
+def test_layers_that_can_not_be_chosen_are_refused(name: str, layers: list[int], message: str, tmp_path: Path) -> None:
+    _, folder = saved(name, tmp_path)
+    with pytest.raises(UserError, match=f"^{message}"):
+        fold_checkpoint(str(folder), FoldPlan(3, (3, 6)), layers=layers)
+
+
 def test_low_rank_is_the_best_of_its_rank() -> None:
     matrix = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(matrix)
