@@ -117,6 +117,8 @@ def _fold_deeper(
     layers: tuple[Sequence[int], Sequence[int]],
 ) -> tuple[PreTrainedModel, list[nn.Module]]:
     """Fold a checkpoint; returns it and its encoder's layers, all of them. `layers`: see `fold_checkpoint`."""
+    if layers[1] and not decoder:
+        raise UserError("model.decoder_layers", "the decoder is not folded; give it a plan too")
     with fold_errors():
         family.check_plan(plan, decoder)
     kept, chosen = _take_seed(model, family.encoder, plan, method, layers[0])

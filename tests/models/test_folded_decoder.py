@@ -285,7 +285,9 @@ def test_chosen_layers_of_both_stacks(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(run(model, inputs), run(stock.eval(), inputs))
     with pytest.raises(UserError, match=r"^model\.decoder_layers: \[1\] are fewer than the 2 physical layers"):
-        fold_checkpoint(tmp_path, *plans[:1], decoder=plans[1], decoder_layers=[1])
+        fold_checkpoint(tmp_path, plans[0], decoder=plans[1], decoder_layers=[1])
+    with pytest.raises(UserError, match=r"^model\.decoder_layers: the decoder is not folded"):
+        fold_checkpoint(tmp_path, plans[0], decoder_layers=[1])
 
 
 def test_low_rank_parts_of_full_rank_make_up_for_the_average_in_the_decoder_too(tmp_path: Path) -> None:
