@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from foldray.folding.block_shape import BlockShape, Norm, Projection
 from foldray.folding.plan import Private
 
-"""The file of private parts in a model folder."""
 USE = "fold_use"
 """Keyword in which the stack passes a block its use. It is an argument of `forward`, so that activation
 checkpointing, which calls `forward` again in backward, runs the same use; a hook would not run there."""
