@@ -13,6 +13,7 @@ from foldray.config.model import CHECKPOINT, RUN, FoldSpec, LossSpec, ModelSpec,
 from foldray.config.search import SearchSpec
 from foldray.config.section import Section, Uri
 from foldray.config.training import BatchSpec, CheckpointSpec, OptimSpec, ScaleSpec, Tracker, ValidSpec
+from foldray.folding.plan import check_chosen
 from foldray.storage.layout import Store
 
 NOT_HASHED = ("about", "storage", "scale", "checkpoint", "corpus", "tracking", "search")
@@ -109,15 +110,8 @@ class RunSpec(Section):
     @model_validator(mode="after")
     def _has_a_seed(self) -> "RunSpec":
         method = self.model.seed_layers
-        for field, chosen in (
-            (f"seed_layers: {method}", method != "stepwise"),
-            (f"layers: {list(self.model.layers)}", self.model.layers),
-            (f"decoder_layers: {list(self.model.decoder_layers)}", self.model.decoder_layers),
-        ):
-            if chosen and not self.model.checkpoint:
-                raise ValueError(f"model.{field} needs a model.checkpoint")
-        if self.model.decoder_layers and not self.fold.decoder:
-            raise ValueError("model.decoder_layers: the decoder is not folded; add fold.decoder")
+        if method != "stepwise" and not self.model.checkpoint:
+            raise ValueError(f"model.seed_layers: {method} needs a model.checkpoint")
         if method == "svd" and not self.fold.private_parts().lora_rank:
             raise ValueError("model.seed_layers: svd stores the residual of the mean in LoRA; add lora to fold.private")
         if method == "svd" and self.fold.decoder and not self.fold.decoder.private_parts().lora_rank:
@@ -127,6 +121,25 @@ class RunSpec(Section):
                 "fold.private: statistics of a checkpoint never change, so those of all uses would stay equal; remove "
                 "them, or set model.seed_layers=svd"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_the_chosen_layers(self) -> "RunSpec":
+        model = self.model
+        for field, layers, stack in (
+            ("model.layers", model.layers, self.fold),
+            ("model.decoder_layers", model.decoder_layers, self.fold.decoder),
+        ):
+            if not layers:
+                continue
+            if not model.checkpoint:
+                raise ValueError(f"{field}: {list(layers)} needs a model.checkpoint")
+            if not stack:
+                raise ValueError(f"{field}: the decoder is not folded (fold.decoder); remove it")
+            try:
+                check_chosen(layers, stack.num_layers)
+            except ValueError as error:
+                raise ValueError(f"{field}: {error}") from None
         return self
 
     @model_validator(mode="after")

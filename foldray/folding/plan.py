@@ -203,6 +203,19 @@ def _in_place(layers: Sequence[int], length: int) -> tuple[int, ...]:
     return tuple(layer for i, layer in enumerate(layers) for _ in range(repeats + (1 if i >= first_extra else 0)))
 
 
+def check_chosen(layers: Sequence[int], num_layers: int, available: int = MOST_LAYERS) -> None:
+    """Check the numbers of the layers, of `available` ones, that `num_layers` physical ones are made from.
+
+    Raises ValueError, without a field.
+    """
+    numbers = list(layers)
+    if numbers != sorted(set(numbers)) or not all(0 <= number < available for number in numbers):
+        limit = f"up to {available - 1}, the checkpoint's last layer" if available < MOST_LAYERS else "from 0"
+        raise ValueError(f"{numbers} must be ascending numbers {limit}")
+    if len(numbers) < num_layers:
+        raise ValueError(f"{numbers} are fewer than num_layers = {num_layers}; add some, or lower that")
+
+
 def check_pairs(encoder: FoldPlan, decoder: FoldPlan) -> None:
     """Check that a decoder's plan has one depth for each of the encoder's, or a single one for all.
 

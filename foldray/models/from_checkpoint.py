@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,8 @@ def fold_checkpoint(
     plan: FoldPlan,
     method: Method = "stepwise",
     decoder: FoldPlan | None = None,
-    layers: Sequence[int] = (),
-    decoder_layers: Sequence[int] = (),
+    layers: Sequence[int] | None = None,
+    decoder_layers: Sequence[int] | None = None,
 ) -> PreTrainedModel:
     """Load a stock checkpoint and fold it, in evaluation mode.
 
@@ -103,7 +103,7 @@ def load_folded(
     model, fresh = load_stock(family, checkpoint, config, seed, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # private low-rank parts begin at random: the same in every process
-        layers = (spec.layers, spec.decoder_layers)
+        layers = (spec.layers or None, spec.decoder_layers or None)
         folded, sources = _fold_deeper(model, family, plan, spec.seed_layers, decoder, layers)
     return folded, sources, fresh
 
@@ -114,17 +114,24 @@ def _fold_deeper(
     plan: FoldPlan,
     method: Method,
     decoder: FoldPlan | None,
-    layers: tuple[Sequence[int], Sequence[int]],
+    layers: tuple[Sequence[int] | None, Sequence[int] | None],
 ) -> tuple[PreTrainedModel, list[nn.Module]]:
-    """Fold a checkpoint; returns it and its encoder's layers, all of them. `layers`: see `fold_checkpoint`."""
-    if layers[1] and not decoder:
+    """Fold a checkpoint; returns it and its encoder's layers, if they are more than the physical ones.
+
+    `layers`: those chosen of both stacks, as in `fold_checkpoint`.
+    """
+    if layers[1] is not None and not decoder:
         raise UserError("model.decoder_layers", "the decoder is not folded; give it a plan too")
     with fold_errors():
         family.check_plan(plan, decoder)
-    kept, chosen = _take_seed(model, family.encoder, plan, method, layers[0])
+    encoder: Any = model.get_submodule(family.encoder)
+    numbers = choose_layers(family, len(encoder.layers), plan, method, layers[0])
+    kept, chosen = _take_seed(encoder, plan, method, numbers)
     family.set_layers(model.config, plan.num_layers)
     if decoder:
-        _, decoders = _take_seed(model, family.decoder or "", decoder, method, layers[1])
+        module: Any = model.get_submodule(family.decoder or "")
+        numbers = choose_layers(family, len(module.layers), decoder, method, layers[1], "fold.decoder")
+        _, decoders = _take_seed(module, decoder, method, numbers)
         family.set_layers(model.config, plan.num_layers, decoder.num_layers)
     with fold_errors():
         fold(model, plan, decoder)
@@ -136,13 +143,10 @@ def _fold_deeper(
 
 
 def _take_seed(
-    model: PreTrainedModel, path: str, plan: FoldPlan, method: Method, layers: Sequence[int]
+    module: Any, plan: FoldPlan, method: Method, numbers: Sequence[int]
 ) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Put the physical layers into the encoder or decoder at a path; returns the layers it had, and those used."""
-    family, module = family_of(model), cast(Any, model.get_submodule(path))
+    """Put the physical layers into an encoder or decoder; returns the layers that it had, and those of them used."""
     sources = list(module.layers)
-    section: Any = "fold" if path == family.encoder else "fold.decoder"
-    numbers = choose_layers(family, len(sources), plan, method, layers, section)
     # fold() turns blocks of the sources into private ones where they are the seed's own.
     kept = copy.deepcopy(sources) if plan.num_layers < len(sources) else sources
     module.layers = nn.ModuleList(seed_blocks([sources[i] for i in numbers], plan, method))

@@ -23,7 +23,7 @@ def seed_layers(available: int, num_layers: int, method: Literal["stepwise", "fi
     layers in arXiv 2410.20672, section 3); `first` takes the lowest.
     """
     if num_layers > available:
-        raise ValueError(f"the checkpoint has {available} layers, the fold needs {num_layers}")
+        raise ValueError(f"the seed is made from {available} layers, the fold needs {num_layers}")
     if method == "first" or num_layers == 1:
         return list(range(num_layers))
     return [round(i * (available - 1) / (num_layers - 1)) for i in range(num_layers)]
@@ -37,7 +37,7 @@ def sources_of(plan: FoldPlan, available: int) -> dict[LayerUse, int]:
     try:
         path = plan.path(available)
     except KeyError as error:
-        raise ValueError(f"the checkpoint has {available} layers: {error.args[0]}") from None
+        raise ValueError(f"the seed is made from {available} layers: {error.args[0]}") from None
     return {(layer, path[:i].count(layer)): i for i, layer in enumerate(path)}
 
 

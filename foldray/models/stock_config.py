@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import operator
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from foldray import storage
 from foldray.config.model import ModelSpec, PlannedModel
 from foldray.errors import UserError, one_line
-from foldray.folding.plan import FoldPlan
+from foldray.folding.plan import FoldPlan, check_chosen
 from foldray.models.config_checks import MOST_SMALL_BYTES, check_config, check_small_files
 from foldray.models.families import FAMILIES, Family, family_of_config, transformers_class
 from foldray.models.hub import copy_config, list_model
@@ -163,9 +164,9 @@ def choose_layers(
     available: int,
     plan: FoldPlan,
     method: Method,
-    layers: Sequence[int] = (),
+    layers: Sequence[int] | None = None,
     section: Literal["fold", "fold.decoder"] = "fold",
-) -> Sequence[int]:
+) -> list[int]:
     """Choose which of a checkpoint's layers, `available` in number, a seed is made from.
 
     Args:
@@ -182,10 +183,15 @@ def choose_layers(
     Raises:
         UserError: The checkpoint lacks a layer, or these can't be the seed of the plan; names the field.
     """
-    if layers:
-        field = "model.layers" if section == "fold" else "model.decoder_layers"
-        _check_layers(field, list(layers), available, plan.num_layers, first=family.carried is not None)
-    chosen = layers or range(available)
+    chosen = list(range(available) if layers is None else map(operator.index, layers))
+    field = "model.layers" if section == "fold" else "model.decoder_layers"
+    if layers is not None:
+        try:
+            check_chosen(chosen, plan.num_layers, available)
+        except ValueError as error:
+            raise UserError(field, str(error)) from None
+        if family.carried and chosen[0]:
+            raise UserError(field, f"{chosen} must begin with 0: that layer makes the {family.carried} of all others")
     try:
         check_seed(len(chosen), plan, method)
     except ValueError as error:
@@ -194,23 +200,15 @@ def choose_layers(
     return chosen
 
 
-def _check_layers(field: str, layers: list[int], available: int, num_layers: int, first: bool) -> None:
-    if layers != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= available:
-        raise UserError(field, f"{layers} must be ascending numbers from 0 to {available - 1}, the checkpoint's layers")
-    if len(layers) < num_layers:
-        raise UserError(field, f"{layers} are fewer than the {num_layers} physical layers; add some")
-    if first and layers[0]:
-        raise UserError(field, f"{layers} must begin with 0: that layer computes the position bias of all others")
-
-
 def check_seeds(config: "PreTrainedConfig", planned: PlannedModel) -> None:
     """Raise UserError if a checkpoint of this configuration can't be the seed of encoder and decoder."""
     spec, family = planned.model, FAMILIES[planned.model.family]
     available = getattr(family.depth_config(config), family.depth_field)
-    choose_layers(family, available, planned.plan, spec.seed_layers, spec.layers)
+    choose_layers(family, available, planned.plan, spec.seed_layers, spec.layers or None)
     if planned.decoder and family.decoder_depth_field:
         available = getattr(config, family.decoder_depth_field)
-        choose_layers(family, available, planned.decoder, spec.seed_layers, spec.decoder_layers, "fold.decoder")
+        layers = spec.decoder_layers or None
+        choose_layers(family, available, planned.decoder, spec.seed_layers, layers, "fold.decoder")
 
 
 @contextmanager

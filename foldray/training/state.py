@@ -143,5 +143,8 @@ def _report_distances(
     moved = batch.to(worker.device)
     layers = [layer.to(worker.device) for layer in sources]
     distances = initial_distances(model, layers, moved.inputs, moved.frames_B)
-    values = {"checkpoint": job.init, "method": job.spec.model.seed_layers, "distances": distances}
+    stock = job.spec.model
+    chosen = {"layers": stock.layers, "decoder_layers": stock.decoder_layers}
+    method = ", ".join([stock.seed_layers, *(f"{name} {list(layers)}" for name, layers in chosen.items() if layers)])
+    values = {"checkpoint": job.init, "method": method, "distances": distances}
     storage.write_json(Run(job.run).seed_distances, values)

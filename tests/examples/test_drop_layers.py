@@ -1,18 +1,23 @@
 """The example that drops layers: its losses are the validation's, of the checkpoint without those layers."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
-from foldray.data.manifest import read_manifest
+from foldray.config.recipes import load_recipe
+from foldray.data.manifest import Manifest, read_manifest
+from foldray.errors import UserError
 from foldray.folding.plan import FoldPlan
 from foldray.models.from_checkpoint import fold_checkpoint
 from foldray.models.save_load import save_model
+from foldray.models.stock import write_random_checkpoint
 from foldray.training.validation import validate_checkpoint
 from tests.support.paths import PROJECT
 from tests.support.seq2seq import job_for_whisper
+from tests.support.tiny import tiny_spec
 
 EXAMPLE = PROJECT / "examples" / "drop_layers.py"
 
@@ -58,3 +63,40 @@ def test_losses_are_those_of_the_checkpoint_without_the_layers(
     assert without["decoder_layers"] == {layer: loss_of(encoder, left) for layer, left in others.items()}
     decoder = others[min(without["decoder_layers"], key=lambda layer: float(without["decoder_layers"][layer]))]
     assert found["left:"] == f"{loss_of(encoder, decoder)} 'model.layers={encoder}' 'model.decoder_layers={decoder}'"
+
+
+def test_a_first_layer_that_others_need_stays_and_ctc_losses_are_those_of_validation(
+    prepared: tuple[str, Manifest], tmp_path: Path
+) -> None:
+    example = runpy.run_path(str(EXAMPLE))
+    spec = tiny_spec("wavlm").model_copy(update={"checkpoint": str(tmp_path / "wavlm")})
+    write_random_checkpoint(tiny_spec("wavlm"), 3, prepared[1].tokenizer, 0, tmp_path / "wavlm")
+    recipe = load_recipe("an4").model_copy(update={"model": spec})
+    losses = example["Losses"](recipe, *prepared, 100_000)
+    lines = list(example["drop_layers"](losses, {"layers": 1, "decoder_layers": None}))
+    assert re.findall(r"(\d): ", lines[1]) == ["1", "2"]
+    assert len(lines) == 4
+    assert lines[-1].endswith(" 'model.layers=[0]'")
+    model = fold_checkpoint(tmp_path / "wavlm", FoldPlan(1, (1,)), layers=[0])
+    save_model(model, tmp_path / "cut", prepared[1].tokenizer)
+    record = validate_checkpoint(str(tmp_path / "run"), 1, str(tmp_path / "cut"), prepared[0], 16)
+    assert lines[-1].split()[1] == f"{record['valid_ctc']['1']:.2f}"
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"layers": 0}, "--keep: 0 must be 1 to 3"),
+        ({"layers": 4}, "--keep: 4 must be 1 to 3"),
+        ({"decoder_layers": 1}, "--keep-decoder: the model has no decoder that folds"),
+    ],
+)
+def test_numbers_of_layers_are_checked_first(
+    keep: dict[str, int], message: str, prepared: tuple[str, Manifest], tmp_path: Path
+) -> None:
+    example = runpy.run_path(str(EXAMPLE))
+    spec = tiny_spec("hubert").model_copy(update={"checkpoint": str(tmp_path)})
+    write_random_checkpoint(tiny_spec("hubert"), 3, prepared[1].tokenizer, 0, tmp_path)
+    losses = example["Losses"](load_recipe("an4").model_copy(update={"model": spec}), *prepared, 5)
+    with pytest.raises(UserError, match=f"^{message}"):
+        next(iter(example["drop_layers"](losses, keep)))

@@ -284,7 +284,7 @@ def test_chosen_layers_of_both_stacks(name: str, tmp_path: Path) -> None:
     inputs = two_utterances(model)
     with torch.no_grad():
         assert torch.equal(run(model, inputs), run(stock.eval(), inputs))
-    with pytest.raises(UserError, match=r"^model\.decoder_layers: \[1\] are fewer than the 2 physical layers"):
+    with pytest.raises(UserError, match=r"^model\.decoder_layers: \[1\] are fewer than num_layers = 2"):
         fold_checkpoint(tmp_path, plans[0], decoder=plans[1], decoder_layers=[1])
     with pytest.raises(UserError, match=r"^model\.decoder_layers: the decoder is not folded"):
         fold_checkpoint(tmp_path, plans[0], decoder_layers=[1])
@@ -307,6 +307,20 @@ def test_low_rank_parts_of_full_rank_make_up_for_the_average_in_the_decoder_too(
         torch.testing.assert_close(missing, smallest, rtol=0, atol=1e-5)
         norms = [each.model.decoder.layers[position].final_layer_norm.weight for each in (unrolled, stock)]
         assert torch.equal(*norms)
+
+
+def test_the_residual_of_chosen_layers_is_theirs_in_the_decoder_too(tmp_path: Path) -> None:
+    stock = deeper("whisper", tmp_path)
+    parts = Private(norms=True, lora_rank=31)
+    plans = FoldPlan(2, (2, 4), private=parts), FoldPlan(1, (1, 2), private=parts)
+    model = fold_checkpoint(tmp_path, plans[0], "svd", plans[1], layers=[0, 2, 3, 5], decoder_layers=[0, 2])
+    unrolled = unroll(model, 4)
+    for stack, position, source in (("encoder", 1, 2), ("encoder", 3, 5), ("decoder", 1, 2)):
+        ours, theirs = (
+            each.get_submodule(f"model.{stack}.layers.{number}.final_layer_norm").weight
+            for each, number in ((unrolled, position), (stock, source))
+        )
+        assert torch.equal(ours, theirs)
 
 
 @names

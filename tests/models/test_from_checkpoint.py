@@ -78,12 +78,11 @@ def test_a_seed_of_all_layers_is_the_checkpoint(name: str, method: str, tmp_path
 
 
 @pytest.mark.main
-@pytest.mark.parametrize(("name", "method"), crossed({"stepwise": "stepwise", "svd": "svd"}, "svd"))
-def test_chosen_layers_are_the_checkpoint_without_the_others(name: str, method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", families())
+def test_chosen_layers_are_the_checkpoint_without_the_others(name: str, tmp_path: Path) -> None:
     stock, folder = saved(name, tmp_path)
     family = FAMILIES[CONFIGS[name][0]]
-    plan = FoldPlan(4, (4, 6), private=Private(lora_rank=2))
-    model = fold_checkpoint(str(folder), plan, method, layers=[0, 1, 3, 4])
+    model = fold_checkpoint(str(folder), FoldPlan(4, (4, 6)), layers=[0, 1, 3, 4])
     layers = stock.get_submodule(family.encoder).layers
     for number in (5, 2):
         del layers[number]
@@ -92,6 +91,23 @@ def test_chosen_layers_are_the_checkpoint_without_the_others(name: str, method: 
     set_depths(model, [4])
     with torch.no_grad():
         assert torch.equal(run(model, inputs), run(stock.eval(), inputs))
+
+
+@pytest.mark.parametrize("name", ["wav2vec2-stable", "wavlm", "parakeet"])
+def test_the_residual_of_chosen_layers_is_theirs(name: str, tmp_path: Path) -> None:
+    stock, folder = saved(name, tmp_path)
+    layers = stock.get_submodule(FAMILIES[CONFIGS[name][0]].encoder).layers
+    parts = Private(norms=True, lora_rank=31)
+    chosen = [0, 2, 3, 5]
+    stack = stack_of(fold_checkpoint(str(folder), FoldPlan(2, (2, 4), private=parts), "svd", layers=chosen))
+    compared = 0
+    for block, source in zip(stack.physical_layers(), (chosen[1], chosen[3]), strict=True):
+        for path, module in block.named_modules():
+            wanted = layers[source].get_submodule(path) if hasattr(module, "private") else None
+            if wanted is not None and wanted.weight.ndim == 1:
+                assert torch.equal(module.at_use("weight", "1"), wanted.weight)
+                compared += 1
+    assert compared
 
 
 def test_fewer_chosen_layers_are_averaged_and_the_distance_is_to_all(tmp_path: Path) -> None:
@@ -111,11 +127,12 @@ def test_fewer_chosen_layers_are_averaged_and_the_distance_is_to_all(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "layers", "message"),
     [
-        ("hubert", [0, 1, 6], r"model\.layers: \[0, 1, 6\] must be ascending numbers from 0 to 5"),
+        ("hubert", [0, 1, 6], r"model\.layers: \[0, 1, 6\] must be ascending numbers up to 5, the checkpoint's last"),
+        ("hubert", [], r"model\.layers: \[\] are fewer than num_layers = 3"),
         ("hubert", [0, 2, 1], r"model\.layers: \[0, 2, 1\] must be ascending"),
         ("hubert", [0, 1, 1], r"model\.layers: \[0, 1, 1\] must be ascending"),
         ("hubert", [-1, 1, 2], r"model\.layers: \[-1, 1, 2\] must be ascending"),
-        ("hubert", [0, 1], r"model\.layers: \[0, 1\] are fewer than the 3 physical layers"),
+        ("hubert", [0, 1], r"model\.layers: \[0, 1\] are fewer than num_layers = 3"),
         ("wavlm", [1, 2, 3], r"model\.layers: \[1, 2, 3\] must begin with 0"),
     ],
 )
@@ -237,11 +254,11 @@ def test_a_head_for_other_units_starts_anew_even_at_the_same_size(tmp_path: Path
 
 def test_seeds_that_cannot_be_are_refused(tmp_path: Path) -> None:
     _, folder = saved("hubert", tmp_path)
-    with pytest.raises(UserError, match="the checkpoint has 6 layers, the fold needs 8"):
+    with pytest.raises(UserError, match="the seed is made from 6 layers, the fold needs 8"):
         fold_checkpoint(str(folder), FoldPlan(8, (8, 12)))
     with pytest.raises(UserError, match="add lora to private"):
         fold_checkpoint(str(folder), FoldPlan(3, (3, 6)), "svd")
-    with pytest.raises(UserError, match="the checkpoint has 6 layers: depth 6 has no path"):
+    with pytest.raises(UserError, match="the seed is made from 6 layers: depth 6 has no path"):
         fold_checkpoint(str(folder), FoldPlan(2, (2, 3), paths=((0, 1), (0, 1, 1))), "average")
     with pytest.raises(UserError, match="not found; give a folder, a URI or a hub name"):
         fold_checkpoint(str(tmp_path / "nowhere"), FoldPlan(2, (2, 3)))
