@@ -97,15 +97,15 @@ def test_mistakes_get_one_line_with_the_field(override: str, message: str) -> No
     [
         ("model.layers=[0,2,1,3,4,5]", r"^model\.layers: \[0, 2, 1, 3, 4, 5\] must be ascending numbers from 0"),
         ("model.layers=[0,1]", r"^model\.layers: \[0, 1\] are fewer than num_layers = 6; add some, or lower that"),
-        ("model.decoder_layers=[3,3,4]", r"^model\.decoder_layers: \[3, 3, 4\] must be ascending"),
-        ("model.decoder_layers=[3,4]", r"^model\.decoder_layers: \[3, 4\] are fewer than num_layers = 3"),
+        ("model.decoder_layers=[2,3,3,4]", r"^model\.decoder_layers: \[2, 3, 3, 4\] must be ascending"),
+        ("model.decoder_layers=[3,4]", r"^model\.decoder_layers: \[3, 4\] are fewer than num_layers = 4"),
     ],
 )
 def test_chosen_layers_must_fit_the_fold_before_a_checkpoint_is_looked_up(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe("whisper-base", [override])
     with pytest.raises(UserError, match=r"^model\.decoder_layers: the decoder is not folded"):
-        load_recipe("whisper-base", ["fold.decoder=null", "model.decoder_layers=[0,1,2]"])
+        load_recipe("whisper-base", ["fold.decoder=null", "model.decoder_layers=[0,1,2,3]"])
 
 
 def test_files_and_names(tmp_path: Path) -> None:
