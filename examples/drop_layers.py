@@ -21,12 +21,11 @@ from foldray.config.spec import RunSpec
 from foldray.data.epoch import plan_scoring
 from foldray.data.manifest import Manifest, read_index
 from foldray.data.stream import BatchLoader
-from foldray.folding.loss import attention_per_path, ctc_per_path
 from foldray.models.families import FAMILIES
-from foldray.models.fold import ctc_logits
 from foldray.models.from_checkpoint import load_folded
 from foldray.models.stock_config import checkpoint_config, find_checkpoint
 from foldray.stages.prepare import prepare_stage
+from foldray.training.validation import batch_losses
 
 Layers = dict[str, list[int]]
 """The layers left in each stack, by the name of its field."""
@@ -76,15 +75,8 @@ class Losses:
         loader = BatchLoader(self._index, model, self._tokenizer, None, seed=0)
         total, labels = 0.0, 0
         for batch in loader.ahead(self._batches, epoch=0):
-            if batch.targets_BU is None:
-                log_probs = ctc_logits(model(**batch.encoder_inputs))[None].float().log_softmax(-1)
-                loss_P = ctc_per_path(log_probs, batch.frames_B, batch.labels_BU, batch.num_labels_B, blank=0)
-                labels += int(batch.num_labels_B.sum())
-            else:
-                logits = model(**batch.inputs, use_cache=False).logits[None, :, -batch.targets_BU.shape[1] :].float()
-                loss_P = attention_per_path(logits, batch.targets_BU, batch.num_labels_B + 1, smoothing=0.0)
-                labels += int((batch.num_labels_B + 1).sum())
-            total += float(loss_P)
+            total += float(batch_losses(model, batch)[0])
+            labels += int(batch.num_labels_B.sum()) + (len(batch.ids) if self._family.seq2seq else 0)  # the end token
         return total / labels
 
     def _model(self, left: Layers) -> PreTrainedModel:

@@ -60,12 +60,11 @@ def validate_checkpoint(run: str, step: int, uri: str, corpus: str, max_duration
     loader = BatchLoader(index, model, manifest.tokenizer, None, seed=0)
     depths = stack_of(model).plan.depths
     seq2seq = family_of(model).seq2seq
-    recognise = _recognise_by_decoder if seq2seq else _recognise_by_ctc
     loss_P = torch.zeros(len(depths), device=device)
     references: list[str] = []
     hypotheses: list[list[str]] = [[] for _ in depths]
     for batch in loader.ahead(plan_scoring(index, max_duration), epoch=0):
-        losses_P, found = recognise(model, batch.to(torch.device(device)), manifest.tokenizer, depths)
+        losses_P, found = _recognise(model, batch.to(torch.device(device)), manifest.tokenizer)
         loss_P += losses_P
         references += batch.texts
         for texts, more in zip(hypotheses, found, strict=True):
@@ -82,27 +81,35 @@ def validate_checkpoint(run: str, step: int, uri: str, corpus: str, max_duration
     return record
 
 
-def _recognise_by_ctc(
-    model: PreTrainedModel, batch: Batch, tokenizer: Tokenizer, depths: tuple[int, ...]
-) -> tuple[Tensor, list[list[str]]]:
-    """Losses (P,), summed over utterances, and the texts of each depth."""
-    logits_PBTV = ctc_logits(model(**batch.encoder_inputs)).unflatten(0, (len(depths), -1))
-    log_probs = logits_PBTV.float().log_softmax(-1)
-    loss_P = ctc_per_path(log_probs, batch.frames_B, batch.labels_BU, batch.num_labels_B, blank=0)
-    return loss_P, [greedy_texts(logits_BTV, batch.frames_B, tokenizer) for logits_BTV in logits_PBTV]
+def batch_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Compute the loss of every depth: CTC, or the cross-entropy of a sequence-to-sequence model's decoder.
 
+    Args:
+        model: A folded model, in evaluation mode.
+        batch: A batch of its inputs and labels.
 
-def _recognise_by_decoder(
-    model: PreTrainedModel, batch: Batch, tokenizer: Tokenizer, depths: tuple[int, ...]
-) -> tuple[Tensor, list[list[str]]]:
-    """Losses (P,), summed over utterances, and the texts of each depth, generated greedily."""
+    Returns:
+        Losses (P,), summed over utterances, and the logits (P, B, T or U, V) that they are computed from.
+    """
+    depths = stack_of(model).plan.depths
+    if not family_of(model).seq2seq:
+        logits_PBTV = ctc_logits(model(**batch.encoder_inputs)).unflatten(0, (len(depths), -1))
+        log_probs = logits_PBTV.float().log_softmax(-1)
+        return ctc_per_path(log_probs, batch.frames_B, batch.labels_BU, batch.num_labels_B, blank=0), logits_PBTV
     assert batch.targets_BU is not None
     set_depths(model, depths)
     logits_PBUV = model(**batch.inputs, use_cache=False).logits.unflatten(0, (len(depths), -1))
     logits_PBUV = logits_PBUV[:, :, -batch.targets_BU.shape[1] :].float()
-    loss_P = attention_per_path(logits_PBUV, batch.targets_BU, batch.num_labels_B + 1, smoothing=0.0)
+    return attention_per_path(logits_PBUV, batch.targets_BU, batch.num_labels_B + 1, smoothing=0.0), logits_PBUV
+
+
+def _recognise(model: PreTrainedModel, batch: Batch, tokenizer: Tokenizer) -> tuple[Tensor, list[list[str]]]:
+    """Losses (P,), summed over utterances, and the texts of each depth, decoded greedily."""
+    loss_P, logits_PBTV = batch_losses(model, batch)
+    if not family_of(model).seq2seq:
+        return loss_P, [greedy_texts(logits_BTV, batch.frames_B, tokenizer) for logits_BTV in logits_PBTV]
     texts = []
-    for depth in depths:
+    for depth in stack_of(model).plan.depths:
         set_depths(model, depth)
         texts.append(generate_texts(model, batch.encoder_inputs, tokenizer, batch.longest, batch.languages))
     return loss_P, texts

@@ -65,22 +65,23 @@ def test_losses_are_those_of_the_checkpoint_without_the_layers(
     assert found["left:"] == f"{loss_of(encoder, decoder)} 'model.layers={encoder}' 'model.decoder_layers={decoder}'"
 
 
-def test_a_first_layer_that_others_need_stays_and_ctc_losses_are_those_of_validation(
-    prepared: tuple[str, Manifest], tmp_path: Path
+@pytest.mark.parametrize(("name", "candidates"), [("wavlm", "12"), ("conformer", "012")])
+def test_ctc_losses_are_those_of_validation_and_a_first_layer_that_others_need_stays(
+    name: str, candidates: str, prepared: tuple[str, Manifest], tmp_path: Path
 ) -> None:
     example = runpy.run_path(str(EXAMPLE))
-    spec = tiny_spec("wavlm").model_copy(update={"checkpoint": str(tmp_path / "wavlm")})
-    write_random_checkpoint(tiny_spec("wavlm"), 3, prepared[1].tokenizer, 0, tmp_path / "wavlm")
-    recipe = load_recipe("an4").model_copy(update={"model": spec})
-    losses = example["Losses"](recipe, *prepared, 100_000)
+    spec = tiny_spec(name).model_copy(update={"checkpoint": str(tmp_path / "whole")})
+    write_random_checkpoint(tiny_spec(name), 3, prepared[1].tokenizer, 0, tmp_path / "whole")
+    losses = example["Losses"](load_recipe("an4").model_copy(update={"model": spec}), *prepared, 100_000)
     lines = list(example["drop_layers"](losses, {"layers": 1, "decoder_layers": None}))
-    assert re.findall(r"(\d): ", lines[1]) == ["1", "2"]
+    assert "".join(re.findall(r"(\d): ", lines[1])) == candidates
     assert len(lines) == 4
-    assert lines[-1].endswith(" 'model.layers=[0]'")
-    model = fold_checkpoint(tmp_path / "wavlm", FoldPlan(1, (1,)), layers=[0])
+    found = re.fullmatch(r"left: ([\d.]+) 'model\.layers=\[(\d)\]'", lines[-1])
+    assert found
+    model = fold_checkpoint(tmp_path / "whole", FoldPlan(1, (1,)), layers=[int(found[2])])
     save_model(model, tmp_path / "cut", prepared[1].tokenizer)
     record = validate_checkpoint(str(tmp_path / "run"), 1, str(tmp_path / "cut"), prepared[0], 16)
-    assert lines[-1].split()[1] == f"{record['valid_ctc']['1']:.2f}"
+    assert found[1] == f"{record['valid_ctc']['1']:.2f}"
 
 
 @pytest.mark.parametrize(
